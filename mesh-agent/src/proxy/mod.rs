@@ -1,0 +1,6 @@
+//! Connections in user space, in the order in which they travel: outbound
+//! (from an application), http or tcp, upstream, hbone, inbound (to an
+//! application).
+
+pub mod hbone;
+pub mod http;

@@ -1,0 +1,120 @@
+//! Services and their endpoints.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::Workload;
+
+/// A Kubernetes `Service` or one host of an Istio `ServiceEntry`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Fully qualified host name, lower case: `reviews.default.svc.cluster.local`.
+    pub host: String,
+    /// Name of the resource.
+    pub name: String,
+    /// Namespace of the resource.
+    pub namespace: String,
+    /// Addresses of the service: `clusterIPs`, `ServiceEntry.addresses`, or one that the mesh allocated.
+    /// Empty for headless services.
+    pub vips: Vec<IpAddr>,
+    /// `clusterIP: None`: the name resolves to the endpoints.
+    pub headless: bool,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// Endpoints, in file order.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Inside or outside of the mesh.
+    pub location: Location,
+    /// How endpoints are found.
+    pub resolution: Resolution,
+    /// `ServiceEntry.subjectAltNames`.
+    pub subject_alt_names: Vec<String>,
+    /// File and document that it comes from, for messages.
+    pub origin: String,
+}
+
+impl Service {
+    /// The port with this number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name, may be empty.
+    pub name: String,
+    /// Number that clients use.
+    pub number: u16,
+    /// Declared protocol.
+    pub protocol: Protocol,
+}
+
+/// Protocol that a service port declares (Istio's protocol selection:
+/// `appProtocol`, then the prefix of the port's name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Nothing declared: the first bytes tell.
+    Auto,
+    /// HTTP/1.1 (clients may still speak HTTP/2).
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC, that is HTTP/2 with prior knowledge.
+    Grpc,
+    /// TLS of the application (`https`, `tls`): opaque.
+    Tls,
+    /// Opaque TCP, also the ports 25, 53, 3306 and 27017 when nothing is declared.
+    Tcp,
+    /// Untouched.
+    Udp,
+}
+
+/// One address that serves a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// IP address; `None` where only `host` is known (DNS resolution).
+    pub address: Option<IpAddr>,
+    /// DNS name of the endpoint (`ServiceEntry` with resolution `DNS`).
+    pub host: Option<String>,
+    /// Service port number to the port that the endpoint listens on.
+    pub ports: BTreeMap<u16, u16>,
+    /// Labels, for subsets.
+    pub labels: BTreeMap<String, String>,
+    /// Load-balancing weight, at least 1.
+    pub weight: u32,
+    /// The workload behind it, where the mesh knows it.
+    pub workload: Option<Arc<Workload>>,
+}
+
+impl Endpoint {
+    /// Socket address for a port of the service, where the endpoint has an IP address and serves that port.
+    pub fn socket_address(&self, service_port: u16) -> Option<SocketAddr> {
+        Some(SocketAddr::new(
+            self.address?,
+            *self.ports.get(&service_port)?,
+        ))
+    }
+}
+
+/// `ServiceEntry.location`; Kubernetes services are inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// Workloads of the mesh, with identities.
+    MeshInternal,
+    /// No identity expected, plaintext unless a `DestinationRule` says otherwise.
+    MeshExternal,
+}
+
+/// `ServiceEntry.resolution`; Kubernetes services are `Static`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The address that the application asked for is kept.
+    None,
+    /// The endpoints have addresses.
+    Static,
+    /// The endpoints (or the hosts) are resolved by DNS.
+    Dns,
+}

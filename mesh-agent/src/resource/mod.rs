@@ -1,0 +1,116 @@
+//! What people write: Kubernetes and Istio resources, read from YAML and
+//! checked field by field. Every message names file, document, object, field
+//! and reason.
+
+mod destination_rule;
+mod virtual_service;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+pub use destination_rule::DestinationRuleSpec;
+pub use virtual_service::VirtualServiceSpec;
+
+/// File and document that a resource was read from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// Path of the file below the configuration directory.
+    pub file: Arc<str>,
+    /// Position of the document in the file, from 1.
+    pub document: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, document {}", self.file, self.document)
+    }
+}
+
+/// `kind`, `metadata` and where the resource comes from. Resources are kept in
+/// file order, then document order: where Istio says "oldest wins", the first wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// `kind`.
+    pub kind: &'static str,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.namespace`, `default` where it is left out.
+    pub namespace: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// File and document.
+    pub origin: Origin,
+}
+
+/// A resource of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource<S> {
+    /// Name and origin.
+    pub meta: Meta,
+    /// `spec`.
+    pub spec: S,
+}
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The resource is in force, but this field of it is not applied, or has no effect.
+    Warning,
+    /// The resource cannot be used: the whole configuration is refused.
+    Error,
+}
+
+/// Something to tell the operator about a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How grave.
+    pub severity: Severity,
+    /// File and document.
+    pub origin: Origin,
+    /// `kind namespace/name`, as far as it could be read.
+    pub object: String,
+    /// Path of the field, such as `spec.http[0].route[1].weight`; empty for the document as a whole.
+    pub field: String,
+    /// What is wrong with it, and what would be right.
+    pub reason: String,
+}
+
+impl Finding {
+    /// An error in `field` of the resource.
+    pub fn error(meta: &Meta, field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::new(Severity::Error, meta, field, reason)
+    }
+
+    /// A field of the resource that is not applied or has no effect.
+    pub fn warning(meta: &Meta, field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::new(Severity::Warning, meta, field, reason)
+    }
+
+    fn new(
+        severity: Severity,
+        meta: &Meta,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity,
+            origin: meta.origin.clone(),
+            object: format!("{} {}/{}", meta.kind, meta.namespace, meta.name),
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.object)?;
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
