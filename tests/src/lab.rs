@@ -242,7 +242,7 @@ impl Lab {
                  addr add {v6}/64 dev eth0 nodad\n\
                  link set eth0 up\n\
                  route add default via {gateway4}\n\
-                 -6 route add default via {gateway6}\n"
+                 route add ::/0 via {gateway6}\n"
             ),
         )
     }
