@@ -160,6 +160,7 @@ impl Lab {
             .collect();
         Workload {
             name: name.to_owned(),
+            namespace: "default".to_owned(),
             node,
             netns,
             v4,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::workload::{Node, Workload};
+use crate::workload::Workload;
 
 /// A port of a service.
 pub struct ServicePort<'a> {
@@ -16,60 +16,61 @@ pub struct ServicePort<'a> {
 
 /// One Istio `WorkloadEntry` for each.
 pub fn workload_entries(workloads: &[&Workload]) -> String {
-    let mut text = String::new();
-    for workload in workloads {
-        let Workload {
-            name,
-            netns,
-            node,
-            v4,
-            v6,
-            ..
-        } = workload;
-        let account = workload.service_account();
-        let (label, node) = match node {
-            Node::Outside => ("# outside of the mesh", "outside"),
-            node => ("# enrolled", node.name()),
-        };
-        let _ = write!(
-            text,
-            "---\n\
-             apiVersion: networking.istio.io/v1\n\
-             kind: WorkloadEntry {label}\n\
-             metadata:\n  \
-               name: {name}\n  \
-               annotations:\n    \
-                 undermesh.io/netns: {netns}\n    \
-                 undermesh.io/node: {node}\n    \
-                 undermesh.io/addresses: \"{v6}\"\n\
-             spec:\n  \
-               address: {v4}\n  \
-               serviceAccount: {account}\n  \
-               labels:\n    \
-                 workload: {name}\n"
-        );
-        for (key, value) in &workload.labels {
-            let _ = writeln!(text, "    {key}: {value}");
-        }
-    }
-    text
+    workloads
+        .iter()
+        .map(|workload| workload_entry(workload))
+        .collect()
 }
 
-/// A Kubernetes `Service` named `name`, for workloads with the label
-/// `app: <app>`, with the addresses 10.96.0.`host` and fd96::`host`.
-pub fn service(name: &str, app: &str, host: u8, ports: &[ServicePort<'_>]) -> String {
+fn workload_entry(workload: &Workload) -> String {
+    let labels: String = workload
+        .labels
+        .iter()
+        .map(|(key, value)| format!("    {key}: {value}\n"))
+        .collect();
+    format!(
+        r#"---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: {name}
+  namespace: {namespace}
+  annotations:
+    undermesh.io/netns: {netns}
+    undermesh.io/node: {node}
+    undermesh.io/addresses: "{v6}"
+spec:
+  address: {v4}
+  serviceAccount: {account}
+  labels:
+    workload: {name}
+{labels}"#,
+        name = workload.name,
+        namespace = workload.namespace,
+        netns = workload.netns,
+        node = workload.node.name(),
+        v4 = workload.v4,
+        v6 = workload.v6,
+        account = workload.service_account(),
+    )
+}
+
+/// A Kubernetes `Service` for workloads with the label `app: <name>`, at the
+/// addresses 10.96.0.`host` and fd96::`host`.
+pub fn service(name: &str, host: u8, ports: &[ServicePort<'_>]) -> String {
     let mut text = format!(
-        "---\n\
-         apiVersion: v1\n\
-         kind: Service\n\
-         metadata:\n  \
-           name: {name}\n\
-         spec:\n  \
-           clusterIP: 10.96.0.{host}\n  \
-           clusterIPs: [10.96.0.{host}, \"fd96::{host:x}\"]\n  \
-           selector:\n    \
-             app: {app}\n  \
-           ports:\n"
+        r#"---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+spec:
+  clusterIP: 10.96.0.{host}
+  clusterIPs: [10.96.0.{host}, "fd96::{host:x}"]
+  selector:
+    app: {name}
+  ports:
+"#
     );
     for ServicePort { name, port, target } in ports {
         let _ = writeln!(

@@ -49,6 +49,8 @@ impl Node {
 pub struct Workload {
     /// Name of the workload.
     pub name: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
     /// Its node.
     pub node: Node,
     /// Name of the network namespace, as `ip netns` lists it.
@@ -66,7 +68,16 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// The namespace as a file.
+    /// The same workload in another Kubernetes namespace than `default`.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            ..self
+        }
+    }
+
+    /// The network namespace as a file.
     pub fn netns_path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.netns)
     }

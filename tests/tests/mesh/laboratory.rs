@@ -13,14 +13,23 @@ fn without_an_agent_workloads_talk_in_the_clear_over_both_address_families() {
     let _server = reviews.serve(9080, "bookinfo", &["reviews", "--version", "v1"]);
 
     let capture = Capture::start(&lab);
-    for url in [format!("http://{}:9080/", reviews.v4), format!("http://[{}]:9080/", reviews.v6)] {
+    for url in [
+        format!("http://{}:9080/", reviews.v4),
+        format!("http://[{}]:9080/", reviews.v6),
+    ] {
         let reply = sleep.curl(&[&url]);
         assert_eq!(reply.status, 200, "{reply:?}");
-        assert_eq!(reply.body, "{\"id\": \"v1\", \"reviews\": [\"good\", \"average\"]}\n");
+        assert_eq!(
+            reply.body,
+            "{\"id\": \"v1\", \"reviews\": [\"good\", \"average\"]}\n"
+        );
         assert_eq!(reply.headers["content-type"], "application/json");
     }
     let packets = capture.stop();
-    assert!(contains(&packets, b"average"), "the capture sees what passes between the nodes");
+    assert!(
+        contains(&packets, b"average"),
+        "the capture sees what passes between the nodes"
+    );
 }
 
 #[test]
@@ -47,9 +56,16 @@ fn a_lab_leaves_nothing_behind_even_when_its_test_panics() {
         assert!(!folder.exists(), "{} is left", folder.display());
     }
     assert!(!Path::new(&process).exists(), "a process of {name} is left");
-    let left: Vec<_> = std::fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
     assert!(
-        !left.iter().any(|netns| netns.to_string_lossy().starts_with(&format!("{name}-"))),
+        !left
+            .iter()
+            .any(|netns| netns.to_string_lossy().starts_with(&format!("{name}-"))),
         "{left:?}"
     );
 }
