@@ -149,7 +149,18 @@ impl Lab {
         self.workload_at(Node::Outside, "nameserver", &[], NAMESERVER_HOST)
     }
 
-    fn workload_at(&self, node: Node, name: &str, labels: &[(&str, &str)], host: u8) -> Workload {
+    /// Makes a workload with the addresses 10.77.<node>.`host` and fd77::<node>:`host`.
+    ///
+    /// # Panics
+    ///
+    /// Where its namespace cannot be made.
+    pub fn workload_at(
+        &self,
+        node: Node,
+        name: &str,
+        labels: &[(&str, &str)],
+        host: u8,
+    ) -> Workload {
         let netns = format!("{}-{name}", self.name);
         let (v4, v6) = addresses(node, host);
         self.namespace(&netns, node, host, v4, v6)
@@ -297,9 +308,8 @@ fn abandoned(name: &str) -> Option<String> {
     (!Path::new(&format!("/proc/{pid}")).exists()).then(|| format!("{PREFIX}{pid}-{number}"))
 }
 
-/// Ends everything that runs in the lab of this name and removes all of it;
-/// also from another thread than the lab's, and more than once.
-pub fn clean_up(name: &str) -> Result<()> {
+/// Ends everything that runs in the lab of this name and removes all of it.
+fn clean_up(name: &str) -> Result<()> {
     cgroup::remove(&kernel::cgroup2()?.join(name)).context("cannot remove the control groups")?;
     let of_this_lab = format!("{name}-");
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {

@@ -30,7 +30,7 @@ pub use capture::{Capture, contains};
 pub use command::{Outcome, Process, binary, outcome};
 pub use http::Reply;
 pub use kernel::is_root;
-pub use lab::{Lab, clean_up, sweep};
+pub use lab::{Lab, sweep};
 pub use resources::{ServicePort, service, workload_entries};
 pub use wait::{eventually, wait_until};
 pub use workload::{Node, Workload};

@@ -4,10 +4,12 @@
 
 mod build;
 mod build_ebpf;
+mod demo;
 
 mod lint;
 mod setup;
 mod shell;
+mod supervise;
 mod test;
 
 use std::process::ExitCode;
@@ -37,6 +39,18 @@ enum Command {
         /// Run only the tests whose name contains this.
         filter: Option<String>,
     },
+    /// Two nodes, a small application and the guide's steps, live (as root).
+    Demo {
+        /// Leave everything running until Ctrl-C, and say how to play with it.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The demo's own process.
+    #[command(hide = true)]
+    Play {
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 impl Command {
@@ -47,6 +61,8 @@ impl Command {
             Self::Build => "build",
             Self::Lint => "lint",
             Self::Test { .. } => "test",
+            Self::Demo { .. } => "demo",
+            Self::Play { .. } => "play",
         }
     }
 
@@ -57,6 +73,8 @@ impl Command {
             Self::Build => build::run(),
             Self::Lint => lint::run(),
             Self::Test { filter } => test::run(filter.as_deref()),
+            Self::Demo { keep } => demo::run(*keep),
+            Self::Play { keep } => demo::play(*keep),
         }
     }
 }
@@ -67,6 +85,8 @@ fn main() -> ExitCode {
     let result = command.run();
     let (name, seconds) = (command.name(), start.elapsed().as_secs_f32());
     match result {
+        // The demo around it says how long all took.
+        Ok(()) if matches!(command, Command::Play { .. }) => ExitCode::SUCCESS,
         Ok(()) => {
             println!("{name}: done in {seconds:.1} s");
             ExitCode::SUCCESS

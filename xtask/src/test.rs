@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::shell;
+use crate::supervise::supervise;
 
 /// How many end-to-end tests run at once. Each has namespaces, control groups
 /// and agents of its own; more at once would only make their deadlines tight.
@@ -30,7 +31,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
             .args(filter),
     )?;
     println!("Running the end-to-end tests");
-    shell::run(
+    supervise(
         shell::cargo()
             .args(["test", "--package", "mesh-tests"])
             .args(filter)
