@@ -4,14 +4,18 @@
 //! The agent includes it by the path in the build-time variable of that name.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const VARIABLE: &str = "UNDERMESH_BPF_OBJECT";
 
 fn main() {
     println!("cargo::rerun-if-env-changed={VARIABLE}");
     let object = env::var_os(VARIABLE).map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/undermesh.o"),
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .with_file_name("target")
+                .join("bpf/undermesh.o")
+        },
         PathBuf::from,
     );
     println!("cargo::rerun-if-changed={}", object.display());

@@ -139,23 +139,22 @@ impl Agent {
         start().unwrap_or_else(|error| panic!("{error:#}"));
     }
 
+    /// Waits until the agent answers and has enrolled its node's workloads.
     fn ready(&mut self) -> Result<()> {
         let mut last = String::new();
         let ready = wait_until(READY_TIMEOUT, || {
-            if !self.process.is_running() {
-                return true;
-            }
-            match outcome(&mut self.meshctl_command(&["workloads"])) {
-                Ok(outcome) if outcome.code == 0 => true,
-                Ok(outcome) => {
-                    last = outcome.stderr;
-                    false
+            !self.process.is_running()
+                || match self.not_enrolled() {
+                    Ok(none) if none.is_empty() => true,
+                    Ok(names) => {
+                        last = format!("not enrolled: {}", names.join(", "));
+                        false
+                    }
+                    Err(error) => {
+                        last = format!("{error:#}");
+                        false
+                    }
                 }
-                Err(error) => {
-                    last = format!("{error:#}");
-                    false
-                }
-            }
         });
         if !self.process.is_running() {
             bail!(
@@ -166,13 +165,28 @@ impl Agent {
         }
         if !ready {
             bail!(
-                "the agent of node {} does not answer within {READY_TIMEOUT:?} ({}):\n{}",
+                "the agent of node {} is not ready within {READY_TIMEOUT:?} ({last}):\n{}",
                 self.node.name(),
-                last.trim(),
                 self.tail()
             );
         }
         Ok(())
+    }
+
+    /// Workloads of this node whose sockets the agent does not handle (yet).
+    fn not_enrolled(&self) -> Result<Vec<String>> {
+        let said = outcome(&mut self.meshctl_command(&["workloads", "-o", "json"]))?;
+        if said.code != 0 {
+            bail!("meshctl says: {}", said.stderr.trim());
+        }
+        let workloads: Vec<serde_json::Value> = serde_json::from_str(&said.stdout)?;
+        Ok(workloads
+            .iter()
+            .filter(|workload| {
+                workload["node"] == self.node.name() && workload["state"] != "enrolled"
+            })
+            .map(|workload| format!("{} ({})", workload["name"], workload["state"]))
+            .collect())
     }
 
     fn tail(&self) -> String {
