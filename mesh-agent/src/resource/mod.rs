@@ -2,8 +2,10 @@
 //! checked field by field. Every message names file, document, object, field
 //! and reason.
 
-mod destination_rule;
-mod virtual_service;
+pub mod destination_rule;
+mod report;
+pub mod value;
+pub mod virtual_service;
 
 use std::collections::BTreeMap;
 use std::fmt;
