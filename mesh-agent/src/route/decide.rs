@@ -185,16 +185,20 @@ impl Routes {
         random: &mut impl Rng,
     ) -> Decision<'r> {
         let host = host_of(request.authority);
-        // The Host header names a service where that has the port; else the original destination speaks.
-        let named = resolve_host(registry, &host, client.namespace)
-            .filter(|named| named.port(port).is_some());
-        let rules = match named {
-            Some(named) => self.rules_of(&named.host, client),
-            None => self
-                .rules_of_name(&host, client)
-                .or_else(|| self.rules_of(&service.host, client)),
+        let (service, rules) = match resolve_host(registry, &host, client.namespace) {
+            Some(named) if named.port(port).is_some() => {
+                (named, self.rules_of(&named.host, client))
+            }
+            // A service that lacks the port does not take the connection over.
+            Some(_) => (service, self.rules_of(&service.host, client)),
+            None => {
+                let rules = self.rules_of_name(&host, client);
+                (
+                    service,
+                    rules.or_else(|| self.rules_of(&service.host, client)),
+                )
+            }
         };
-        let service = named.unwrap_or(service);
         let Some(rules) = rules.filter(|rules| rules.http_is_for(client)) else {
             return Decision::plain(match self.plan_directly(client, service, port) {
                 Ok(plan) => Outcome::Forward(plan),

@@ -36,3 +36,8 @@ pub struct Routes {
     virtual_hosts: HostTable<VirtualHost>,
     destination_rules: DestinationRules,
 }
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

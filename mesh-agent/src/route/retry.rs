@@ -137,12 +137,15 @@ impl RetryOn {
         self.reset || self.any_5xx || self.gateway_error || (refused && self.refused_stream)
     }
 
-    /// Whether a request that was handed to a connection may be sent again at all.
-    pub fn after_sending(&self) -> bool {
-        *self
-            != Self {
-                connect_failure: self.connect_failure,
-                ..Self::default()
-            }
+    /// Whether a request that has been sent over a connection could ever be
+    /// sent again; HTTP/1.1 knows neither refused streams nor (mostly) gRPC statuses.
+    pub fn after_sending(&self, http2_or_grpc: bool) -> bool {
+        self.reset
+            || self.any_5xx
+            || self.gateway_error
+            || self.conflict
+            || self.rate_limited
+            || !self.status_codes.is_empty()
+            || (http2_or_grpc && (self.refused_stream || !self.grpc_codes.is_empty()))
     }
 }
