@@ -16,6 +16,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use super::{Identity, ParseIdentityError};
 
 /// How many expected identities an error spells out.
@@ -59,6 +61,32 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, Error> 
         [uri] => Ok(uri.parse().map_err(IdentityError::NotAnIdentity)?),
         _ => Err(IdentityError::UriCount(uris.len()).into()),
     }
+}
+
+/// The other end of a connection, as its certificate has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Who it is.
+    pub identity: Identity,
+    /// When its certificate ends, Unix seconds.
+    pub not_after: u64,
+}
+
+/// The peer of a connection whose handshake is over, from the certificates that
+/// rustls had verified in it.
+///
+/// # Errors
+/// Where there was no certificate, or it names no identity.
+pub fn peer(verified: Option<&[CertificateDer<'_>]>) -> Result<Peer, Error> {
+    let leaf = verified
+        .and_then(<[_]>::first)
+        .ok_or(Error::NoCertificatesPresented)?;
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    Ok(Peer {
+        identity: identity_of(leaf)?,
+        not_after: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0),
+    })
 }
 
 /// Verifies a chain, leaf first, as a client and as a server would at this moment.
