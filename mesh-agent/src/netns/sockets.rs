@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -65,6 +66,22 @@ impl WorkloadSockets {
     }
 }
 
+/// `IP_BIND_ADDRESS_NO_PORT` (ip(7)), for both address families.
+fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: a pointer to a value of the size that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 impl Sockets for WorkloadSockets {
     fn connect(
         &self,
@@ -76,7 +93,7 @@ impl Sockets for WorkloadSockets {
             let socket = self.open(to.ip(), Type::STREAM, Protocol::TCP, client)?;
             if let Some(from) = from {
                 // The port is chosen at connect, by the whole tuple.
-                socket.set_bind_address_no_port(true)?;
+                bind_address_no_port(&socket)?;
                 socket.bind(&SocketAddr::new(from, 0).into())?;
             }
             socket.set_tcp_nodelay(true)?;
