@@ -8,6 +8,7 @@
 //! namespace interfaces.
 
 pub mod admin;
+pub mod agent;
 pub mod balance;
 pub mod datapath;
 pub mod cli;

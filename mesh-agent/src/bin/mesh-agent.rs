@@ -1,1 +1,42 @@
-fn main() {}
+//! The agent of a node.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mesh_agent::agent::{self, RunOptions, UninstallOptions};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, about = "The Undermesh agent of a node")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enrol the workloads of a configuration and carry their connections
+    Run(RunOptions),
+    /// Detach all programs and remove what is pinned: workloads are on their own again
+    Uninstall(UninstallOptions),
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("UNDERMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Arguments::parse().command {
+        Command::Run(options) => run(options),
+        Command::Uninstall(options) => agent::uninstall(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: RunOptions) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(options))
+}

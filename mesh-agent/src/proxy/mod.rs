@@ -1,8 +1,76 @@
 //! Connections in user space, in the order in which they travel: outbound
-//! (from an application), http or tcp, upstream, hbone, inbound (to an
-//! application).
+//! (from an application), http or tcp, upstream (this node, hbone, or plain),
+//! inbound (to an application).
 
 pub mod copy;
 pub mod hbone;
 pub mod http;
+pub mod inbound;
+pub mod notes;
+pub mod outbound;
+mod replay;
 pub mod sniff;
+mod tcp;
+pub mod upstream;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::datapath::Datapath;
+use crate::netns::WorkloadSockets;
+use crate::registry::{Workload, WorkloadName};
+use crate::snapshot::Snapshot;
+
+/// What the connections of a node share.
+pub struct Node {
+    /// The configuration in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The kernel side.
+    pub datapath: Arc<Datapath>,
+    /// The node's own workloads.
+    pub locals: ArcSwap<Locals>,
+    /// What became of connections, for people.
+    pub notes: notes::Notes,
+}
+
+/// The workloads of this node. Immutable: an enrolment makes a new one.
+#[derive(Clone, Default)]
+pub struct Locals {
+    by_name: HashMap<WorkloadName, Arc<Local>>,
+    by_address: HashMap<IpAddr, Arc<Local>>,
+}
+
+/// An enrolled workload.
+pub struct Local {
+    /// Who it is.
+    pub workload: Arc<Workload>,
+    /// Sockets in its namespace.
+    pub sockets: Arc<WorkloadSockets>,
+}
+
+impl Locals {
+    /// Those of `all`.
+    pub fn new(all: impl IntoIterator<Item = Arc<Local>>) -> Self {
+        let mut locals = Self::default();
+        for local in all {
+            for address in &local.workload.addresses {
+                locals.by_address.insert(*address, local.clone());
+            }
+            locals.by_name.insert(local.workload.name.clone(), local);
+        }
+        locals
+    }
+
+    /// The workload of this name, where it is on this node.
+    pub fn named(&self, name: &WorkloadName) -> Option<&Arc<Local>> {
+        self.by_name.get(name)
+    }
+
+    /// The workload with this address, where it is on this node.
+    pub fn at(&self, address: IpAddr) -> Option<&Arc<Local>> {
+        self.by_address.get(&address)
+    }
+}

@@ -1,0 +1,108 @@
+//! Command line of `mesh-agent`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::admin::SOCKET_DIRECTORY;
+
+/// Where programs, maps and links are pinned.
+const BPFFS: &str = "/sys/fs/bpf/undermesh";
+/// Shortest life of a certificate: renewal at half of it must not be a busy loop.
+const MIN_CERT_LIFETIME: Duration = Duration::from_secs(2);
+
+/// `mesh-agent run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunOptions {
+    /// Directory of YAML files: Kubernetes Services and Istio resources
+    #[arg(long, value_name = "DIR")]
+    pub config: PathBuf,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME", default_value_t = host_name(), hide_default_value = true)]
+    pub node: String,
+    /// cgroup2 directory of the workloads [default: the root of the hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Directory on a bpffs for programs, maps and links
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    pub bpffs: PathBuf,
+    /// Control socket for meshctl [default: /run/undermesh/NODE.sock]
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Group that may open the control socket, beside root
+    #[arg(long, value_name = "GROUP")]
+    pub admin_group: Option<String>,
+    /// Directory of the certificate authority; nodes of one mesh share its content
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/undermesh/ca")]
+    pub ca: PathBuf,
+    /// Trust domain of all identities
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// DNS suffix of services
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Namespace whose security policies hold for the whole mesh
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// Life of workload certificates, such as 24h or 30s; renewed at half of it
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
+    pub cert_lifetime: Duration,
+}
+
+impl RunOptions {
+    /// Path of the control socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin_socket
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(SOCKET_DIRECTORY).join(format!("{}.sock", self.node)))
+    }
+}
+
+/// `mesh-agent uninstall`.
+#[derive(Args, Clone, Debug)]
+pub struct UninstallOptions {
+    /// Directory on a bpffs that the agent was run with
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    pub bpffs: PathBuf,
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
+
+/// A number and a unit: `h`, `m` or `s`.
+fn cert_lifetime(text: &str) -> Result<Duration, String> {
+    let parsed = (|| {
+        let unit = text.chars().last()?;
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        let seconds = match unit {
+            'h' => number.checked_mul(3600)?,
+            'm' => number.checked_mul(60)?,
+            's' => number,
+            _ => return None,
+        };
+        Some(Duration::from_secs(seconds))
+    })();
+    match parsed {
+        Some(lifetime) if lifetime >= MIN_CERT_LIFETIME => Ok(lifetime),
+        Some(_) => Err(format!("shorter than {} s", MIN_CERT_LIFETIME.as_secs())),
+        None => Err("not a duration such as 24h, 90m or 30s".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_have_a_unit_and_a_bound() {
+        assert_eq!(cert_lifetime("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(cert_lifetime("10s"), Ok(Duration::from_secs(10)));
+        for wrong in ["", "h", "10", "1s", "-3h", "1d", "99999999999999999999h"] {
+            assert!(cert_lifetime(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Connections to a local application from outside of its namespace: in the
+//! clear, where PeerAuthentication allows it, or through HBONE.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::copy::{Duplex, Transferred, copy_both};
+use super::hbone::{self, IncomingTunnel, Refusal, TunnelHandler};
+use super::notes::{Arrival, Transport};
+use super::{Local, Node};
+use crate::identity::Certificates;
+use crate::netns::{BoxFuture, Sockets};
+use crate::policy::MtlsMode;
+
+/// Pause after a failed accept, such as on too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The inbound side of one workload.
+pub struct Inbound {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The workload.
+    pub local: Arc<Local>,
+    /// Certificates of the node's workloads.
+    pub certificates: Arc<Certificates>,
+    /// Cancelled when the workload leaves or the agent stops.
+    pub drain: CancellationToken,
+}
+
+/// Accepts connections in the clear until the workload leaves.
+pub async fn serve_plaintext(listener: TcpListener, inbound: Arc<Inbound>) {
+    accept(listener, inbound, |inbound, stream, client| async move { inbound.plaintext(stream, client).await }).await;
+}
+
+/// Accepts HBONE until the workload leaves.
+pub async fn serve_hbone(listener: TcpListener, inbound: Arc<Inbound>) {
+    accept(listener, inbound, |inbound, stream, client| async move {
+        let identity = &inbound.local.workload.identity;
+        let tls = inbound.certificates.server_config(identity).map_err(io::Error::other)?;
+        let drain = inbound.drain.clone();
+        hbone::serve(stream, client, tls, inbound, drain).await.map_err(io::Error::other)
+    })
+    .await;
+}
+
+async fn accept<F>(
+    listener: TcpListener,
+    inbound: Arc<Inbound>,
+    handle: impl Fn(Arc<Inbound>, TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            () = inbound.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let handled = handle(inbound.clone(), stream, client);
+                let workload = inbound.local.workload.name.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = handled.await {
+                        tracing::debug!(%workload, %client, %error, "inbound connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(workload = %inbound.local.workload.name, %error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Inbound {
+    async fn plaintext(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
+        // No NAT: the local address is the one that was asked for.
+        let application = stream.local_addr()?;
+        let (mode, policy) = {
+            let snapshot = self.node.snapshot.load();
+            let (mode, policy) = snapshot.peer_authentication.mode(&self.local.workload, application.port());
+            (mode, policy.map(str::to_owned))
+        };
+        if mode == MtlsMode::Strict {
+            stream.abort();
+            tracing::info!(
+                workload = %self.local.workload.name,
+                %client,
+                port = application.port(),
+                policy = policy.as_deref().unwrap_or("-"),
+                "plaintext refused"
+            );
+            return Ok(());
+        }
+        let _ = stream.set_nodelay(true);
+        let arrival = Arrival { transport: Transport::Plain, identity: None };
+        match self.connect(application, client, arrival).await {
+            Ok(to_application) => {
+                copy_both(stream, to_application, &Transferred::default()).await.map_err(io::Error::other)
+            }
+            Err(error) => {
+                stream.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// To the application, which sees `client` as its peer.
+    async fn connect(&self, application: SocketAddr, client: SocketAddr, arrival: Arrival) -> io::Result<TcpStream> {
+        self.node.notes.inbound(client, application, arrival);
+        let connected = self.local.sockets.connect(Some(application.ip()), application, Some(client)).await;
+        if connected.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            && let Err(error) = self.node.datapath.sync_listening(self.local.sockets.namespace(), false)
+        {
+            tracing::warn!(workload = %self.local.workload.name, %error, "cannot read listening ports");
+        }
+        connected
+    }
+}
+
+impl TunnelHandler for Inbound {
+    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<TcpStream, Refusal>> {
+        Box::pin(async move {
+            let application = tunnel.authority;
+            if !self.local.workload.addresses.contains(&application.ip()) {
+                let reason = format!("{application} is not an address of {}", self.local.workload.name);
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, reason));
+            }
+            let client = tunnel.forwarded_for.unwrap_or(tunnel.peer_address);
+            let arrival = Arrival { transport: Transport::Hbone, identity: Some(tunnel.peer_identity) };
+            self.connect(application, client, arrival).await.map_err(|error| {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot connect to {application}: {error}"))
+            })
+        })
+    }
+}

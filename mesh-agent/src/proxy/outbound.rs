@@ -1,0 +1,253 @@
+//! Connections of a local application, as the kernel hands them over: find out
+//! where to, recognise the protocol, and go on as HTTP or as TCP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::copy::Duplex;
+use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
+use super::notes::Note;
+use super::replay::Replay;
+use super::sniff::{MAX_SNIFF, Sniffed, sniff};
+use super::tcp::{self, Connection};
+use super::upstream::Upstream;
+use super::{Local, Node};
+use crate::dns;
+use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+
+/// On a port without a declared protocol the client has this long to speak
+/// first; then the server is connected to, in case it is its turn.
+const CLIENT_FIRST: Duration = Duration::from_millis(50);
+/// A client that has begun to speak has this long to say enough to tell HTTP from others.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a failed accept, such as on too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The outbound side of one workload.
+pub struct Outbound {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The workload.
+    pub local: Arc<Local>,
+    /// Ways to endpoints, shared by all workloads.
+    pub upstreams: Arc<Upstreams<Upstream>>,
+    /// Cancelled when the workload leaves or the agent stops.
+    pub drain: CancellationToken,
+}
+
+/// Accepts until the workload leaves.
+pub async fn serve(listener: TcpListener, outbound: Arc<Outbound>) {
+    loop {
+        let accepted = tokio::select! {
+            () = outbound.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let outbound = outbound.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = outbound.connection(stream, client).await {
+                        let workload = &outbound.local.workload.name;
+                        tracing::debug!(%workload, %client, %error, "outbound connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(workload = %outbound.local.workload.name, %error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Outbound {
+    async fn connection(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
+        let Some((destination, flow)) = self.node.datapath.marks().original_destination(&stream)? else {
+            // Somebody who found the listener's port. There is nothing for him here.
+            stream.abort();
+            return Err(io::Error::other("no original destination"));
+        };
+        let _ = stream.set_nodelay(true);
+        if destination.port() == mesh_common::DNS_PORT {
+            self.node.notes.outbound(flow, Note { protocol: "dns", ..Note::default() });
+            return self.dns(stream, destination).await;
+        }
+        let snapshot = self.node.snapshot.load_full();
+        let (service, protocol) = match snapshot.registry.service_for(destination) {
+            Some(service) => match service.port(destination.port()) {
+                Some(port) => (service.clone(), port.protocol),
+                None => {
+                    stream.abort();
+                    return Err(io::Error::other(format!("{} has no port {}", service.host, destination.port())));
+                }
+            },
+            None => (Arc::new(self.direct(destination)), Protocol::Tcp),
+        };
+        let note = Note { service: Some(service.host.clone()), protocol: "tcp", path: None };
+        self.node.notes.outbound(flow, note);
+        let connection = Connection { outbound: self, service, client, destination, flow };
+        let keeps_destination = connection.service.resolution == Resolution::None;
+        match protocol {
+            _ if keeps_destination => tcp::forward(&connection, stream).await,
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => self.http(connection, stream).await,
+            Protocol::Auto => self.first_speaker(connection, stream).await,
+            Protocol::Tcp | Protocol::Tls | Protocol::Udp => tcp::forward(&connection, stream).await,
+        }
+    }
+
+    /// A service for an address that is no service: a workload that was called
+    /// directly (a headless service, a stateful set).
+    fn direct(&self, destination: SocketAddr) -> Service {
+        let snapshot = self.node.snapshot.load();
+        let workload = snapshot.registry.workload_at(destination.ip()).cloned();
+        let port = destination.port();
+        Service {
+            host: destination.ip().to_string(),
+            name: workload.as_ref().map(|workload| workload.name.name.to_string()).unwrap_or_default(),
+            namespace: workload.as_ref().map(|workload| workload.name.namespace.to_string()).unwrap_or_default(),
+            vips: Vec::new(),
+            headless: true,
+            ports: vec![ServicePort { name: String::new(), number: port, protocol: Protocol::Tcp }],
+            location: if workload.is_some() { Location::MeshInternal } else { Location::MeshExternal },
+            endpoints: vec![Arc::new(Endpoint {
+                address: Some(destination.ip()),
+                host: None,
+                ports: [(port, port)].into(),
+                labels: Default::default(),
+                weight: 1,
+                workload,
+            })],
+            resolution: Resolution::Static,
+            subject_alt_names: Vec::new(),
+            origin: String::new(),
+        }
+    }
+
+    async fn dns(&self, stream: TcpStream, server: SocketAddr) -> io::Result<()> {
+        dns::serve_tcp(stream, server, self.zone()).await
+    }
+
+    /// What the workload's DNS questions are answered from.
+    pub fn zone(&self) -> dns::Client {
+        dns::Client {
+            snapshot: self.node.snapshot.clone(),
+            namespace: self.local.workload.name.namespace.to_string(),
+            sockets: self.local.sockets.clone(),
+        }
+    }
+
+    /// A port that is declared to carry HTTP: only the version is to be told.
+    async fn http(&self, connection: Connection<'_>, mut stream: TcpStream) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        let version = match read_more(&mut stream, &mut bytes, None).await? {
+            Sniffed::Http2 => HttpVersion::Http2,
+            // What is no HTTP gets the HTTP server's answer.
+            _ => HttpVersion::Http1,
+        };
+        self.as_http(connection, version, Replay::new(bytes, stream)).await
+    }
+
+    async fn as_http(
+        &self,
+        connection: Connection<'_>,
+        version: HttpVersion,
+        stream: Replay<TcpStream>,
+    ) -> io::Result<()> {
+        let protocol = if version == HttpVersion::Http2 { "h2" } else { "http" };
+        let note = Note { service: Some(connection.service.host.clone()), protocol, path: None };
+        self.node.notes.outbound(connection.flow, note);
+        let context = ConnectionContext {
+            client: self.local.workload.clone(),
+            client_address: connection.client,
+            original_destination: connection.destination,
+            service: connection.service,
+            snapshot: self.node.snapshot.clone(),
+            upstreams: self.upstreams.clone(),
+            drain: self.drain.clone(),
+        };
+        http::serve(stream, version, Arc::new(context)).await.map_err(io::Error::other)
+    }
+
+    /// No protocol is declared: the first bytes tell, whoever sends them.
+    async fn first_speaker(&self, connection: Connection<'_>, mut stream: TcpStream) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        let first = read_more(&mut stream, &mut bytes, Some(CLIENT_FIRST)).await?;
+        if !bytes.is_empty() {
+            return self.by_first_bytes(connection, first, bytes, stream).await;
+        }
+        // The client waits: is it the server's turn?
+        let mut upstream = match tcp::connect(&connection).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                stream.abort();
+                return Err(error);
+            }
+        };
+        let mut greeting = BytesMut::new();
+        tokio::select! {
+            biased;
+            greeted = upstream.read_buf(&mut greeting) => {
+                greeted?;
+                let upstream = Replay::new(greeting, upstream);
+                tcp::copy(&connection, Replay::new(bytes, stream), upstream).await
+            }
+            first = read_more(&mut stream, &mut bytes, None) => match first? {
+                // HTTP is routed, perhaps elsewhere: this connection was not needed.
+                first @ (Sniffed::Http1 | Sniffed::Http2) => {
+                    drop(upstream);
+                    self.by_first_bytes(connection, first, bytes, stream).await
+                }
+                _ => tcp::copy(&connection, Replay::new(bytes, stream), upstream).await,
+            },
+        }
+    }
+
+    async fn by_first_bytes(
+        &self,
+        connection: Connection<'_>,
+        first: Sniffed,
+        bytes: BytesMut,
+        stream: TcpStream,
+    ) -> io::Result<()> {
+        let stream = Replay::new(bytes, stream);
+        match first {
+            Sniffed::Http1 => self.as_http(connection, HttpVersion::Http1, stream).await,
+            Sniffed::Http2 => self.as_http(connection, HttpVersion::Http2, stream).await,
+            _ => tcp::forward(&connection, stream).await,
+        }
+    }
+}
+
+/// Reads until the bytes tell the protocol, the stream ends, or time is up:
+/// `patience` for the first byte (none: as long as it takes), then [`SNIFF_TIMEOUT`].
+async fn read_more(
+    stream: &mut (impl AsyncRead + Unpin),
+    bytes: &mut BytesMut,
+    patience: Option<Duration>,
+) -> io::Result<Sniffed> {
+    let mut patience = patience;
+    loop {
+        let read = stream.read_buf(bytes);
+        let count = match patience {
+            None => read.await?,
+            Some(limit) => match tokio::time::timeout(limit, read).await {
+                Ok(count) => count?,
+                Err(_) => return Ok(Sniffed::NeedMore),
+            },
+        };
+        if count == 0 {
+            return Ok(if bytes.is_empty() { Sniffed::NeedMore } else { Sniffed::Other });
+        }
+        match sniff(bytes) {
+            Sniffed::NeedMore if bytes.len() < MAX_SNIFF => patience = Some(SNIFF_TIMEOUT),
+            told => return Ok(told),
+        }
+    }
+}

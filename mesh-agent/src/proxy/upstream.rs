@@ -1,0 +1,182 @@
+//! From the chosen endpoint to a connection: on this node, through HBONE, or
+//! plain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::copy::Duplex;
+use super::hbone::{HBONE_PORT, TunnelPool, TunnelRequest, TunnelStream};
+use super::http::{Connector, Target};
+use super::notes::{Path, Transport};
+use super::{Local, Node};
+use crate::netns::{BoxFuture, Sockets};
+use crate::policy::MtlsMode;
+use crate::registry::{Location, Tunnel};
+use crate::route::UpstreamTls;
+use crate::snapshot::Snapshot;
+
+/// Connects on behalf of the node's workloads.
+pub struct Upstream {
+    node: Arc<Node>,
+    tunnels: TunnelPool,
+}
+
+impl Upstream {
+    /// Connections of `node`, those between nodes through `tunnels`.
+    pub fn new(node: Arc<Node>, tunnels: TunnelPool) -> Self {
+        Self { node, tunnels }
+    }
+
+    async fn open(&self, target: &Target) -> io::Result<Io> {
+        let snapshot = self.node.snapshot.load();
+        let locals = self.node.locals.load();
+        let source = locals.named(&target.client.name).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotConnected, format!("{} has left the mesh", target.client.name))
+        })?;
+        let destination = target.endpoint.workload.as_ref().and_then(|workload| locals.named(&workload.name));
+        let transport = transport(&snapshot, target, destination.is_some()).map_err(io::Error::other)?;
+        let from = source.workload.address_like(target.address.ip());
+        let io = match (transport, destination) {
+            (Transport::SameNode, Some(destination)) => Io::Tcp(self.same_node(destination, target).await?),
+            (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
+            _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
+        };
+        let identity = match transport {
+            Transport::Plain => None,
+            _ => target.endpoint.workload.as_ref().map(|workload| workload.identity.clone()),
+        };
+        let path = Path { endpoint: target.address, transport, identity };
+        self.node.notes.service_path(&target.client.name, &target.service.host, path);
+        Ok(io)
+    }
+
+    /// Straight into the other namespace, as its own address, which the
+    /// kernel's inbound steering leaves alone.
+    async fn same_node(&self, destination: &Local, target: &Target) -> io::Result<TcpStream> {
+        let arrival = super::notes::Arrival {
+            transport: Transport::SameNode,
+            identity: Some(target.client.identity.clone()),
+        };
+        self.node.notes.inbound(target.client_address, target.address, arrival);
+        destination.sockets.connect(Some(target.address.ip()), target.address, Some(target.client_address)).await
+    }
+
+    async fn tunnel(&self, source: &Local, target: &Target) -> io::Result<TunnelStream> {
+        let ip = target.address.ip();
+        let from = source.workload.address_like(ip).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{} has no address of the family of {ip}", source.workload.name))
+        })?;
+        let expected = target.endpoint.workload.iter().map(|workload| workload.identity.clone()).collect();
+        let request = TunnelRequest {
+            sockets: source.sockets.clone(),
+            source: target.client_address,
+            source_identity: source.workload.identity.clone(),
+            from,
+            node: SocketAddr::new(ip, HBONE_PORT),
+            authority: target.address,
+            expected,
+        };
+        self.tunnels.open(request).await.map_err(|error| io::Error::new(io::ErrorKind::ConnectionRefused, error))
+    }
+}
+
+/// Which way a connection to an endpoint takes (Istio's auto-mTLS: a
+/// DestinationRule's `tls` block wins; without one the server's mode decides).
+pub fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Transport, String> {
+    let meshed = target.endpoint.workload.as_ref().filter(|workload| {
+        workload.tunnel == Tunnel::Hbone && target.service.location == Location::MeshInternal
+    });
+    let mode = meshed.map(|workload| snapshot.peer_authentication.mode(workload, target.address.port()).0);
+    match (target.tls, mode) {
+        (UpstreamTls::NotApplied, _) => {
+            Err("the DestinationRule asks for a TLS mode that this version does not apply".to_owned())
+        }
+        (UpstreamTls::IstioMutual, None) => {
+            Err("the DestinationRule asks for ISTIO_MUTUAL, but the endpoint is not in the mesh".to_owned())
+        }
+        (UpstreamTls::Disable, Some(MtlsMode::Strict)) if same_node => {
+            Err("the DestinationRule disables mutual TLS, but the server accepts nothing else".to_owned())
+        }
+        (_, None) => Ok(Transport::Plain),
+        (UpstreamTls::Disable, Some(_)) => Ok(Transport::Plain),
+        (UpstreamTls::Auto, Some(MtlsMode::Disable)) => Ok(Transport::Plain),
+        (UpstreamTls::IstioMutual, Some(MtlsMode::Disable)) => {
+            Err("the DestinationRule asks for ISTIO_MUTUAL, but the server accepts plaintext only".to_owned())
+        }
+        (_, Some(_)) if same_node => Ok(Transport::SameNode),
+        (_, Some(_)) => Ok(Transport::Hbone),
+    }
+}
+
+impl Connector for Upstream {
+    type Io = Io;
+
+    fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Io>> {
+        Box::pin(self.open(target))
+    }
+}
+
+/// A connection to an endpoint.
+pub enum Io {
+    /// On this node, or plain.
+    Tcp(TcpStream),
+    /// A stream of a tunnel.
+    Tunnel(Box<TunnelStream>),
+}
+
+macro_rules! each {
+    ($self:expr, $io:ident => $call:expr) => {
+        match $self {
+            Io::Tcp($io) => $call,
+            Io::Tunnel($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, io => io.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+impl Duplex for Io {
+    fn abort(&mut self) {
+        each!(self, io => io.abort());
+    }
+
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        each!(self, io => io.poll_aborted(cx))
+    }
+}
