@@ -1,0 +1,491 @@
+//! The names of the mesh: what a question is answered with, without I/O.
+//!
+//! Kubernetes' DNS specification gives the names of services; hosts of
+//! ServiceEntries are added to them.
+
+use std::net::IpAddr;
+
+use hickory_proto::rr::rdata::{PTR, SRV};
+use hickory_proto::rr::{Name, RData, RecordType};
+
+use crate::registry::{Protocol, Registry, Service, ServicePort};
+
+/// Most records of one answer. They fit a DNS message over TCP (65 535 bytes); clients of
+/// larger headless services get another part at each question.
+const MAX_RECORDS: usize = 1000;
+
+/// Weight of a SRV record; all are alike.
+const SRV_WEIGHT: u16 = 100;
+
+/// The names as one client sees them.
+#[derive(Clone, Copy, Debug)]
+pub struct Zone<'a> {
+    /// Services and endpoints.
+    pub registry: &'a Registry,
+    /// Namespace of the client, in which bare service names are looked up.
+    pub namespace: &'a str,
+    /// Where lists of endpoints start, so that clients that take the first spread.
+    pub rotation: usize,
+}
+
+/// What to say to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// These, at least one.
+    Records(Vec<RData>),
+    /// The name is ours, but has nothing of the type that was asked for.
+    NoData,
+    /// The name is in our domain and does not exist.
+    NoSuchName,
+    /// Somebody else's name: forward the question.
+    NotOurs,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+enum Subject<'a> {
+    Service(&'a Service),
+    Port(&'a Service, &'a ServicePort),
+    Endpoint(Vec<IpAddr>),
+    /// A name between ours, such as that of a namespace.
+    Between,
+    Missing,
+}
+
+impl<'a> Zone<'a> {
+    /// The answer to a question of class IN.
+    pub fn answer(&self, name: &Name, record_type: RecordType) -> Answer {
+        if record_type == RecordType::PTR {
+            return self.reverse(name);
+        }
+        let host = host_of(name);
+        let Some(subject) = self.subject(&host) else {
+            return Answer::NotOurs;
+        };
+        let records = match subject {
+            Subject::Missing => return Answer::NoSuchName,
+            Subject::Between => Vec::new(),
+            Subject::Endpoint(addresses) => address_records(addresses, record_type),
+            Subject::Service(service) if service.headless => {
+                address_records(self.endpoint_addresses(service), record_type)
+            }
+            // Without an address of the mesh (resolution NONE) the public one is right.
+            Subject::Service(service) if service.vips.is_empty() && !self.in_domain(&host) => {
+                return Answer::NotOurs;
+            }
+            Subject::Service(service) => address_records(service.vips.clone(), record_type),
+            Subject::Port(service, port) if record_type == RecordType::SRV => {
+                self.srv_records(service, port)
+            }
+            Subject::Port(..) => Vec::new(),
+        };
+        if records.is_empty() {
+            Answer::NoData
+        } else {
+            Answer::Records(records)
+        }
+    }
+
+    /// Whether the mesh alone answers for `name`, so that an absence can be said.
+    pub fn is_in_domain(&self, name: &Name) -> bool {
+        self.in_domain(&host_of(name))
+    }
+
+    /// `svc.<cluster domain>`.
+    pub fn domain(&self) -> String {
+        format!("svc.{}", self.registry.cluster_domain)
+    }
+
+    fn in_domain(&self, host: &str) -> bool {
+        self.below_domain(host).is_some()
+    }
+
+    /// The labels of `host` before `svc.<cluster domain>`, dotted.
+    fn below_domain<'h>(&self, host: &'h str) -> Option<&'h str> {
+        let above = host.strip_suffix(&self.domain())?;
+        if above.is_empty() {
+            Some(above)
+        } else {
+            above.strip_suffix('.')
+        }
+    }
+
+    fn subject(&self, host: &str) -> Option<Subject<'a>> {
+        if let Some(service) = self.registry.by_host.get(host) {
+            return Some(Subject::Service(service));
+        }
+        if let Some(labels) = self.below_domain(host) {
+            return Some(self.in_cluster(labels));
+        }
+        self.short_form(host).or_else(|| self.wildcard(host))
+    }
+
+    /// What `labels`, `<...>.<service>.<namespace>`, are in the cluster.
+    fn in_cluster(&self, labels: &str) -> Subject<'a> {
+        let mut from_right = labels.rsplitn(3, '.');
+        let (namespace, service) = (from_right.next().unwrap_or_default(), from_right.next());
+        let Some(service) = service else {
+            let exists = |service: &Service| service.namespace == namespace;
+            return if namespace.is_empty() || self.registry.services.iter().any(|one| exists(one)) {
+                Subject::Between
+            } else {
+                Subject::Missing
+            };
+        };
+        let host = format!("{service}.{namespace}.{}", self.domain());
+        let Some(service) = self.registry.by_host.get(&host) else {
+            return Subject::Missing;
+        };
+        match from_right.next() {
+            None => Subject::Service(service),
+            Some(prefix) => below_service(service, prefix),
+        }
+    }
+
+    /// The forms that a search list would complete: `service`, `service.namespace`,
+    /// `service.namespace.svc`. Ours only where they lead to something, because `a.b`
+    /// may as well be a host of the world outside.
+    fn short_form(&self, host: &str) -> Option<Subject<'a>> {
+        let namespaced = format!("{host}.{}", self.namespace);
+        let stem = host.strip_suffix(".svc");
+        [Some(namespaced.as_str()), Some(host), stem]
+            .into_iter()
+            .flatten()
+            .map(|labels| self.in_cluster(labels))
+            .find(|subject| !matches!(subject, Subject::Between | Subject::Missing))
+    }
+
+    /// The most specific `*.suffix`.
+    fn wildcard(&self, host: &str) -> Option<Subject<'a>> {
+        let mut rest = host;
+        while let Some((_, suffix)) = rest.split_once('.') {
+            if let Some(service) = self.registry.by_host.get(&format!("*.{suffix}")) {
+                return Some(Subject::Service(service));
+            }
+            rest = suffix;
+        }
+        None
+    }
+
+    fn reverse(&self, name: &Name) -> Answer {
+        // Only whole addresses have names, not networks.
+        let address = match name.parse_arpa_name() {
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => net.addr(),
+            _ => return Answer::NotOurs,
+        };
+        match self.registry.service_at(address) {
+            Some(service) if !service.host.starts_with('*') => match name_of(&service.host) {
+                Some(name) => Answer::Records(vec![RData::PTR(PTR(name))]),
+                None => Answer::NotOurs,
+            },
+            _ => Answer::NotOurs,
+        }
+    }
+
+    /// Addresses of the endpoints, each once, starting where the rotation says.
+    fn endpoint_addresses(&self, service: &Service) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for endpoint in &service.endpoints {
+            addresses.extend(endpoint.address);
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        if !addresses.is_empty() {
+            let start = self.rotation % addresses.len();
+            addresses.rotate_left(start);
+        }
+        addresses
+    }
+
+    fn srv_records(&self, service: &Service, port: &ServicePort) -> Vec<RData> {
+        let record = |host: String, number| {
+            let target = name_of(&host)?;
+            Some(RData::SRV(SRV::new(0, SRV_WEIGHT, number, target)))
+        };
+        if !service.headless {
+            return record(service.host.clone(), port.number)
+                .into_iter()
+                .collect();
+        }
+        let endpoints = service.endpoints.iter();
+        let records = endpoints.filter_map(|endpoint| {
+            let socket = endpoint.socket_address(port.number)?;
+            let host = format!("{}.{}", dashed(socket.ip()), service.host);
+            record(host, socket.port())
+        });
+        records.take(MAX_RECORDS).collect()
+    }
+}
+
+/// What stands before a service's name: `_port._protocol`, or one endpoint of a headless service,
+/// by the name of its workload or by its address with dashes.
+fn below_service<'a>(service: &'a Service, prefix: &str) -> Subject<'a> {
+    if let Some((port, protocol)) = prefix.split_once('.') {
+        let found = service.ports.iter().find(|candidate| {
+            let transport = match candidate.protocol {
+                Protocol::Udp => "_udp",
+                _ => "_tcp",
+            };
+            protocol == transport
+                && port.strip_prefix('_').is_some_and(|name| {
+                    !name.is_empty() && candidate.name.eq_ignore_ascii_case(name)
+                })
+        });
+        return found.map_or(Subject::Missing, |port| Subject::Port(service, port));
+    }
+    if !service.headless {
+        return Subject::Missing;
+    }
+    let named = service.endpoints.iter().filter(|endpoint| {
+        let workload = endpoint.workload.as_ref();
+        workload.is_some_and(|workload| *workload.name.name == *prefix)
+            || endpoint.address.is_some_and(|ip| dashed(ip) == prefix)
+    });
+    let mut addresses: Vec<IpAddr> = named.filter_map(|endpoint| endpoint.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() {
+        Subject::Missing
+    } else {
+        Subject::Endpoint(addresses)
+    }
+}
+
+/// `10-0-0-1`, `fd00--1`.
+fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
+}
+
+fn address_records(addresses: Vec<IpAddr>, record_type: RecordType) -> Vec<RData> {
+    let wanted = |address: &IpAddr| match record_type {
+        RecordType::A => address.is_ipv4(),
+        RecordType::AAAA => address.is_ipv6(),
+        RecordType::ANY => true,
+        _ => false,
+    };
+    addresses
+        .into_iter()
+        .filter(wanted)
+        .take(MAX_RECORDS)
+        .map(|address| match address {
+            IpAddr::V4(address) => RData::A(address.into()),
+            IpAddr::V6(address) => RData::AAAA(address.into()),
+        })
+        .collect()
+}
+
+/// The text of a name: lower case, no dot at its end.
+fn host_of(name: &Name) -> String {
+    let mut text = name.to_ascii();
+    text.make_ascii_lowercase();
+    text.truncate(text.trim_end_matches('.').len());
+    text
+}
+
+fn name_of(host: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(host).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::samples;
+
+    const V4: [&str; 1] = ["10.96.0.1"];
+    const V6: [&str; 1] = ["fd00:96::1"];
+
+    fn ask_from(namespace: &str, rotation: usize, name: &str, record_type: RecordType) -> Answer {
+        let registry = samples::bookinfo();
+        let zone = Zone {
+            registry: &registry,
+            namespace,
+            rotation,
+        };
+        zone.answer(&Name::from_ascii(name).unwrap(), record_type)
+    }
+
+    fn ask(name: &str, record_type: RecordType) -> Answer {
+        ask_from("default", 0, name, record_type)
+    }
+
+    fn addresses(list: &[&str]) -> Answer {
+        let records = list.iter().map(|text| match text.parse().unwrap() {
+            IpAddr::V4(address) => RData::A(address.into()),
+            IpAddr::V6(address) => RData::AAAA(address.into()),
+        });
+        Answer::Records(records.collect())
+    }
+
+    #[test]
+    fn every_form_of_a_services_name() {
+        for name in [
+            "reviews.",
+            "reviews.default.",
+            "reviews.default.svc.",
+            "reviews.default.svc.cluster.local.",
+            "ReViEwS.Default.SVC.cluster.LOCAL.",
+        ] {
+            assert_eq!(ask(name, RecordType::A), addresses(&V4), "{name}");
+            assert_eq!(ask(name, RecordType::AAAA), addresses(&V6), "{name}");
+            assert_eq!(ask(name, RecordType::HTTPS), Answer::NoData, "{name}");
+            assert_eq!(ask(name, RecordType::MX), Answer::NoData, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_bare_name_belongs_to_the_clients_namespace() {
+        assert_eq!(
+            ask_from("other", 0, "reviews.", RecordType::A),
+            Answer::NotOurs
+        );
+        assert_eq!(
+            ask_from("other", 0, "ratings.", RecordType::A),
+            addresses(&["10.96.0.2"])
+        );
+        assert_eq!(
+            ask_from("other", 0, "reviews.default.", RecordType::A),
+            addresses(&V4)
+        );
+        // One family only: the other is empty, not foreign.
+        assert_eq!(
+            ask_from("other", 0, "ratings.", RecordType::AAAA),
+            Answer::NoData
+        );
+    }
+
+    #[test]
+    fn headless_services_answer_their_endpoints_in_turn() {
+        let db = |rotation, record_type| {
+            ask_from(
+                "default",
+                rotation,
+                "db.data.svc.cluster.local.",
+                record_type,
+            )
+        };
+        assert_eq!(db(0, RecordType::A), addresses(&["10.0.0.4", "10.0.0.5"]));
+        assert_eq!(db(1, RecordType::A), addresses(&["10.0.0.5", "10.0.0.4"]));
+        assert_eq!(db(0, RecordType::AAAA), addresses(&["fd00::4", "fd00::5"]));
+        assert_eq!(
+            ask("db-0.db.data.svc.cluster.local.", RecordType::A),
+            addresses(&["10.0.0.4"])
+        );
+        assert_eq!(
+            ask("db-0.db.data.", RecordType::A),
+            addresses(&["10.0.0.4"])
+        );
+        assert_eq!(
+            ask("10-0-0-5.db.data.svc.cluster.local.", RecordType::A),
+            addresses(&["10.0.0.5"])
+        );
+        assert_eq!(
+            ask("fd00--5.db.data.svc.cluster.local.", RecordType::AAAA),
+            addresses(&["fd00::5"])
+        );
+    }
+
+    #[test]
+    fn the_domain_is_ours_alone() {
+        for name in [
+            "nope.default.svc.cluster.local.",
+            "www.example.com.default.svc.cluster.local.",
+            "nope.svc.cluster.local.",
+            "a.reviews.default.svc.cluster.local.",
+            "_http._tcp.reviews.default.svc.cluster.local.",
+        ] {
+            assert_eq!(ask(name, RecordType::A), Answer::NoSuchName, "{name}");
+        }
+        for name in ["svc.cluster.local.", "default.svc.cluster.local."] {
+            assert_eq!(ask(name, RecordType::A), Answer::NoData, "{name}");
+        }
+        for name in [
+            ".",
+            "cluster.local.",
+            "mysvc.cluster.local.",
+            "example.com.",
+            "nope.",
+            "nope.default.",
+            "default.svc.",
+            "svc.",
+        ] {
+            assert_eq!(ask(name, RecordType::A), Answer::NotOurs, "{name}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_service_entries() {
+        assert_eq!(
+            ask("API.example.com.", RecordType::A),
+            addresses(&["240.240.0.1"])
+        );
+        assert_eq!(ask("api.example.com.", RecordType::AAAA), Answer::NoData);
+        for name in ["a.wild.example.com.", "a.b.wild.example.com."] {
+            assert_eq!(
+                ask(name, RecordType::A),
+                addresses(&["240.240.0.2"]),
+                "{name}"
+            );
+        }
+        assert_eq!(ask("wild.example.com.", RecordType::A), Answer::NotOurs);
+        // No address of the mesh: the world's is right.
+        assert_eq!(ask("plain.example.org.", RecordType::A), Answer::NotOurs);
+    }
+
+    #[test]
+    fn srv_records_name_port_and_target() {
+        let srv = |name: &str| match ask(name, RecordType::SRV) {
+            Answer::Records(records) => records
+                .iter()
+                .map(|record| match record {
+                    RData::SRV(srv) => format!("{} {}", srv.port, srv.target),
+                    other => panic!("{other:?}"),
+                })
+                .collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            srv("_http-80._tcp.reviews.default.svc.cluster.local."),
+            ["80 reviews.default.svc.cluster.local."]
+        );
+        let headless = srv("_http-5432._tcp.db.data.svc.cluster.local.");
+        assert_eq!(headless.len(), 4);
+        assert_eq!(headless[0], "5432 10-0-0-4.db.data.svc.cluster.local.");
+        assert_eq!(
+            ask(
+                "_http-80._udp.reviews.default.svc.cluster.local.",
+                RecordType::SRV
+            ),
+            Answer::NoSuchName
+        );
+        assert_eq!(
+            ask(
+                "_http-80._tcp.reviews.default.svc.cluster.local.",
+                RecordType::A
+            ),
+            Answer::NoData
+        );
+    }
+
+    #[test]
+    fn addresses_of_services_have_names() {
+        let name = Name::from_ascii("reviews.default.svc.cluster.local.").unwrap();
+        for reverse in [
+            "1.0.96.10.in-addr.arpa.",
+            "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.",
+        ] {
+            assert_eq!(
+                ask(reverse, RecordType::PTR),
+                Answer::Records(vec![RData::PTR(PTR(name.clone()))])
+            );
+        }
+        for reverse in [
+            "96.10.in-addr.arpa.",
+            "2.0.240.240.in-addr.arpa.",
+            "reviews.",
+        ] {
+            assert_eq!(ask(reverse, RecordType::PTR), Answer::NotOurs, "{reverse}");
+        }
+    }
+}
