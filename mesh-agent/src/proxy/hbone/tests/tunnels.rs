@@ -50,6 +50,27 @@ async fn a_client_cannot_speak_for_another_address() {
 }
 
 #[tokio::test]
+async fn ipv6_works_as_ipv4_does() {
+    let trust = Trust::new();
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let mesh = Mesh {
+        pool: TunnelPool::new(trust.certificates.clone()),
+        server: Server::on(listener, &trust.certificates, "server"),
+        application: TcpListener::bind("[::1]:0").await.unwrap(),
+    };
+    let mut request = mesh.request();
+    request.from = "::1".parse().unwrap();
+    request.source = "[::1]:40000".parse().unwrap();
+    let mut tunnel = patient(mesh.pool.open(request)).await.unwrap();
+    tunnel.write_all(b"x").await.unwrap();
+    let (mut application, _) = patient(mesh.application.accept()).await.unwrap();
+    patient(application.read_exact(&mut [0])).await.unwrap();
+    let opened = mesh.server.handler.opened.lock()[0].clone();
+    assert_eq!(opened.authority, mesh.application.local_addr().unwrap());
+    assert_eq!(opened.forwarded_for, "[::1]:40000".parse().ok());
+}
+
+#[tokio::test]
 async fn either_side_ends_first_and_hears_the_other_out() {
     let mesh = Mesh::new().await;
 
