@@ -1,6 +1,7 @@
 //! Who is at the other end: the chain by webpki, then the SPIFFE identity.
 
 use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -46,6 +47,18 @@ pub enum IdentityError {
 impl From<IdentityError> for Error {
     fn from(error: IdentityError) -> Self {
         CertificateError::Other(OtherError(Arc::new(error))).into()
+    }
+}
+
+/// A failed handshake in words: rustls shows errors that are not its own in
+/// the form for debugging.
+pub fn explain(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(identity)))) => {
+            io::Error::other(identity.clone())
+        }
+        _ => error,
     }
 }
 

@@ -19,7 +19,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const MAX_ROUNDS: usize = 16;
 /// How long an end that has sent all to the other, while that other is gone, is
 /// still listened to, so that what it was sent gets through before the abort.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_millis(500);
 
 /// A byte stream that can be aborted.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {

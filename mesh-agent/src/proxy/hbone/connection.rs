@@ -160,7 +160,10 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     let tls = TlsConnector::from(config)
         .connect(ServerName::IpAddress(node.ip().into()), tcp)
         .await
-        .map_err(|source| ConnectError::Tls { node, source })?;
+        .map_err(|error| ConnectError::Tls {
+            node,
+            source: verify::explain(error),
+        })?;
     if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err(ConnectError::NotHttp2 { node });
     }

@@ -163,7 +163,7 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
     let tls = TlsAcceptor::from(tls)
         .accept(stream)
         .await
-        .map_err(ServeError::Tls)?;
+        .map_err(|error| ServeError::Tls(verify::explain(error)))?;
     let session = tls.get_ref().1;
     // rustls lets clients pass that offer no protocol at all.
     if session.alpn_protocol() != Some(ALPN) {
