@@ -1,1 +1,99 @@
-fn main() {}
+//! `cargo xtask <command>`: the one tool that a developer of Undermesh types.
+//!
+//! Each command prints what it does and ends with how long it took.
+
+mod build;
+mod build_ebpf;
+mod demo;
+
+mod lint;
+mod setup;
+mod shell;
+mod supervise;
+mod test;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, try and test Undermesh")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building, the demo and the tests need (Debian and Ubuntu).
+    Setup,
+    /// Build the kernel programs into target/bpf/undermesh.o.
+    BuildEbpf,
+    /// Build the kernel programs, the agent, meshctl and the example application (release).
+    Build,
+    /// Check formatting, and clippy with warnings as errors.
+    Lint,
+    /// Run the unit tests and the end-to-end tests (as root).
+    Test {
+        /// Run only the tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Two nodes, a small application and the guide's steps, live (as root).
+    Demo {
+        /// Leave everything running until Ctrl-C, and say how to play with it.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The demo's own process.
+    #[command(hide = true)]
+    Play {
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::BuildEbpf => "build-ebpf",
+            Self::Build => "build",
+            Self::Lint => "lint",
+            Self::Test { .. } => "test",
+            Self::Demo { .. } => "demo",
+            Self::Play { .. } => "play",
+        }
+    }
+
+    fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Setup => setup::run(),
+            Self::BuildEbpf => build_ebpf::run(),
+            Self::Build => build::run(),
+            Self::Lint => lint::run(),
+            Self::Test { filter } => test::run(filter.as_deref()),
+            Self::Demo { keep } => demo::run(*keep),
+            Self::Play { keep } => demo::play(*keep),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let start = Instant::now();
+    let result = command.run();
+    let (name, seconds) = (command.name(), start.elapsed().as_secs_f32());
+    match result {
+        // The demo around it says how long all took.
+        Ok(()) if matches!(command, Command::Play { .. }) => ExitCode::SUCCESS,
+        Ok(()) => {
+            println!("{name}: done in {seconds:.1} s");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{name}: failed after {seconds:.1} s: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -7,6 +7,8 @@ mod enrol;
 mod kubernetes;
 mod lookup;
 mod protocol;
+#[cfg(test)]
+pub(crate) mod samples;
 mod service;
 mod service_entry;
 #[cfg(test)]

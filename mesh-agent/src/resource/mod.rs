@@ -2,17 +2,19 @@
 //! checked field by field. Every message names file, document, object, field
 //! and reason.
 
-mod destination_rule;
+pub mod destination_rule;
 mod documents;
 mod kinds;
 mod parse;
 mod peer_authentication;
+mod report;
 pub mod scalar;
 mod service;
 mod service_entry;
 #[cfg(test)]
 mod tests;
-mod virtual_service;
+pub mod value;
+pub mod virtual_service;
 mod workload_entry;
 
 use std::collections::BTreeMap;

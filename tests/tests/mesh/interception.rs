@@ -1,0 +1,182 @@
+//! Connections are intercepted without iptables, and applications do not notice.
+
+use mesh_tests::{Node, Workload};
+
+use crate::bookinfo::{Bookinfo, VIP4, VIP6};
+
+/// Connects as told by its arguments (socket family, address, port) and prints
+/// what the application is told: its peer, and the original destination.
+const WHO_IS_THERE: &str = r#"
+import socket, struct, sys
+family, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+s = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6)
+s.settimeout(5)
+s.connect((address, port))
+print("peer", *s.getpeername()[:2])
+print("local", s.getsockname()[0])
+SO_ORIGINAL_DST = 80
+if family == "4":
+    raw = s.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+    print("original", socket.inet_ntop(socket.AF_INET, raw[4:8]), struct.unpack("!H", raw[2:4])[0])
+elif not address.startswith("::ffff:"):
+    raw = s.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+    print("original", socket.inet_ntop(socket.AF_INET6, raw[8:24]), struct.unpack("!H", raw[2:4])[0])
+s.sendall(b"GET /peer HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n")
+answer = b""
+while chunk := s.recv(65536):
+    answer += chunk
+print("status", answer.split(b" ")[1].decode())
+print("server sees", answer.decode().split("\r\n\r\n", 1)[1].strip())
+"#;
+
+/// Binds every port that a mesh could want for itself.
+const BIND: &str = r#"
+import socket
+held = []
+for port in (53, 15001, 15006, 15008, 15020, 15021, 15053, 15090):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        s = socket.socket(socket.AF_INET6, kind)
+        s.bind(("::", port))
+        held.append(s)
+print("all bound")
+"#;
+
+fn python(workload: &Workload, script: &str, arguments: &[&str]) -> String {
+    workload
+        .run("/usr/bin/python3", &[&["-c", script], arguments].concat())
+        .success()
+}
+
+#[test]
+fn an_application_sees_the_address_that_it_asked_for() {
+    let mesh = Bookinfo::start();
+    let sleep = &mesh.sleep;
+    let mapped = format!("::ffff:{VIP4}");
+    let cases = [
+        ("4", VIP4, sleep.v4.to_string(), true),
+        ("6", VIP6, sleep.v6.to_string(), true),
+        ("6", &mapped, format!("::ffff:{}", sleep.v4), false),
+    ];
+    for (family, vip, own, has_original) in cases {
+        let said = python(sleep, WHO_IS_THERE, &[family, vip, "80"]);
+        assert!(said.contains(&format!("peer {vip} 80\n")), "{vip}: {said}");
+        assert!(said.contains(&format!("local {own}\n")), "{vip}: {said}");
+        assert!(said.contains("status 200\n"), "{vip}: {said}");
+        if has_original {
+            assert!(
+                said.contains(&format!("original {vip} 80\n")),
+                "{vip}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_server_sees_the_true_address_of_its_client() {
+    let mesh = Bookinfo::start();
+    for (vip, client) in [
+        (VIP4, mesh.sleep.v4.to_string()),
+        (VIP6, mesh.sleep.v6.to_string()),
+    ] {
+        let family = if vip == VIP4 { "4" } else { "6" };
+        let said = python(&mesh.sleep, WHO_IS_THERE, &[family, vip, "80"]);
+        let seen = said
+            .lines()
+            .find_map(|line| line.strip_prefix("server sees "))
+            .unwrap_or(&said);
+        // The server listens on [::], where IPv4 clients have mapped addresses.
+        assert!(
+            seen.contains(&format!("{client}]:")),
+            "{seen} is not {client}"
+        );
+    }
+}
+
+#[test]
+fn packet_filters_are_the_same_before_during_and_after() {
+    let lab = mesh_tests::Lab::new();
+    let probe = lab.workload(Node::A, "probe", &[]);
+    let before = probe.packet_filter();
+    drop(lab);
+
+    let mut mesh = Bookinfo::start();
+    for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
+        assert_eq!(
+            workload.packet_filter(),
+            before,
+            "{} while enrolled",
+            workload.name
+        );
+    }
+    mesh.a.stop();
+    mesh.b.stop();
+    for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
+        assert_eq!(
+            workload.packet_filter(),
+            before,
+            "{} afterwards",
+            workload.name
+        );
+    }
+}
+
+#[test]
+fn a_port_on_which_nothing_listens_stays_closed() {
+    let mesh = Bookinfo::start();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    for url in [
+        format!("http://{}:9999/", mesh.v1.v4),
+        format!("http://[{}]:9999/", mesh.v1.v6),
+    ] {
+        let reply = outside.curl(&[&url]);
+        assert_eq!(
+            reply.exit, 7,
+            "curl's code for a refused connection; {reply:?}"
+        );
+    }
+    let open = outside.curl(&[&format!("http://{}:9080/", mesh.v1.v4)]);
+    assert_eq!(
+        open.status, 200,
+        "the application's own port is open: {open:?}"
+    );
+}
+
+#[test]
+fn loopback_and_a_workloads_own_address_are_untouched() {
+    let mesh = Bookinfo::start();
+    let _server = mesh
+        .sleep
+        .serve(7000, "bookinfo", &["reviews", "--listen", "0.0.0.0:7000"]);
+    for own in ["127.0.0.1".to_owned(), mesh.sleep.v4.to_string()] {
+        let peer = mesh.sleep.curl(&[&format!("http://{own}:7000/peer")]);
+        assert!(peer.body.starts_with(&format!("{own}:")), "{peer:?}");
+        let headers =
+            mesh.sleep
+                .curl(&["-H", "User-Agent: x", &format!("http://{own}:7000/headers")]);
+        assert_eq!(
+            headers.body,
+            format!("GET /headers HTTP/1.1\nhost: {own}:7000\naccept: */*\nuser-agent: x\n"),
+            "nobody has added anything"
+        );
+    }
+}
+
+#[test]
+fn no_port_is_reserved_in_a_workload() {
+    let mesh = Bookinfo::start();
+    for workload in [&mesh.sleep, &mesh.v1] {
+        assert_eq!(python(workload, BIND, &[]), "all bound\n");
+    }
+}
+
+#[test]
+fn a_namespace_that_is_not_enrolled_is_left_alone() {
+    let mesh = Bookinfo::start();
+    // In the control group of node a, but not in the configuration.
+    let stranger = mesh.lab.workload(Node::A, "stranger", &[]);
+    let name = stranger.curl(&["http://reviews/"]);
+    assert_eq!(name.status, 0, "the mesh's names are not for it: {name:?}");
+    let plain = stranger.curl(&[&format!("http://{}:9080/peer", mesh.v1.v4)]);
+    assert_eq!(plain.status, 200, "PERMISSIVE is the default: {plain:?}");
+    assert!(plain.body.contains(&stranger.v4.to_string()), "{plain:?}");
+}

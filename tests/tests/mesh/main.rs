@@ -1,0 +1,15 @@
+//! What Undermesh promises, shown with real kernel programs, real namespaces,
+//! real TLS and unmodified clients and servers.
+
+mod bookinfo;
+mod bpftool;
+mod canary;
+mod configuration;
+mod dns;
+mod interception;
+mod laboratory;
+mod lifetime;
+mod meshctl;
+mod mtls;
+mod protocols;
+mod routing;

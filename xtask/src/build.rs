@@ -1,0 +1,19 @@
+//! `cargo xtask build`: everything that a node and the demo run.
+
+use anyhow::Result;
+
+use crate::shell;
+
+/// Builds the kernel programs, the agent, meshctl and the example application.
+pub fn run() -> Result<()> {
+    crate::build_ebpf::run()?;
+    println!("Building mesh-agent, meshctl and bookinfo (release)");
+    shell::run(shell::cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "mesh-agent",
+        "--package",
+        "bookinfo",
+    ]))
+}

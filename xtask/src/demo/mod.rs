@@ -1,0 +1,44 @@
+//! `cargo xtask demo`: two nodes, a small application, and the guide's steps.
+
+mod say;
+mod scenes;
+mod stage;
+
+use std::process::Stdio;
+
+use anyhow::Result;
+
+use crate::shell;
+use crate::supervise::supervise;
+
+/// Prepares the machine, then plays in a process of its own, after which
+/// everything is removed.
+pub fn run(keep: bool) -> Result<()> {
+    shell::require_root("the demo")?;
+    if !crate::setup::is_complete() {
+        crate::setup::run()?;
+    }
+    crate::build::run()?;
+    let mut play = shell::command(std::env::current_exe()?);
+    play.arg("play")
+        .args(keep.then_some("--keep"))
+        .stdin(Stdio::null());
+    supervise(&mut play)
+}
+
+/// Plays all scenes.
+pub fn play(keep: bool) -> Result<()> {
+    let stage = stage::set_up()?;
+    scenes::names(&stage)?;
+    scenes::routing_by_header(&stage)?;
+    scenes::canary(&stage)?;
+    scenes::encryption(&stage)?;
+    scenes::strict(&stage)?;
+    scenes::insight(&stage)?;
+    scenes::untouched(&stage)?;
+    if keep {
+        stage.keep()?;
+    }
+    say::title("Cleaning up");
+    Ok(())
+}
