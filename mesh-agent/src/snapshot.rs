@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::policy::PeerAuthentications;
 use crate::registry::Registry;
-use crate::resource::Finding;
+use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::Routes;
 
 /// All that the agent decides by, compiled from the resources.
@@ -21,4 +21,98 @@ pub struct Snapshot {
     pub peer_authentication: PeerAuthentications,
     /// Fields that are not applied, and the like.
     pub warnings: Vec<Finding>,
+}
+
+/// What a configuration does not say about the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// DNS suffix of services.
+    pub cluster_domain: String,
+    /// Namespace whose security policies apply to the whole mesh.
+    pub root_namespace: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Compiles a configuration. It is refused as a whole, with all findings,
+    /// if one of them is an error.
+    pub fn compile(
+        generation: u64,
+        resources: &ResourceSet,
+        options: &Options,
+    ) -> Result<Self, Vec<Finding>> {
+        let cluster_domain = &options.cluster_domain;
+        let (registry, of_registry) =
+            Registry::compile(resources, &options.trust_domain, cluster_domain);
+        let (peer_authentication, of_policy) =
+            PeerAuthentications::compile(&resources.peer_authentications, &options.root_namespace);
+        let (routes, of_routes) = Routes::compile(
+            &resources.virtual_services,
+            &resources.destination_rules,
+            &registry,
+            cluster_domain,
+        );
+        let findings = [&resources.warnings, &of_registry, &of_policy, &of_routes];
+        let findings: Vec<Finding> = findings.into_iter().flatten().cloned().collect();
+        if findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error)
+        {
+            return Err(findings);
+        }
+        Ok(Self {
+            generation,
+            registry: Arc::new(registry),
+            routes: Arc::new(routes),
+            peer_authentication,
+            warnings: findings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::parse;
+
+    fn compile(text: &str) -> Result<Snapshot, Vec<Finding>> {
+        let resources = parse([("a.yaml", text)]).unwrap();
+        Snapshot::compile(7, &resources, &Options::default())
+    }
+
+    #[test]
+    fn warnings_of_all_stages_are_kept() {
+        let snapshot = compile(
+            "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n\
+             --- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}], selector: {app: a}}}\n\
+             --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p, namespace: istio-system}, \
+                  spec: {selector: {matchLabels: {app: a}}}}\n",
+        )
+        .unwrap();
+        assert_eq!(snapshot.generation, 7);
+        let fields: Vec<_> = snapshot.warnings.iter().map(|w| w.field.as_str()).collect();
+        assert_eq!(fields, ["kind", "spec.selector", "spec.selector"]);
+    }
+
+    #[test]
+    fn one_error_refuses_the_whole() {
+        let findings = compile(
+            "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a}, spec: {address: 10.0.0.1}}\n\
+             --- {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: b}, spec: {address: 10.0.0.1}}\n",
+        )
+        .unwrap_err();
+        assert_eq!(findings[0].severity, Severity::Error);
+        assert_eq!(findings[0].object, "WorkloadEntry default/b");
+    }
 }

@@ -1,9 +1,19 @@
 //! What is there: workloads, services and their endpoints, compiled from the
 //! resources into one immutable value.
 
+mod compile;
+mod draft;
+mod enrol;
+mod kubernetes;
+mod lookup;
+mod protocol;
 #[cfg(test)]
 pub(crate) mod samples;
 mod service;
+mod service_entry;
+#[cfg(test)]
+mod tests;
+mod vip;
 mod workload;
 
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
@@ -12,6 +22,10 @@ pub use workload::{Placement, Tunnel, Workload, WorkloadName};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::resource::{Finding, ResourceSet};
 
 /// Everything that the mesh knows of, indexed for the data path. Immutable:
 /// a change of configuration makes a new one.
@@ -27,18 +41,22 @@ pub struct Registry {
     pub by_host: HashMap<String, Arc<Service>>,
     /// Service address to service.
     pub by_vip: HashMap<IpAddr, Arc<Service>>,
+    /// Further services at an address of `by_vip`, for other ports or hosts.
+    pub shared_vips: HashMap<IpAddr, Vec<Arc<Service>>>,
+    /// Ranges of addresses of services, the narrowest first.
+    pub by_network: Vec<(IpNet, Arc<Service>)>,
     /// Workload address to workload.
     pub by_address: HashMap<IpAddr, Arc<Workload>>,
 }
 
 impl Registry {
-    /// The service whose address (`ClusterIP` or allocated) this is.
-    pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        self.by_vip.get(&address)
-    }
-
-    /// The workload whose address this is.
-    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address.get(&address)
+    /// Compiles workloads and services. The registry is only to be used when
+    /// no finding is an error.
+    pub fn compile(
+        resources: &ResourceSet,
+        trust_domain: &str,
+        cluster_domain: &str,
+    ) -> (Self, Vec<Finding>) {
+        compile::compile(resources, trust_domain, cluster_domain)
     }
 }

@@ -110,6 +110,7 @@ pub fn registry(workloads: Vec<Arc<Workload>>, services: Vec<Service>) -> Regist
             .collect(),
         workloads,
         services,
+        ..Registry::default()
     }
 }
 

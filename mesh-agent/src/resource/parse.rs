@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 use super::documents;
 use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
-use super::{Finding, Meta, Origin, Resource, ResourceSet, Severity};
+use super::{
+    Finding, Meta, Origin, Resource, ResourceSet, Severity, destination_rule, virtual_service,
+};
 
 /// Namespace of objects that do not name one.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -201,13 +203,14 @@ impl Reader {
                 set.peer_authentications
                     .push(typed(meta, spec, check, findings)?);
             }
-            // Routes are checked when they are compiled, against what they lead to.
             Kind::VirtualService => {
                 let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(virtual_service::validate(&resource));
                 set.virtual_services.push(resource);
             }
             Kind::DestinationRule => {
                 let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(destination_rule::validate(&resource));
                 set.destination_rules.push(resource);
             }
         }

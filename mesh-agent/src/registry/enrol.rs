@@ -1,0 +1,251 @@
+//! Workloads from `WorkloadEntry` resources.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Placement, Tunnel, Workload, WorkloadName};
+use crate::identity::Identity;
+use crate::resource::scalar::HostName;
+use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec};
+
+/// Prefix of the annotations below.
+const PREFIX: &str = "undermesh.io/";
+/// The network namespace: its name (`ip netns`) or path.
+const NETNS: &str = "undermesh.io/netns";
+/// A process in the network namespace.
+const PID: &str = "undermesh.io/pid";
+/// A container, by id.
+const CONTAINER: &str = "undermesh.io/container";
+/// The node.
+const NODE: &str = "undermesh.io/node";
+/// Further addresses, with commas between them.
+const ADDRESSES: &str = "undermesh.io/addresses";
+/// Label of workloads that speak HBONE (Istio ambient).
+const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
+/// Service account of workloads that do not name one.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+/// Most addresses of one workload.
+const MAX_ADDRESSES: usize = 16;
+
+/// A workload, and its name in DNS where it has no address.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) workload: Arc<Workload>,
+    pub(super) host: Option<HostName>,
+}
+
+/// All workloads, in file order, and the one at each address.
+pub(super) struct Workloads {
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) by_address: HashMap<IpAddr, Arc<Workload>>,
+}
+
+pub(super) fn workloads(
+    entries: &[Resource<WorkloadEntrySpec>],
+    trust_domain: &Arc<str>,
+    findings: &mut Vec<Finding>,
+) -> Workloads {
+    let mut candidates = Vec::with_capacity(entries.len());
+    let mut by_address: HashMap<IpAddr, Arc<Workload>> = HashMap::new();
+    for entry in entries {
+        let workload = Arc::new(workload(&entry.meta, &entry.spec, trust_domain, findings));
+        for &address in &workload.addresses {
+            let first = by_address
+                .entry(address)
+                .or_insert_with(|| workload.clone());
+            // Several containers may live in one namespace.
+            let together = first.placement.is_some() && first.placement == workload.placement;
+            if first.name != workload.name && !together {
+                let reason = format!(
+                    "{address} is the address of workload {} already ({}); several workloads \
+                     share an address only where they name the same {NETNS}",
+                    first.name, first.origin
+                );
+                findings.push(Finding::error(&entry.meta, "spec.address", reason));
+            }
+        }
+        let host = match &entry.spec.address {
+            Some(Address::Host(host)) => Some(host.clone()),
+            _ => None,
+        };
+        candidates.push(Candidate { workload, host });
+    }
+    Workloads {
+        candidates,
+        by_address,
+    }
+}
+
+fn workload(
+    meta: &Meta,
+    spec: &WorkloadEntrySpec,
+    trust_domain: &Arc<str>,
+    findings: &mut Vec<Finding>,
+) -> Workload {
+    let annotations = Annotations::read(meta, findings);
+    let mut addresses = Vec::new();
+    if let Some(Address::Ip(address)) = spec.address {
+        addresses.push(address);
+    }
+    for address in annotations.addresses {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if annotations.placement.is_some() && addresses.is_empty() {
+        let reason = "a workload of this machine needs an IP address";
+        findings.push(Finding::error(meta, "spec.address", reason));
+    }
+    // As in Istio, the object's own labels beat the specification's.
+    let mut labels = spec.labels.clone();
+    labels.extend(meta.labels.clone());
+
+    let mut workload = endpoint_workload(meta, &meta.name, spec, trust_domain);
+    workload.addresses = addresses;
+    if annotations.placement.is_some() || is_tunnelled(&labels) {
+        workload.tunnel = Tunnel::Hbone;
+    }
+    workload.labels = labels;
+    workload.placement = annotations.placement;
+    workload.node = annotations.node;
+    workload
+}
+
+/// A workload by its specification alone, as `ServiceEntry.endpoints[]` gives it.
+pub(super) fn endpoint_workload(
+    meta: &Meta,
+    name: &str,
+    spec: &WorkloadEntrySpec,
+    trust_domain: &Arc<str>,
+) -> Workload {
+    let namespace: Arc<str> = meta.namespace.as_str().into();
+    let account = spec.service_account.as_deref();
+    Workload {
+        name: WorkloadName {
+            name: name.into(),
+            namespace: namespace.clone(),
+        },
+        labels: spec.labels.clone(),
+        identity: Identity {
+            trust_domain: trust_domain.clone(),
+            namespace,
+            service_account: account.unwrap_or(DEFAULT_SERVICE_ACCOUNT).into(),
+        },
+        addresses: match spec.address {
+            Some(Address::Ip(address)) => vec![address],
+            _ => Vec::new(),
+        },
+        ports: (spec.ports.iter())
+            .map(|(name, port)| (name.clone(), port.0))
+            .collect(),
+        node: None,
+        placement: None,
+        tunnel: if is_tunnelled(&spec.labels) {
+            Tunnel::Hbone
+        } else {
+            Tunnel::None
+        },
+        locality: spec.locality.clone(),
+        weight: spec.weight.max(1),
+        origin: meta.origin.to_string(),
+    }
+}
+
+fn is_tunnelled(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(TUNNEL.0).is_some_and(|value| value == TUNNEL.1)
+}
+
+/// What the annotations of an entry say.
+#[derive(Default)]
+struct Annotations {
+    placement: Option<Placement>,
+    node: Option<String>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Annotations {
+    fn read(meta: &Meta, findings: &mut Vec<Finding>) -> Self {
+        let mut read = Self::default();
+        let ours = (meta.annotations.iter()).filter(|(key, _)| key.starts_with(PREFIX));
+        for (key, value) in ours {
+            let field = || format!("metadata.annotations[{key}]");
+            let placement = match key.as_str() {
+                NODE => {
+                    read.node = (!value.is_empty()).then(|| value.clone());
+                    continue;
+                }
+                ADDRESSES => {
+                    match addresses(value) {
+                        Ok(addresses) => read.addresses = addresses,
+                        Err(reason) => findings.push(Finding::error(meta, field(), reason)),
+                    }
+                    continue;
+                }
+                NETNS => netns(value),
+                PID => pid(value),
+                CONTAINER => container(value),
+                _ => {
+                    let known = [NETNS, PID, CONTAINER, NODE, ADDRESSES].join(", ");
+                    let reason =
+                        format!("is not an annotation that the mesh knows; it knows {known}");
+                    findings.push(Finding::warning(meta, field(), reason));
+                    continue;
+                }
+            };
+            let error = match placement {
+                Ok(_) if read.placement.is_some() => {
+                    format!("only one of {NETNS}, {PID} and {CONTAINER} may be given")
+                }
+                Ok(placement) => {
+                    read.placement = Some(placement);
+                    continue;
+                }
+                Err(reason) => reason,
+            };
+            findings.push(Finding::error(meta, field(), error));
+        }
+        read
+    }
+}
+
+fn netns(value: &str) -> Result<Placement, String> {
+    if value.is_empty() || value == "." || value == ".." {
+        Err(format!("{value:?} is not a network namespace"))
+    } else if value.contains('/') && !value.starts_with('/') {
+        Err(format!(
+            "{value:?} is neither the name of a network namespace nor an absolute path"
+        ))
+    } else {
+        Ok(Placement::Netns(value.to_owned()))
+    }
+}
+
+fn pid(value: &str) -> Result<Placement, String> {
+    match value.parse() {
+        // Process ids are positive 32-bit integers with a sign.
+        Ok(pid) if pid > 0 && i32::try_from(pid).is_ok() => Ok(Placement::Pid(pid)),
+        _ => Err(format!("{value:?} is not the id of a process")),
+    }
+}
+
+fn container(value: &str) -> Result<Placement, String> {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
+    if !value.is_empty() && !value.starts_with('.') && value.bytes().all(plain) {
+        Ok(Placement::Container(value.to_owned()))
+    } else {
+        Err(format!("{value:?} is not the id of a container"))
+    }
+}
+
+fn addresses(value: &str) -> Result<Vec<IpAddr>, String> {
+    let texts: Vec<&str> = value.split(',').map(str::trim).collect();
+    if texts.len() > MAX_ADDRESSES {
+        return Err(format!("has more than {MAX_ADDRESSES} addresses"));
+    }
+    let address = |text: &str| match text.parse::<IpAddr>() {
+        Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+        _ => Err(format!("{text:?} is not the IP address of a workload")),
+    };
+    texts.into_iter().map(address).collect()
+}

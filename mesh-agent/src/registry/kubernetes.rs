@@ -1,0 +1,174 @@
+//! Services from Kubernetes `Service` resources.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::draft::{self, Draft, Pool, Wanted};
+use super::enrol::Candidate;
+use super::{Endpoint, Location, Protocol, Resolution, Service, ServicePort, Workload, protocol};
+use crate::resource::scalar::TargetPort;
+use crate::resource::{
+    ClusterIp, Finding, IpFamily, Resource, ServicePortSpec, ServiceSpec, ServiceType, Transport,
+};
+
+pub(super) fn draft<'a>(
+    resource: &'a Resource<ServiceSpec>,
+    pool: &Pool<'_>,
+    cluster_domain: &str,
+    findings: &mut Vec<Finding>,
+) -> Draft<'a> {
+    let Resource { meta, spec } = resource;
+    let external = spec.r#type == ServiceType::ExternalName;
+    let ports = ports(&spec.ports);
+    let endpoints = if external {
+        external_endpoint(spec, &ports)
+    } else {
+        selected(resource, pool, findings)
+    };
+
+    let listed = spec.cluster_ips();
+    let headless = external || listed.contains(&ClusterIp::Headless);
+    let address = |ip: &ClusterIp| match ip {
+        ClusterIp::Address(address) => Some(*address),
+        ClusterIp::Allocate | ClusterIp::Headless => None,
+    };
+    let vips: Vec<IpAddr> = listed.iter().filter_map(address).collect();
+    let wanted = if headless || !vips.is_empty() {
+        Wanted::default()
+    } else if spec.ip_families.is_empty() {
+        Wanted::by_endpoints(&endpoints)
+    } else {
+        Wanted {
+            v4: spec.ip_families.contains(&IpFamily::IPv4),
+            v6: spec.ip_families.contains(&IpFamily::IPv6),
+        }
+    };
+    Draft {
+        meta,
+        service: Service {
+            host: format!("{}.{}.svc.{cluster_domain}", meta.name, meta.namespace),
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            vips,
+            headless,
+            ports,
+            endpoints,
+            location: if external {
+                Location::MeshExternal
+            } else {
+                Location::MeshInternal
+            },
+            resolution: if external {
+                Resolution::Dns
+            } else {
+                Resolution::Static
+            },
+            subject_alt_names: Vec::new(),
+            origin: meta.origin.to_string(),
+        },
+        networks: Vec::new(),
+        wanted,
+    }
+}
+
+/// The ports, TCP first: where TCP and UDP have one number (as DNS does), the
+/// number stands for the TCP port.
+fn tcp_first(specs: &[ServicePortSpec]) -> impl Iterator<Item = &ServicePortSpec> {
+    let tcp = |spec: &&ServicePortSpec| spec.protocol == Transport::Tcp;
+    specs
+        .iter()
+        .filter(tcp)
+        .chain(specs.iter().filter(move |spec| !tcp(spec)))
+}
+
+fn ports(specs: &[ServicePortSpec]) -> Vec<ServicePort> {
+    let port = |spec: &ServicePortSpec| ServicePort {
+        name: spec.name.clone(),
+        number: spec.port.0,
+        protocol: match spec.protocol {
+            Transport::Tcp => {
+                protocol::declared(&spec.name, spec.app_protocol.as_deref(), spec.port.0)
+            }
+            // Neither travels through the mesh.
+            Transport::Udp | Transport::Sctp => Protocol::Udp,
+        },
+    };
+    tcp_first(specs).map(port).collect()
+}
+
+fn external_endpoint(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<Arc<Endpoint>> {
+    let host = spec.external_name.iter().map(ToString::to_string);
+    host.map(|host| {
+        Arc::new(Endpoint {
+            address: None,
+            host: Some(host),
+            ports: ports
+                .iter()
+                .map(|port| (port.number, port.number))
+                .collect(),
+            labels: BTreeMap::new(),
+            weight: 1,
+            workload: None,
+        })
+    })
+    .collect()
+}
+
+fn selected(
+    resource: &Resource<ServiceSpec>,
+    pool: &Pool<'_>,
+    findings: &mut Vec<Finding>,
+) -> Vec<Arc<Endpoint>> {
+    let Resource { meta, spec } = resource;
+    if spec.selector.is_empty() {
+        let reason =
+            "without a selector the service has no endpoints; use a ServiceEntry to name them";
+        findings.push(Finding::warning(meta, "spec.selector", reason));
+        return Vec::new();
+    }
+    let candidates = pool.select(&meta.namespace, &spec.selector);
+    if candidates.is_empty() {
+        let reason = format!("selects no WorkloadEntry of namespace {}", meta.namespace);
+        findings.push(Finding::warning(meta, "spec.selector", reason));
+    }
+    for (index, port) in spec.ports.iter().enumerate() {
+        let lacks = |c: &&&Candidate| target(port, &c.workload).is_none();
+        if let (Some(TargetPort::Name(name)), Some(candidate)) =
+            (&port.target_port, candidates.iter().find(lacks))
+        {
+            let reason = format!(
+                "workload {} has no port of the name {name:?} in spec.ports, so it does not serve port {}",
+                candidate.workload.name, port.port.0
+            );
+            let field = format!("spec.ports[{index}].targetPort");
+            findings.push(Finding::warning(meta, field, reason));
+        }
+    }
+    let addressed = candidates
+        .into_iter()
+        .filter(|c| !c.workload.addresses.is_empty());
+    addressed
+        .map(|candidate| {
+            let mut ports = BTreeMap::new();
+            for port in tcp_first(&spec.ports) {
+                if let Some(target) = target(port, &candidate.workload) {
+                    ports.entry(port.port.0).or_insert(target);
+                }
+            }
+            Arc::new(draft::endpoint(candidate, ports))
+        })
+        .collect()
+}
+
+/// The port on which the workload serves a port of the service.
+fn target(port: &ServicePortSpec, workload: &Workload) -> Option<u16> {
+    if let Some(&own) = workload.ports.get(&port.name) {
+        return Some(own);
+    }
+    match &port.target_port {
+        None => Some(port.port.0),
+        Some(TargetPort::Number(number)) => Some(*number),
+        Some(TargetPort::Name(name)) => workload.ports.get(name).copied(),
+    }
+}

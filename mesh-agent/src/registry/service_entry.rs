@@ -1,0 +1,198 @@
+//! Services from Istio `ServiceEntry` resources: one for each host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::draft::{self, Draft, Pool, Wanted};
+use super::{
+    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, enrol, protocol,
+};
+use crate::resource::scalar::HostName;
+use crate::resource::{
+    Address, Finding, LocationSpec, PortProtocol, ResolutionSpec, Resource, ServiceEntryPort,
+    ServiceEntrySpec, WorkloadEntrySpec,
+};
+
+/// Label by which an entry declines an allocated address (Istio).
+const AUTO_ALLOCATE: &str = "networking.istio.io/enable-autoallocate-ip";
+
+pub(super) fn drafts<'a>(
+    resource: &'a Resource<ServiceEntrySpec>,
+    pool: &Pool<'_>,
+    trust_domain: &Arc<str>,
+    findings: &mut Vec<Finding>,
+) -> Vec<Draft<'a>> {
+    let Resource { meta, spec } = resource;
+    let endpoints = endpoints(resource, pool, trust_domain, findings);
+    let vips: Vec<_> = spec
+        .addresses
+        .iter()
+        .filter_map(|net| net.single())
+        .collect();
+    let ranges = spec.addresses.iter().filter(|net| net.single().is_none());
+    let networks: Vec<_> = ranges.map(|net| net.0).collect();
+    let declined = (meta.labels.get(AUTO_ALLOCATE)).is_some_and(|value| value == "false");
+    let draft = |host: &HostName| {
+        let endpoints = match endpoints.as_slice() {
+            [] if resolution(spec) == Resolution::Dns => vec![Arc::new(itself(host, &spec.ports))],
+            endpoints => endpoints.to_vec(),
+        };
+        // As in Istio: a wildcard has no name that DNS could answer, and
+        // resolution NONE needs the address that the application knows.
+        let allocate = spec.addresses.is_empty()
+            && spec.resolution != ResolutionSpec::None
+            && !host.is_wildcard()
+            && !declined;
+        Draft {
+            meta,
+            wanted: if allocate {
+                Wanted::by_endpoints(&endpoints)
+            } else {
+                Wanted::default()
+            },
+            networks: networks.clone(),
+            service: Service {
+                host: host.to_string(),
+                name: meta.name.clone(),
+                namespace: meta.namespace.clone(),
+                vips: vips.clone(),
+                headless: false,
+                ports: spec.ports.iter().map(port).collect(),
+                endpoints,
+                location: match spec.location {
+                    LocationSpec::MeshInternal => Location::MeshInternal,
+                    LocationSpec::MeshExternal => Location::MeshExternal,
+                },
+                resolution: resolution(spec),
+                subject_alt_names: spec.subject_alt_names.clone(),
+                origin: meta.origin.to_string(),
+            },
+        }
+    };
+    spec.hosts.iter().map(draft).collect()
+}
+
+fn resolution(spec: &ServiceEntrySpec) -> Resolution {
+    match spec.resolution {
+        ResolutionSpec::None => Resolution::None,
+        ResolutionSpec::Static => Resolution::Static,
+        // DYNAMIC_DNS is refused when it is read.
+        ResolutionSpec::Dns | ResolutionSpec::DnsRoundRobin | ResolutionSpec::DynamicDns => {
+            Resolution::Dns
+        }
+    }
+}
+
+fn port(spec: &ServiceEntryPort) -> ServicePort {
+    ServicePort {
+        name: spec.name.clone(),
+        number: spec.number.0,
+        protocol: match spec.protocol {
+            PortProtocol::Unset => protocol::declared(&spec.name, None, spec.number.0),
+            PortProtocol::Http => Protocol::Http,
+            PortProtocol::Http2 => Protocol::Http2,
+            PortProtocol::Grpc => Protocol::Grpc,
+            PortProtocol::Tls => Protocol::Tls,
+            PortProtocol::Tcp => Protocol::Tcp,
+            PortProtocol::Udp => Protocol::Udp,
+        },
+    }
+}
+
+/// A host that DNS resolves, as the only endpoint of itself.
+fn itself(host: &HostName, ports: &[ServiceEntryPort]) -> Endpoint {
+    Endpoint {
+        address: None,
+        host: Some(host.to_string()),
+        ports: targets(ports, |_| None),
+        labels: BTreeMap::new(),
+        weight: 1,
+        workload: None,
+    }
+}
+
+/// Ports of the service to ports of an endpoint, which may have its `own` by name.
+fn targets(ports: &[ServiceEntryPort], own: impl Fn(&str) -> Option<u16>) -> BTreeMap<u16, u16> {
+    let target = |port: &ServiceEntryPort| {
+        let default = port.target_port.unwrap_or(port.number).0;
+        (port.number.0, own(&port.name).unwrap_or(default))
+    };
+    ports.iter().map(target).collect()
+}
+
+fn endpoints(
+    resource: &Resource<ServiceEntrySpec>,
+    pool: &Pool<'_>,
+    trust_domain: &Arc<str>,
+    findings: &mut Vec<Finding>,
+) -> Vec<Arc<Endpoint>> {
+    let Resource { meta, spec } = resource;
+    let Some(selector) = &spec.workload_selector else {
+        let written = spec.endpoints.iter().enumerate();
+        return written
+            .map(|(index, endpoint)| {
+                Arc::new(written_endpoint(
+                    resource,
+                    index,
+                    endpoint,
+                    pool,
+                    trust_domain,
+                ))
+            })
+            .collect();
+    };
+    let selected = pool.select(&meta.namespace, &selector.labels);
+    if selected.is_empty() {
+        let reason = format!("selects no WorkloadEntry of namespace {}", meta.namespace);
+        findings.push(Finding::warning(meta, "spec.workloadSelector", reason));
+    }
+    let usable = selected.into_iter().filter(|candidate| {
+        // Only DNS makes an endpoint of a workload that has just a name.
+        !candidate.workload.addresses.is_empty() || resolution(spec) == Resolution::Dns
+    });
+    usable
+        .map(|candidate| {
+            let own = |name: &str| candidate.workload.ports.get(name).copied();
+            let mut endpoint = draft::endpoint(candidate, targets(&spec.ports, own));
+            if spec.location == LocationSpec::MeshExternal {
+                endpoint.workload = None;
+            }
+            Arc::new(endpoint)
+        })
+        .collect()
+}
+
+fn written_endpoint(
+    resource: &Resource<ServiceEntrySpec>,
+    index: usize,
+    endpoint: &WorkloadEntrySpec,
+    pool: &Pool<'_>,
+    trust_domain: &Arc<str>,
+) -> Endpoint {
+    let Resource { meta, spec } = resource;
+    let (address, host) = match &endpoint.address {
+        Some(Address::Ip(address)) => (Some(*address), None),
+        Some(Address::Host(host)) => (None, Some(host.to_string())),
+        None => (None, None),
+    };
+    // Outside of the mesh no identity is expected, whoever is there.
+    let workload = address
+        .filter(|_| spec.location == LocationSpec::MeshInternal)
+        .and_then(|address| {
+            pool.at(address).cloned().or_else(|| {
+                let name = format!("{}-{index}", meta.name);
+                let workload = enrol::endpoint_workload(meta, &name, endpoint, trust_domain);
+                (workload.tunnel == Tunnel::Hbone).then(|| Arc::new(workload))
+            })
+        });
+    Endpoint {
+        address,
+        host,
+        ports: targets(&spec.ports, |name| {
+            endpoint.ports.get(name).map(|port| port.0)
+        }),
+        labels: endpoint.labels.clone(),
+        weight: endpoint.weight.max(1),
+        workload,
+    }
+}
