@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, LOCATION};
@@ -13,6 +13,7 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::answer::{self, Answer};
 use super::connector::{Connector, Target};
@@ -203,7 +204,7 @@ struct Forwarded {
     sent: Sent,
     in_flight: InFlight,
     began: Instant,
-    deadline: Option<tokio::time::Instant>,
+    deadline: Option<Instant>,
     client_upgrade: Option<OnUpgrade>,
     is_connect: bool,
 }
@@ -235,7 +236,8 @@ impl<C: Connector> Exchange<'_, C> {
             Some(timeout) => within(timeout, &body, attempts).await?,
         };
         body.commit();
-        let deadline = timeout.map(|timeout| tokio::time::Instant::from_std(began) + timeout);
+        // The time runs from the end of the request to the end of the response.
+        let deadline = timeout.and_then(|timeout| Some(body.ended_at(began)? + timeout));
         Ok(Forwarded {
             sent,
             in_flight,
