@@ -100,6 +100,10 @@ pub(super) fn forward(
     default_authority: &str,
     protocol: UpstreamProtocol,
 ) -> Result<(), BadRequest> {
+    let any_http2 = parts.version == Version::HTTP_2 || protocol == UpstreamProtocol::Http2;
+    if parts.method == Method::CONNECT && any_http2 {
+        return Err(BadRequest::Target);
+    }
     let headers = &mut parts.headers;
     let takes_trailers = headers
         .get_all(TE)

@@ -3,6 +3,7 @@
 mod answer;
 mod connector;
 mod exchange;
+mod forward;
 mod message;
 mod pool;
 mod record;

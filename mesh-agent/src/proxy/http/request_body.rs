@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Body up to which a request can be sent again, in bytes.
 const MAX_REPLAY: usize = 64 * 1024;
@@ -47,7 +48,8 @@ struct State {
     kept_bytes: usize,
     /// `kept` is complete so far, and further frames are added.
     keep: bool,
-    ended: bool,
+    /// When the client had sent all of it.
+    ended: Option<Instant>,
     attempt: u32,
 }
 
@@ -68,7 +70,7 @@ impl BodySource {
                 kept: Vec::new(),
                 kept_bytes: 0,
                 keep: true,
-                ended: false,
+                ended: None,
                 attempt: 0,
             }),
             ended: Notify::new(),
@@ -104,12 +106,21 @@ impl BodySource {
         }
     }
 
+    /// When the client had sent all of its request; `None` while it is still sending.
+    /// `began` is for requests without a body.
+    pub(super) fn ended_at(&self, began: Instant) -> Option<Instant> {
+        match &self.0 {
+            None => Some(began),
+            Some(shared) => shared.state.lock().ended,
+        }
+    }
+
     /// Completes when the client has sent all of its request.
     pub(super) async fn ended(&self) {
         let Some(shared) = &self.0 else { return };
         loop {
             let notified = shared.ended.notified();
-            if shared.state.lock().ended {
+            if shared.state.lock().ended.is_some() {
                 return;
             }
             notified.await;
@@ -169,7 +180,7 @@ impl Body for RequestBody {
             state.kept.clear();
             this.position = 0;
         }
-        if state.ended {
+        if state.ended.is_some() {
             return Poll::Ready(None);
         }
         let frame = ready!(Pin::new(&mut state.incoming).poll_frame(cx));
@@ -178,7 +189,7 @@ impl Body for RequestBody {
             this.position = state.kept.len();
         }
         if frame.is_none() || state.incoming.is_end_stream() {
-            state.ended = true;
+            state.ended = Some(Instant::now());
             source.ended.notify_waiters();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
@@ -187,7 +198,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
             let state = source.state.lock();
-            state.ended && self.position >= state.kept.len()
+            state.ended.is_some() && self.position >= state.kept.len()
         })
     }
 

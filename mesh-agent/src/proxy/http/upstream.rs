@@ -10,7 +10,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::{Connector, Target};
-use super::pool::{Key, Pool, Stream, UpstreamProtocol};
+use super::pool::{Key, Multiplexed, Pool, Stream, UpstreamProtocol};
 use super::request_body::RequestBody;
 use crate::balance::{EndpointAddress, Load};
 
@@ -79,20 +79,13 @@ impl<C: Connector> Upstreams<C> {
                 for last in [false, true] {
                     let reused = connections.stream();
                     let is_reused = reused.is_some();
-                    let (mut sender, stream) = match reused {
-                        Some(stream) => stream,
-                        None => {
-                            let _turn = connections.connecting.lock().await;
-                            match connections.stream() {
-                                Some(stream) => stream,
-                                None => match self.open_http2(wanted).await {
-                                    Ok(sender) => connections.add(sender),
-                                    Err(cause) => {
-                                        return Err(SendError::unsent(cause, request));
-                                    }
-                                },
-                            }
-                        }
+                    let stream = match reused {
+                        Some(stream) => Ok(stream),
+                        None => self.open_or_share_http2(wanted, &connections).await,
+                    };
+                    let (mut sender, stream) = match stream {
+                        Ok(stream) => stream,
+                        Err(cause) => return Err(SendError::unsent(cause, request)),
                     };
                     match sender.try_send_request(request).await {
                         Ok(response) => {
@@ -144,6 +137,23 @@ impl<C: Connector> Upstreams<C> {
             }
         });
         Ok(sender)
+    }
+
+    /// A new connection, or the one that somebody else is making right now.
+    async fn open_or_share_http2(
+        &self,
+        wanted: &Wanted<'_>,
+        connections: &Multiplexed,
+    ) -> Result<(http2::SendRequest<RequestBody>, Stream), ConnectError> {
+        // Whoever waits for another's attempt in vain does not begin its own.
+        let turn = tokio::time::timeout(wanted.connect_timeout, connections.connecting.lock());
+        let Ok(_turn) = turn.await else {
+            return Err(ConnectError::Timeout(wanted.connect_timeout));
+        };
+        match connections.stream() {
+            Some(stream) => Ok(stream),
+            None => Ok(connections.add(self.open_http2(wanted).await?)),
+        }
     }
 
     async fn open_http2(
@@ -265,7 +275,12 @@ impl SendError {
     fn ended(error: hyper::Error, reused: bool) -> Self {
         let h2 = source::<h2::Error>(&error);
         Self::Ended {
-            refused: h2.is_some_and(|h2| h2.reason() == Some(h2::Reason::REFUSED_STREAM)),
+            // A stream that a graceful GOAWAY ends was not processed (RFC 9113, section 6.8).
+            refused: h2.is_some_and(|h2| match h2.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => true,
+                Some(h2::Reason::NO_ERROR) => h2.is_go_away() && h2.is_remote(),
+                _ => false,
+            }),
             reset: h2.is_some_and(h2::Error::is_reset),
             client: source::<super::BodyError>(&error).is_some(),
             reused,

@@ -293,3 +293,6 @@ fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,21 +1,17 @@
 //! Which VirtualServices can be used, field by field.
 
-use std::collections::BTreeMap;
+mod action;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::HeaderName;
 use regex::Regex;
 
 use super::*;
 use crate::resource::report::Report;
-use crate::resource::value::{grpc_status_code, parse_subnet};
+use crate::resource::value::parse_subnet;
 use crate::resource::{Finding, Resource};
 
 /// Longest regular expression, in characters, as in Istio.
 const MAX_REGEX_LENGTH: usize = 1024;
-/// Body of a `directResponse` above which Istio refuses, in bytes.
-const MAX_DIRECT_BODY: usize = 1024 * 1024;
-/// Body of a `directResponse` above which Istio warns, in bytes.
-const LARGE_DIRECT_BODY: usize = 100 * 1024;
 
 /// Checks a resource. Errors make it unusable; warnings name fields that are not applied.
 pub fn validate(resource: &Resource<VirtualServiceSpec>) -> Vec<Finding> {
@@ -100,7 +96,7 @@ fn http_route(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
     for (i, block) in route.r#match.iter().enumerate() {
         http_match(report, block, &format!("{field}.match[{i}]"));
     }
-    action(report, route, field);
+    one_action(report, route, field);
     weights(
         report,
         route
@@ -111,18 +107,18 @@ fn http_route(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
     );
     for (i, entry) in route.route.iter().enumerate() {
         if let Some(edits) = &entry.headers {
-            headers(report, edits, &format!("{field}.route[{i}].headers"));
+            action::headers(report, edits, &format!("{field}.route[{i}].headers"));
         }
     }
     report.duration_or_zero(route.timeout, format!("{field}.timeout"));
     if let Some(retry) = &route.retries {
-        retries(report, retry, &format!("{field}.retries"));
+        action::retries(report, retry, &format!("{field}.retries"));
     }
     if let Some(injected) = &route.fault {
-        fault(report, injected, &format!("{field}.fault"));
+        action::fault(report, injected, &format!("{field}.fault"));
     }
     if let Some(edits) = &route.headers {
-        headers(report, edits, &format!("{field}.headers"));
+        action::headers(report, edits, &format!("{field}.headers"));
     }
     if route.mirror.is_some() && !route.mirrors.is_empty() {
         report.error(format!("{field}.mirrors"), "excludes mirror");
@@ -167,7 +163,7 @@ fn http_route(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
 }
 
 /// Exactly one of route, redirect, directResponse and delegate.
-fn action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
+fn one_action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
     let actions = [
         ("route", !route.route.is_empty()),
         ("redirect", route.redirect.is_some()),
@@ -205,10 +201,10 @@ fn action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
         }
     }
     if let Some(to) = &route.redirect {
-        redirect(report, route, to, &format!("{field}.redirect"));
+        action::redirect(report, route, to, &format!("{field}.redirect"));
     }
     if let Some(answer) = &route.direct_response {
-        direct_response(report, answer, &format!("{field}.directResponse"));
+        action::direct_response(report, answer, &format!("{field}.directResponse"));
     }
     if route.delegate.is_some() {
         report.warning(
@@ -217,7 +213,7 @@ fn action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
         );
     }
     if let Some(change) = &route.rewrite {
-        rewrite(report, change, &format!("{field}.rewrite"));
+        action::rewrite(report, change, &format!("{field}.rewrite"));
     }
 }
 
@@ -353,255 +349,6 @@ fn weights<'a>(
     }
 }
 
-fn redirect(report: &mut Report<'_>, route: &HttpRoute, to: &HttpRedirect, field: &str) {
-    if to.uri.is_none()
-        && to.prefix_rewrite.is_none()
-        && to.authority.is_none()
-        && to.scheme.is_none()
-        && to.port.is_none()
-    {
-        report.error(
-            field,
-            "needs at least one of uri, prefixRewrite, authority, scheme and port",
-        );
-    }
-    if to.uri.is_some() && to.prefix_rewrite.is_some() {
-        report.error(format!("{field}.prefixRewrite"), "excludes uri");
-    }
-    let prefix_only =
-        |block: &HttpMatch| block.uri.as_ref().is_some_and(|uri| uri.prefix.is_some());
-    if to.prefix_rewrite.is_some()
-        && (route.r#match.is_empty() || !route.r#match.iter().all(prefix_only))
-    {
-        report.error(
-            format!("{field}.prefixRewrite"),
-            "needs prefix matches of the uri",
-        );
-    }
-    if to.port.is_some() && to.derive_port.is_some() {
-        report.error(format!("{field}.derivePort"), "excludes port");
-    }
-    if let Some(port) = to.port {
-        report.port(port, format!("{field}.port"));
-    }
-    if let Some(scheme) = &to.scheme
-        && !matches!(scheme.as_str(), "http" | "https")
-    {
-        report.error(
-            format!("{field}.scheme"),
-            format!("{scheme:?} is neither http nor https"),
-        );
-    }
-    match to.redirect_code {
-        None | Some(301 | 302 | 303 | 307 | 308) => {}
-        Some(code @ 300..=399) => report.error(
-            format!("{field}.redirectCode"),
-            format!("{code} is not one of 301, 302, 303, 307 and 308"),
-        ),
-        Some(code) => report.error(
-            format!("{field}.redirectCode"),
-            format!("{code} is no redirection"),
-        ),
-    }
-}
-
-fn direct_response(report: &mut Report<'_>, answer: &HttpDirectResponse, field: &str) {
-    if !(200..=599).contains(&answer.status) {
-        report.error(
-            format!("{field}.status"),
-            format!("{} is not within 200 to 599", answer.status),
-        );
-    }
-    let Some(body) = &answer.body else { return };
-    let length = match (&body.string, &body.bytes) {
-        (Some(_), Some(_)) => {
-            return report.error(format!("{field}.body.bytes"), "excludes string");
-        }
-        (Some(text), None) => text.len(),
-        (None, Some(bytes)) => bytes.0.len(),
-        (None, None) => 0,
-    };
-    if length > MAX_DIRECT_BODY {
-        report.error(
-            format!("{field}.body"),
-            format!("{length} bytes are more than 1 MB"),
-        );
-    } else if length > LARGE_DIRECT_BODY {
-        report.warning(
-            format!("{field}.body"),
-            format!("{length} bytes are a lot to keep in the configuration"),
-        );
-    }
-}
-
-fn rewrite(report: &mut Report<'_>, change: &HttpRewrite, field: &str) {
-    if change.uri.is_none() && change.authority.is_none() && change.uri_regex_rewrite.is_none() {
-        report.error(field, "needs uri, authority or uriRegexRewrite");
-    }
-    if let Some(authority) = &change.authority
-        && HeaderValue::from_str(authority).is_err()
-    {
-        report.error(
-            format!("{field}.authority"),
-            format!("{authority:?} is not an authority"),
-        );
-    }
-    if let Some(pattern) = &change.uri_regex_rewrite {
-        if change.uri.is_some() {
-            report.error(format!("{field}.uriRegexRewrite"), "excludes uri");
-        }
-        regex(
-            report,
-            &pattern.r#match,
-            &format!("{field}.uriRegexRewrite.match"),
-        );
-    }
-}
-
-fn retries(report: &mut Report<'_>, retry: &HttpRetry, field: &str) {
-    if retry.attempts < 0 {
-        report.error(
-            format!("{field}.attempts"),
-            format!("{} is negative", retry.attempts),
-        );
-    }
-    report.duration_or_zero(retry.per_try_timeout, format!("{field}.perTryTimeout"));
-    report.duration(retry.backoff, format!("{field}.backoff"));
-    if let Some(words) = &retry.retry_on {
-        for word in words
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-        {
-            let field = format!("{field}.retryOn");
-            match word.parse::<u16>() {
-                Ok(code) if StatusCode::from_u16(code).is_ok() => {}
-                Ok(code) => report.error(field, format!("{code} is not a status code")),
-                Err(_) if RETRY_CONDITIONS.contains(&word) => {}
-                Err(_) if matches!(word, "retriable-headers" | "http3-post-connect-failure") => {
-                    report.warning(field, format!("{word:?} is not applied by this version"));
-                }
-                Err(_) => report.error(field, format!("{word:?} is not a condition for a retry")),
-            }
-        }
-    }
-    report.not_applied(
-        retry.retry_remote_localities == Some(true),
-        format!("{field}.retryRemoteLocalities"),
-    );
-}
-
-fn fault(report: &mut Report<'_>, injected: &HttpFault, field: &str) {
-    if injected.delay.is_none() && injected.abort.is_none() {
-        report.error(field, "needs delay or abort");
-    }
-    if let Some(delay) = &injected.delay {
-        let field = format!("{field}.delay");
-        if delay.exponential_delay.is_some() {
-            report.error(
-                format!("{field}.exponentialDelay"),
-                "is not supported, use fixedDelay",
-            );
-        } else if delay.fixed_delay.is_none() {
-            report.error(format!("{field}.fixedDelay"), "is required");
-        }
-        report.duration(delay.fixed_delay, format!("{field}.fixedDelay"));
-        report.percent(delay.percentage, format!("{field}.percentage.value"));
-        if delay
-            .percent
-            .is_some_and(|percent| !(0..=100).contains(&percent))
-        {
-            report.error(format!("{field}.percent"), "must be between 0 and 100");
-        }
-        if delay.percentage.is_none() && delay.percent.is_none() {
-            report.warning(
-                format!("{field}.percentage"),
-                "is left out: no request is delayed",
-            );
-        }
-    }
-    if let Some(abort) = &injected.abort {
-        let field = format!("{field}.abort");
-        match (abort.http_status, &abort.grpc_status, &abort.http2_error) {
-            (_, _, Some(_)) => report.error(format!("{field}.http2Error"), "is not supported"),
-            (Some(status), None, None) => {
-                if !(200..=599).contains(&status) {
-                    report.error(
-                        format!("{field}.httpStatus"),
-                        format!("{status} is not within 200 to 599"),
-                    );
-                }
-            }
-            (None, Some(status), None) => {
-                if grpc_status_code(status).is_none() {
-                    report.error(
-                        format!("{field}.grpcStatus"),
-                        format!("{status:?} is not the name of a gRPC status"),
-                    );
-                }
-            }
-            (Some(_), Some(_), None) => {
-                report.error(format!("{field}.grpcStatus"), "excludes httpStatus")
-            }
-            (None, None, None) => report.error(field.clone(), "needs httpStatus or grpcStatus"),
-        }
-        report.percent(abort.percentage, format!("{field}.percentage.value"));
-        if abort.percentage.is_none() {
-            report.warning(
-                format!("{field}.percentage"),
-                "is left out: no request is aborted",
-            );
-        }
-    }
-}
-
-fn headers(report: &mut Report<'_>, edits: &Headers, field: &str) {
-    for (side, operations) in [("request", &edits.request), ("response", &edits.response)] {
-        let Some(operations) = operations else {
-            continue;
-        };
-        let field = format!("{field}.{side}");
-        let mut authorities = 0;
-        for (verb, values) in [("set", &operations.set), ("add", &operations.add)] {
-            authorities += authority_keys(values);
-            for (name, value) in values {
-                let field = format!("{field}.{verb}[{name}]");
-                header_name(report, name, side, &field);
-                if HeaderValue::from_str(value).is_err() {
-                    report.error(field, format!("{value:?} is not a header value"));
-                } else if value.replace("%%", "").contains('%') {
-                    report.warning(field, "%...% commands are not applied by this version: the value is sent as it stands");
-                }
-            }
-        }
-        for (i, name) in operations.remove.iter().enumerate() {
-            header_name(report, name, "", &format!("{field}.remove[{i}]"));
-        }
-        if side == "request" && authorities > 1 {
-            report.error(field, "gives the authority twice");
-        }
-    }
-}
-
-fn authority_keys(values: &BTreeMap<String, String>) -> usize {
-    values.keys().filter(|name| is_authority(name)).count()
-}
-
-fn is_authority(name: &str) -> bool {
-    name == ":authority" || name.eq_ignore_ascii_case("host")
-}
-
-fn header_name(report: &mut Report<'_>, name: &str, side: &str, field: &str) {
-    if is_authority(name) && side == "request" {
-        return;
-    }
-    if name.starts_with(':') || is_authority(name) {
-        report.warning(field, "has no effect: this header is not edited here");
-    } else if HeaderName::from_bytes(name.as_bytes()).is_err() {
-        report.error(field, format!("{name:?} is not a header name"));
-    }
-}
-
 fn tcp_route(report: &mut Report<'_>, route: &TcpRoute, field: &str) {
     for (i, block) in route.r#match.iter().enumerate() {
         let field = format!("{field}.match[{i}]");
@@ -649,3 +396,6 @@ fn opaque_route(report: &mut Report<'_>, route: &[RouteDestination], field: &str
         field,
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+use super::*;
+use crate::resource::Severity;
+use crate::route::fixture::resource;
+
+/// Findings as `severity field: reason`.
+fn findings(spec: &str) -> Vec<String> {
+    validate(&resource("DestinationRule", "default/test", spec))
+        .iter()
+        .map(|finding| {
+            let severity = match finding.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            };
+            format!("{severity} {}: {}", finding.field, finding.reason)
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_applied_has_no_findings() {
+    let spec = "{host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}], \
+        trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, tls: {mode: ISTIO_MUTUAL}, connectionPool: {tcp: {connectTimeout: 1s}}}}";
+    assert_eq!(findings(spec), [""; 0]);
+}
+
+#[test]
+fn the_guides_circuit_breaker_says_what_is_not_applied() {
+    let spec = "{host: backend-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 100}, \
+        http: {http1MaxPendingRequests: 50, maxRequestsPerConnection: 10}}, \
+        outlierDetection: {consecutive5xxErrors: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50}}}";
+    assert_eq!(
+        findings(spec),
+        [
+            "warning spec.trafficPolicy.connectionPool.tcp.maxConnections: not applied by this version",
+            "warning spec.trafficPolicy.connectionPool.http.http1MaxPendingRequests: not applied by this version",
+            "warning spec.trafficPolicy.connectionPool.http.maxRequestsPerConnection: not applied by this version",
+            "warning spec.trafficPolicy.outlierDetection: not applied by this version",
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    for (spec, expected) in [
+        ("{host: ''}", "error spec.host: must not be empty"),
+        (
+            "{host: a, subsets: [{name: ''}]}",
+            "error spec.subsets[0].name: must not be empty",
+        ),
+        (
+            "{host: a, subsets: [{name: b}, {name: b}]}",
+            "error spec.subsets[1].name: \"b\" stands twice",
+        ),
+        (
+            "{host: a, exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}}",
+            "error spec.exportTo: must be \".\" where a workloadSelector is given",
+        ),
+        (
+            "{host: a, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1us}}}}",
+            "error spec.trafficPolicy.connectionPool.tcp.connectTimeout: must be at least 1ms",
+        ),
+        (
+            "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, sni: b}}}",
+            "error spec.trafficPolicy.tls.sni: must be empty with mode ISTIO_MUTUAL",
+        ),
+        (
+            "{host: a, trafficPolicy: {portLevelSettings: [{}]}}",
+            "error spec.trafficPolicy.portLevelSettings[0].port: is required",
+        ),
+        (
+            "{host: a, subsets: [{name: b, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}]}",
+            "warning spec.subsets[0].trafficPolicy.loadBalancer.simple: PASSTHROUGH is not applied by this version: LEAST_REQUEST is",
+        ),
+        (
+            "{host: a, trafficPolicy: {tls: {mode: SIMPLE}}}",
+            "warning spec.trafficPolicy.tls.mode: not applied by this version: connections are refused rather than made in the clear",
+        ),
+    ] {
+        assert_eq!(findings(spec), [expected], "{spec}");
+    }
+    for spec in [
+        "{host: a, subset: []}",
+        "{subsets: []}",
+        "{host: a, trafficPolicy: {loadBalancer: {simple: FASTEST}}}",
+    ] {
+        assert!(
+            serde_saphyr::from_str::<DestinationRuleSpec>(spec).is_err(),
+            "{spec}"
+        );
+    }
+}
+
+/// Every field of the schema, so that none is refused by its name.
+#[test]
+fn the_whole_schema_is_read() {
+    let policy = "
+      loadBalancer: {simple: RANDOM, consistentHash: {httpHeaderName: a, httpCookie: {name: a, path: /, ttl: 0s, attributes: [{name: a, value: b}]},
+        useSourceIp: true, httpQueryParameterName: a, ringHash: {minimumRingSize: 1}, maglev: {tableSize: 7}, minimumRingSize: 2},
+        localityLbSetting: {distribute: [{from: a, to: {b: 100}}], failover: [{from: a, to: b}], failoverPriority: [a], enabled: true},
+        zoneAwareLbSetting: {minClusterSize: 6}, warmupDurationSecs: 1s, warmup: {duration: 1s, minimumPercent: 10.5, aggression: 1}}
+      connectionPool:
+        tcp: {maxConnections: 1, connectTimeout: 1s, tcpKeepalive: {probes: 1, time: 1s, interval: 1s}, maxConnectionDuration: 1s, idleTimeout: 0s}
+        http: {http1MaxPendingRequests: 1, http2MaxRequests: 1, maxRequestsPerConnection: 1, maxRetries: 1, idleTimeout: 1s, h2UpgradePolicy: UPGRADE,
+          useClientProtocol: true, maxConcurrentStreams: 1, http2KeepAlive: {interval: 1s, timeout: 1s}}
+      outlierDetection: {consecutiveErrors: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 1, consecutiveGatewayErrors: 1,
+        consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 1, minHealthPercent: 1, outlierDetectionHttpErrorCodes: [500]}
+      tls: {mode: MUTUAL, clientCertificate: a, privateKey: b, caCertificates: c, caCrl: d, credentialName: e, subjectAltNames: [f], sni: g, insecureSkipVerify: false}
+";
+    let spec = format!(
+        "
+host: a
+exportTo: ['.']
+workloadSelector: {{matchLabels: {{a: b}}}}
+trafficPolicy:
+{}
+  tunnel: {{protocol: CONNECT, targetHost: a, targetPort: 1}}
+  proxyProtocol: {{version: V2}}
+  retryBudget: {{percent: {{value: 20}}, minRetryConcurrency: 3, budgetInterval: 0s}}
+  portLevelSettings:
+    - port: {{number: 80}}
+{policy}
+subsets: [{{name: a, labels: {{b: c}}, trafficPolicy: {{}}}}]
+",
+        policy.replace("\n    ", "\n")
+    );
+    let read: DestinationRuleSpec =
+        serde_saphyr::from_str(&spec).unwrap_or_else(|error| panic!("{spec}\n{error}"));
+    let policy = read.traffic_policy.expect("a policy");
+    let outliers = policy.outlier_detection.expect("a block");
+    assert_eq!(outliers.consecutive_5xx_errors, Some(1));
+    assert_eq!(
+        policy.port_level_settings[0].outlier_detection.as_ref(),
+        Some(&outliers)
+    );
+}
