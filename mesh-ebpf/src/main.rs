@@ -1,1 +1,27 @@
-fn main() {}
+//! Undermesh's kernel programs. One file per hook; the decisions are functions
+//! of mesh-common, which host tests call.
+#![no_std]
+#![no_main]
+// Inline assembly for the kernel's target; see `sockops::add`.
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod context;
+mod dns;
+mod maps;
+mod original_dst;
+mod peername;
+mod sk_lookup;
+mod sockops;
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program in which this is reachable.
+    loop {}
+}
+
+/// Helpers such as `bpf_sk_storage_get` are free to programs of any licence
+/// but some of those that we use are not (`bpf_ktime_get_ns` aside).
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,77 @@
+//! `sk_lookup`, one instance per workload namespace: connections from outside
+//! go to the agent's listeners. No NAT: the local address of the accepted
+//! socket is the original destination.
+
+use core::ptr;
+
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::{Ip, ListenerKey, ListenerKind, ListeningPort, Steer, steer};
+
+use crate::maps::{LISTENERS, LISTENING};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
+
+/// The namespace that this instance is attached to: `bpf_get_netns_cookie`
+/// does not exist for this program type, so the loader freezes it in here.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: u64 = 0;
+
+#[sk_lookup]
+pub fn um_inbound(ctx: SkLookupContext) -> u32 {
+    let raw = ctx.lookup;
+    // SAFETY: fields of the context, read one by one.
+    let (protocol, family, local_port) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*raw).protocol),
+            ptr::read_volatile(&raw const (*raw).family),
+            ptr::read_volatile(&raw const (*raw).local_port) as u16,
+        )
+    };
+    if protocol != IPPROTO_TCP {
+        return SK_PASS;
+    }
+    // SAFETY: as above. Both families are read and one is chosen: reads in branches would be merged
+    // into one at a computed offset, which the verifier refuses.
+    let (remote, local, ip_version) = unsafe {
+        let remote4 = Ip::v4(ptr::read_volatile(&raw const (*raw).remote_ip4));
+        let local4 = Ip::v4(ptr::read_volatile(&raw const (*raw).local_ip4));
+        let remote6 = read6((&raw const (*raw).remote_ip6).cast());
+        let local6 = read6((&raw const (*raw).local_ip6).cast());
+        if family == AF_INET { (remote4, local4, 4) } else { (remote6, local6, 6) }
+    };
+    // SAFETY: a constant of the loaded program.
+    let netns_cookie = unsafe { ptr::read_volatile(&raw const NETNS_COOKIE) };
+    let kind = match steer(&remote, &local, local_port) {
+        Steer::Pass => return SK_PASS,
+        Steer::Hbone => ListenerKind::Hbone,
+        Steer::Application => {
+            let port = ListeningPort { netns_cookie, port: local_port, reserved: [0; 3] };
+            // SAFETY: a counter that is only compared with zero.
+            match unsafe { LISTENING.get(port) } {
+                Some(count) if *count > 0 => ListenerKind::Inbound,
+                // Nothing listens: the kernel answers as it would without the mesh.
+                _ => return SK_PASS,
+            }
+        }
+    };
+    let key = ListenerKey { netns_cookie, kind: kind as u16, ip_version, reserved: 0 };
+    // No listener means no agent: fail closed, or plaintext would reach the application.
+    if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() { SK_PASS } else { SK_DROP }
+}
+
+#[inline(always)]
+unsafe fn read6(words: *const u32) -> Ip {
+    // SAFETY: the caller points at four words of the context.
+    unsafe {
+        Ip::v6([
+            ptr::read_volatile(words),
+            ptr::read_volatile(words.add(1)),
+            ptr::read_volatile(words.add(2)),
+            ptr::read_volatile(words.add(3)),
+        ])
+    }
+}
