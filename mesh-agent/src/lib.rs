@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod datapath;
 pub mod cli;
 pub mod dns;
 pub mod identity;

@@ -1,6 +1,15 @@
 //! Who a workload is, and how it proves it: SPIFFE identities, the
 //! certificate authority, and the TLS configurations made from them.
 
+pub mod authority;
+mod authority_files;
+pub mod certificates;
 mod spiffe;
+pub mod verify;
 
+#[cfg(test)]
+mod tests;
+
+pub use authority::{Authority, AuthorityError};
+pub use certificates::{CertificateError, CertificateInfo, Certificates};
 pub use spiffe::{Identity, ParseIdentityError};

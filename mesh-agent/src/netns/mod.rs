@@ -1,5 +1,11 @@
 //! Sockets inside a workload's network namespace.
 
+mod namespace;
+mod sockets;
+
+pub use namespace::{Namespace, NamespaceError};
+pub use sockets::{HostSockets, WorkloadSockets};
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,31 +29,4 @@ pub trait Sockets: Send + Sync + 'static {
 
     /// A UDP socket that is connected to `to`.
     fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket>;
-}
-
-/// Sockets of the agent's own namespace, for tests and tools.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostSockets;
-
-impl Sockets for HostSockets {
-    fn connect(
-        &self,
-        _from: Option<IpAddr>,
-        to: SocketAddr,
-        _client: Option<SocketAddr>,
-    ) -> BoxFuture<'_, io::Result<TcpStream>> {
-        Box::pin(TcpStream::connect(to))
-    }
-
-    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
-        let any: SocketAddr = if to.is_ipv4() {
-            ([0, 0, 0, 0], 0).into()
-        } else {
-            ([0u16; 8], 0).into()
-        };
-        let socket = std::net::UdpSocket::bind(any)?;
-        socket.connect(to)?;
-        socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket)
-    }
 }

@@ -2,5 +2,7 @@
 //! (from an application), http or tcp, upstream, hbone, inbound (to an
 //! application).
 
+pub mod copy;
 pub mod hbone;
 pub mod http;
+pub mod sniff;

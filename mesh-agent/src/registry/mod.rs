@@ -1,6 +1,8 @@
 //! What is there: workloads, services and their endpoints, compiled from the
 //! resources into one immutable value.
 
+#[cfg(test)]
+pub(crate) mod samples;
 mod service;
 mod workload;
 

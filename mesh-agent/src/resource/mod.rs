@@ -2,28 +2,53 @@
 //! checked field by field. Every message names file, document, object, field
 //! and reason.
 
-mod destination_rule;
-mod virtual_service;
+pub mod destination_rule;
+mod documents;
+mod kinds;
+mod parse;
+mod peer_authentication;
+mod report;
+pub mod scalar;
+mod service;
+mod service_entry;
+#[cfg(test)]
+mod tests;
+pub mod value;
+pub mod virtual_service;
+mod workload_entry;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 pub use destination_rule::DestinationRuleSpec;
+pub use documents::MAX_FILE_BYTES;
+pub use parse::parse;
+pub use peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec, WorkloadSelector};
+pub use service::{ClusterIp, IpFamily, ServicePortSpec, ServiceSpec, ServiceType, Transport};
+pub use service_entry::{
+    EndpointSelector, LocationSpec, PortProtocol, ResolutionSpec, ServiceEntryPort,
+    ServiceEntrySpec,
+};
 pub use virtual_service::VirtualServiceSpec;
+pub use workload_entry::{Address, WorkloadEntrySpec};
 
 /// File and document that a resource was read from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
     /// Path of the file below the configuration directory.
     pub file: Arc<str>,
-    /// Position of the document in the file, from 1.
+    /// Position of the document in the file, from 1; 0 for the file as a whole.
     pub document: usize,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, document {}", self.file, self.document)
+        f.write_str(&self.file)?;
+        match self.document {
+            0 => Ok(()),
+            document => write!(f, ", document {document}"),
+        }
     }
 }
 
@@ -52,6 +77,25 @@ pub struct Resource<S> {
     pub meta: Meta,
     /// `spec`.
     pub spec: S,
+}
+
+/// All resources of a configuration, each kind in file order, then document order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResourceSet {
+    /// Kubernetes `Service`.
+    pub services: Vec<Resource<ServiceSpec>>,
+    /// Istio `WorkloadEntry`.
+    pub workload_entries: Vec<Resource<WorkloadEntrySpec>>,
+    /// Istio `ServiceEntry`.
+    pub service_entries: Vec<Resource<ServiceEntrySpec>>,
+    /// Istio `VirtualService`.
+    pub virtual_services: Vec<Resource<VirtualServiceSpec>>,
+    /// Istio `DestinationRule`.
+    pub destination_rules: Vec<Resource<DestinationRuleSpec>>,
+    /// Istio `PeerAuthentication`.
+    pub peer_authentications: Vec<Resource<PeerAuthenticationSpec>>,
+    /// What was noticed while they were read.
+    pub warnings: Vec<Finding>,
 }
 
 /// How grave a finding is.
@@ -107,10 +151,12 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.origin, self.object)?;
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
+        write!(f, "{}", self.origin)?;
+        for part in [&self.object, &self.field, &self.reason] {
+            if !part.is_empty() {
+                write!(f, ": {part}")?;
+            }
         }
-        write!(f, ": {}", self.reason)
+        Ok(())
     }
 }

@@ -1,1 +1,37 @@
-//! HBONE: HTTP/2 CONNECT over mutual TLS 1.3 on port 15008, as Istio ambient speaks it.
+//! HBONE: HTTP/2 CONNECT over mutual TLS 1.3 on port 15008, as Istio ambient
+//! speaks it. A tunnel is one HTTP/2 stream: the end of a direction is
+//! END_STREAM, an abort is RST_STREAM.
+
+mod client;
+mod connection;
+mod forwarded;
+mod keep_alive;
+mod refusal;
+mod server;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::{OPEN_TIMEOUT, TunnelError, TunnelPool, TunnelRequest};
+pub use connection::ConnectError;
+pub use refusal::Refusal;
+pub use server::{IncomingTunnel, ServeError, TunnelHandler, serve};
+pub use stream::TunnelStream;
+
+/// Where HBONE is spoken.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Tunnels on one connection, for a client that opens and a server that accepts.
+pub const MAX_STREAMS: usize = 100;
+/// How many bytes of one tunnel may be on their way without having been read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// The same for all tunnels of a connection together: enough for each, so that
+/// tunnels that nobody reads never hold up another one.
+const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS as u32 * STREAM_WINDOW_BYTES;
+/// Written bytes of one tunnel that wait for the connection.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// The largest DATA frame that is accepted.
+const MAX_FRAME_BYTES: u32 = 64 << 10;
+/// A CONNECT and its answer are short.
+const MAX_HEADER_BYTES: u32 = 16 << 10;

@@ -1,1 +1,115 @@
 //! HTTP/1.1, HTTP/2 and gRPC on the client's node: route, balance, forward.
+
+mod answer;
+mod connector;
+mod exchange;
+mod message;
+mod pool;
+mod record;
+mod request_body;
+mod tunnel;
+mod upstream;
+
+pub use answer::AnswerError;
+pub use connector::{Connector, Target};
+pub use request_body::BodyError;
+pub use upstream::Upstreams;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::registry::{Service, Workload};
+use crate::snapshot::Snapshot;
+
+/// Streams that a client may have open on one HTTP/2 connection; more have to wait.
+const MAX_CONCURRENT_STREAMS: u32 = 1000;
+/// HTTP/2 flow control window of a stream, in bytes.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// HTTP/2 flow control window of a connection, in bytes.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Version that a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// What is known of a client's connection.
+pub struct ConnectionContext<C> {
+    /// Workload that made it.
+    pub client: Arc<Workload>,
+    /// Its address, as the application sees it.
+    pub client_address: SocketAddr,
+    /// Address that the application asked for.
+    pub original_destination: SocketAddr,
+    /// Service of that address.
+    pub service: Arc<Service>,
+    /// The configuration; every request reads the one in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The way to endpoints.
+    pub upstreams: Arc<Upstreams<C>>,
+    /// When cancelled, the connection ends after the requests that are under way.
+    pub drain: CancellationToken,
+}
+
+/// Serves one connection of a client until it ends. Bytes that were read from
+/// it to recognise the protocol are to be read again from `io`.
+///
+/// # Errors
+/// What broke the connection: bytes that are not HTTP, a reset.
+pub async fn serve<C, I>(
+    io: I,
+    version: HttpVersion,
+    context: Arc<ConnectionContext<C>>,
+) -> Result<(), hyper::Error>
+where
+    C: Connector,
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let io = TokioIo::new(io);
+    let drain = context.drain.clone();
+    let service = service_fn(move |request| exchange::answer(Arc::clone(&context), request));
+    match version {
+        HttpVersion::Http1 => {
+            let connection = http1::Builder::new()
+                // A client may close its side after the request, and idle as long as it likes.
+                .half_close(true)
+                .header_read_timeout(None)
+                .serve_connection(io, service)
+                .with_upgrades();
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => return result,
+                () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+        HttpVersion::Http2 => {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .serve_connection(io, service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => return result,
+                () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,365 @@
+//! What the control socket answers. The same types are written by the agent
+//! and read by `meshctl`, and are what `-o json` prints.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::policy::tls_check::{Observed, TlsCheckError, TlsCheckRow, TlsCheckStatus};
+
+/// What a running agent can be asked. Every method returns a view of this
+/// moment; they may read BPF maps and are called off the data path.
+pub trait Agent: Send + Sync + 'static {
+    /// Version and node of the agent.
+    fn version(&self) -> VersionView;
+    /// All workloads that the mesh knows.
+    fn workloads(&self) -> Vec<WorkloadView>;
+    /// All services.
+    fn services(&self) -> Vec<ServiceView>;
+    /// Flows of this node's workloads, from the BPF maps.
+    fn flows(&self) -> Vec<FlowView>;
+    /// The transport between `workload` (`<name>[.<namespace>]`) and every
+    /// service, or the one that is named.
+    fn tls_check(
+        &self,
+        workload: &str,
+        service: Option<&str>,
+    ) -> Result<Vec<TlsCheckRow>, TlsCheckError>;
+    /// Checks that only the agent can make: programs attached, maps pinned.
+    /// What follows from the other views is added by the control socket.
+    fn checks(&self) -> Vec<CheckItem>;
+    /// The configuration in force and what was wrong with the last one.
+    fn config(&self) -> ConfigView;
+    /// Certificates in use, the CA's first.
+    fn certificates(&self) -> Vec<CertificateView>;
+}
+
+/// `meshctl version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionView {
+    /// Version of the agent (semantic versioning).
+    pub version: String,
+    /// Name of the node that the agent serves.
+    pub node: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Release of the kernel that it runs on.
+    pub kernel: String,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+}
+
+/// A workload as `meshctl workloads` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadView {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Node, empty where it is not known.
+    pub node: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Where its sockets are, such as `netns/reviews-v1`; empty when not on this node.
+    pub placement: String,
+    /// SPIFFE identity.
+    pub identity: String,
+    /// How it is reached from another node.
+    pub protocol: TunnelProtocol,
+    /// Whether its sockets are handled by this agent.
+    #[serde(flatten)]
+    pub state: WorkloadState,
+}
+
+/// How connections to a workload travel between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TunnelProtocol {
+    /// HTTP/2 CONNECT over mutual TLS.
+    #[serde(rename = "HBONE")]
+    Hbone,
+    /// Plain TCP.
+    #[serde(rename = "TCP")]
+    Tcp,
+}
+
+/// Whether a workload's sockets are handled by this agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum WorkloadState {
+    /// They are.
+    Enrolled,
+    /// It runs on another node, or is not in the mesh.
+    Remote,
+    /// Its namespace is not there yet.
+    Waiting(String),
+    /// Enrolment failed; it is tried again.
+    Failed(String),
+}
+
+/// A service as `meshctl services` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Fully qualified host name.
+    pub host: String,
+    /// Service addresses, empty for headless services.
+    pub vips: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<PortView>,
+    /// Endpoints of every port.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Number that clients use.
+    pub number: u16,
+    /// Declared protocol, `auto` where the first bytes tell.
+    pub protocol: String,
+}
+
+/// One address that serves a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// `address:port`, or `host:port` for endpoints that are resolved by DNS.
+    pub address: String,
+    /// `<name>.<namespace>` of the workload, where the mesh knows it.
+    pub workload: Option<String>,
+    /// Whether it takes part in load balancing.
+    pub healthy: bool,
+}
+
+/// Which end of a connection the workload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// The workload connected.
+    Outbound,
+    /// The workload accepted.
+    Inbound,
+}
+
+/// How the bytes of a flow are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Security {
+    /// Mutual TLS between the nodes.
+    #[serde(rename = "mutual_tls")]
+    MutualTls,
+    /// Both ends on this node, identified by the kernel; no wire, no TLS.
+    #[serde(rename = "same_node")]
+    SameNode,
+    /// In the clear.
+    #[serde(rename = "plaintext")]
+    Plaintext,
+    /// Not decided (yet).
+    #[serde(rename = "-")]
+    Unknown,
+}
+
+/// Whether a flow is still open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum FlowState {
+    /// Established, or being established.
+    Open,
+    /// Ended, and how.
+    Closed(String),
+}
+
+/// One TCP connection, or UDP exchange, as the kernel counts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// Socket cookie: unique while the kernel runs.
+    pub id: u64,
+    /// `<name>.<namespace>` of the workload whose socket it is.
+    pub workload: String,
+    /// Which end the workload is.
+    pub direction: Direction,
+    /// Address of the connecting application.
+    pub source: SocketAddr,
+    /// Original destination.
+    pub destination: SocketAddr,
+    /// Endpoint that was chosen.
+    pub endpoint: Option<SocketAddr>,
+    /// Host of the service that the destination belongs to.
+    pub service: Option<String>,
+    /// `http`, `h2`, `tcp`, `dns`, or `-`.
+    pub protocol: String,
+    /// How the bytes are protected.
+    pub security: Security,
+    /// SPIFFE identity of the connecting side, where it is known.
+    pub source_identity: Option<String>,
+    /// SPIFFE identity of the accepting side, where it is known.
+    pub destination_identity: Option<String>,
+    /// Bytes of payload that the workload sent.
+    pub bytes_sent: u64,
+    /// Bytes of payload that the workload received.
+    pub bytes_received: u64,
+    /// TCP segments sent.
+    pub segments_sent: u64,
+    /// TCP segments received.
+    pub segments_received: u64,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: u32,
+    /// Smallest round-trip time seen, microseconds.
+    pub min_rtt_us: Option<u32>,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// Milliseconds since the flow began.
+    pub age_ms: u64,
+    /// Open, or how it ended.
+    #[serde(flatten)]
+    pub state: FlowState,
+    /// What the kernel was told to do: `pass`, `proxy`, `direct`, `deny`.
+    pub verdict: String,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    /// As it should be.
+    Ok,
+    /// Works, but somebody should look at it.
+    Warning,
+    /// Does not work.
+    Failed,
+}
+
+/// One line of `meshctl check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckItem {
+    /// Heading under which it is shown.
+    pub section: String,
+    /// What is checked, as the sentence that should be true.
+    pub name: String,
+    /// How it came out.
+    pub status: CheckStatus,
+    /// What was found, may be empty.
+    pub detail: String,
+    /// What to do, where there is something to do.
+    pub hint: Option<String>,
+}
+
+impl CheckItem {
+    /// A check that passed.
+    pub fn ok(section: &str, name: &str, detail: impl Into<String>) -> Self {
+        Self {
+            section: section.to_owned(),
+            name: name.to_owned(),
+            status: CheckStatus::Ok,
+            detail: detail.into(),
+            hint: None,
+        }
+    }
+
+    /// A check that somebody should look at.
+    pub fn warning(
+        section: &str,
+        name: &str,
+        detail: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            status: CheckStatus::Warning,
+            hint: Some(hint.into()),
+            ..Self::ok(section, name, detail)
+        }
+    }
+
+    /// A check that failed.
+    pub fn failed(
+        section: &str,
+        name: &str,
+        detail: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            status: CheckStatus::Failed,
+            hint: Some(hint.into()),
+            ..Self::ok(section, name, detail)
+        }
+    }
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// Where it comes from: a directory, or `kubernetes`.
+    pub source: String,
+    /// Counts the configurations that have been put in force, from 1.
+    pub generation: u64,
+    /// Number of resources in force.
+    pub resources: usize,
+    /// Fields that are not applied or have no effect.
+    pub warnings: Vec<FindingView>,
+    /// Why the last configuration was refused, where it was; the one before stays in force.
+    pub refused: Option<RefusedView>,
+}
+
+/// A configuration that was not put in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedView {
+    /// Seconds since it was refused.
+    pub age_s: u64,
+    /// What is wrong with it.
+    pub errors: Vec<FindingView>,
+}
+
+/// Something to tell the operator about a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingView {
+    /// File below the configuration directory.
+    pub file: String,
+    /// Position of the document in the file, from 1.
+    pub document: usize,
+    /// `kind namespace/name`, as far as it could be read.
+    pub object: String,
+    /// Path of the field, empty for the document as a whole.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+impl From<&crate::resource::Finding> for FindingView {
+    fn from(finding: &crate::resource::Finding) -> Self {
+        Self {
+            file: finding.origin.file.to_string(),
+            document: finding.origin.document,
+            object: finding.object.clone(),
+            field: finding.field.clone(),
+            reason: finding.reason.clone(),
+        }
+    }
+}
+
+/// Place of a certificate in its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CertificateKind {
+    /// Trust anchor.
+    Root,
+    /// Certificate of a workload.
+    Leaf,
+}
+
+/// A certificate in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// SPIFFE identity, or the subject of a root.
+    pub identity: String,
+    /// Root or leaf.
+    pub kind: CertificateKind,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Start of validity, seconds since 1970-01-01 UTC.
+    pub not_before: u64,
+    /// End of validity, seconds since 1970-01-01 UTC.
+    pub not_after: u64,
+}
+
+/// The body of an answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// One sentence.
+    pub error: String,
+}

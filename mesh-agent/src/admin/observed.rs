@@ -1,0 +1,83 @@
+//! The OBSERVED column of tls-check: what connections really did.
+
+use super::api::{Direction, FlowView, Observed, Security, TlsCheckRow};
+
+/// How far back the column looks.
+const WINDOW_MS: u64 = 60_000;
+
+/// Fills `observed` from the flows of `workload` (as it was asked for, `<name>[.<namespace>]`).
+/// Rows of subsets keep nothing: a flow knows its service, not the subset.
+pub fn observe(rows: &mut [TlsCheckRow], flows: &[FlowView], workload: &str) {
+    let in_default = format!("{workload}.default");
+    let recent = |flow: &&FlowView| {
+        flow.direction == Direction::Outbound
+            && (flow.workload == workload || flow.workload == in_default)
+            && flow.age_ms <= WINDOW_MS
+    };
+    for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
+        let mut observed = Observed::default();
+        for flow in flows.iter().filter(recent) {
+            if flow.service.as_deref() != Some(&row.host) || flow.destination.port() != row.port {
+                continue;
+            }
+            match flow.security {
+                Security::MutualTls | Security::SameNode => observed.mutual_tls += 1,
+                Security::Plaintext => observed.plaintext += 1,
+                Security::Unknown => {}
+            }
+        }
+        row.observed = Some(observed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::samples;
+
+    #[test]
+    fn flows_are_counted_for_the_host_and_port_they_went_to() {
+        let mut rows = samples::tls_check();
+        let flow = |security, age_ms| FlowView {
+            service: Some("reviews.default.svc.cluster.local".to_owned()),
+            destination: "10.96.0.1:8080".parse().unwrap(),
+            workload: "sleep.default".to_owned(),
+            direction: Direction::Outbound,
+            security,
+            age_ms,
+            ..samples::flows().remove(0)
+        };
+        let flows = [
+            flow(Security::MutualTls, 0),
+            flow(Security::SameNode, WINDOW_MS),
+            flow(Security::Plaintext, 5),
+            flow(Security::Plaintext, WINDOW_MS + 1),
+            FlowView {
+                direction: Direction::Inbound,
+                ..flow(Security::Plaintext, 5)
+            },
+            FlowView {
+                workload: "other.default".to_owned(),
+                ..flow(Security::Plaintext, 5)
+            },
+            FlowView {
+                destination: "10.96.0.1:81".parse().unwrap(),
+                ..flow(Security::Plaintext, 5)
+            },
+        ];
+        observe(&mut rows, &flows, "sleep");
+        let observed = |host: &str| rows.iter().find(|row| row.host == host).unwrap().observed;
+        assert_eq!(
+            observed("reviews.default.svc.cluster.local"),
+            Some(Observed {
+                mutual_tls: 2,
+                plaintext: 1
+            })
+        );
+        assert_eq!(
+            observed("legacy.default.svc.cluster.local"),
+            Some(Observed::default())
+        );
+        assert_eq!(observed("reviews.default.svc.cluster.local|v1"), None);
+    }
+}

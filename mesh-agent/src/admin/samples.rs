@@ -1,0 +1,296 @@
+//! An agent with something of everything, for the tests of the control socket and of `meshctl`.
+
+use super::api::*;
+
+/// An [`Agent`] that shows the samples of this module.
+pub struct SampleAgent;
+
+impl Agent for SampleAgent {
+    fn version(&self) -> VersionView {
+        version()
+    }
+    fn workloads(&self) -> Vec<WorkloadView> {
+        workloads()
+    }
+    fn services(&self) -> Vec<ServiceView> {
+        services()
+    }
+    fn flows(&self) -> Vec<FlowView> {
+        flows()
+    }
+    fn tls_check(
+        &self,
+        workload: &str,
+        service: Option<&str>,
+    ) -> Result<Vec<TlsCheckRow>, TlsCheckError> {
+        if !workload.starts_with("sleep") {
+            return Err(TlsCheckError::NoWorkload {
+                asked: workload.to_owned(),
+                known: "sleep.default".to_owned(),
+            });
+        }
+        let mut rows = tls_check();
+        rows.retain(|row| service.is_none_or(|service| row.host.starts_with(service)));
+        Ok(rows)
+    }
+    fn checks(&self) -> Vec<CheckItem> {
+        checks()
+    }
+    fn config(&self) -> ConfigView {
+        config()
+    }
+    fn certificates(&self) -> Vec<CertificateView> {
+        certificates()
+    }
+}
+
+pub fn version() -> VersionView {
+    VersionView {
+        version: "0.1.0".to_owned(),
+        node: "n1".to_owned(),
+        pid: 42,
+        kernel: "6.18.0".to_owned(),
+        uptime_s: 3725,
+    }
+}
+
+pub fn workloads() -> Vec<WorkloadView> {
+    let workload =
+        |name: &str, namespace: &str, address: &str, placement: &str, state| WorkloadView {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            node: "n1".to_owned(),
+            addresses: vec![address.parse().unwrap()],
+            placement: placement.to_owned(),
+            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{name}"),
+            protocol: TunnelProtocol::Hbone,
+            state,
+        };
+    let mut remote = workload(
+        "reviews-v2",
+        "default",
+        "10.0.2.3",
+        "",
+        WorkloadState::Remote,
+    );
+    remote.node = "n2".to_owned();
+    remote.addresses.push("fd00::3".parse().unwrap());
+    vec![
+        workload(
+            "sleep",
+            "default",
+            "10.0.1.2",
+            "netns/sleep",
+            WorkloadState::Enrolled,
+        ),
+        remote,
+        workload(
+            "late",
+            "other",
+            "10.0.1.4",
+            "pid/4711",
+            WorkloadState::Waiting("no process 4711".to_owned()),
+        ),
+        workload(
+            "broken",
+            "other",
+            "10.0.1.5",
+            "netns/broken",
+            WorkloadState::Failed("cannot attach sk_lookup: permission denied".to_owned()),
+        ),
+    ]
+}
+
+pub fn services() -> Vec<ServiceView> {
+    let endpoint = |address: &str, workload: Option<&str>, healthy| EndpointView {
+        address: address.to_owned(),
+        workload: workload.map(str::to_owned),
+        healthy,
+    };
+    let port = |number, protocol: &str| PortView {
+        number,
+        protocol: protocol.to_owned(),
+    };
+    vec![
+        ServiceView {
+            host: "reviews.default.svc.cluster.local".to_owned(),
+            vips: vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()],
+            ports: vec![port(80, "http"), port(9080, "grpc")],
+            endpoints: vec![
+                endpoint("10.0.2.3:8080", Some("reviews-v2.default"), true),
+                endpoint("10.0.2.4:8080", Some("reviews-v3.default"), false),
+            ],
+        },
+        ServiceView {
+            host: "db.data.svc.cluster.local".to_owned(),
+            vips: Vec::new(),
+            ports: vec![port(5432, "tcp")],
+            endpoints: Vec::new(),
+        },
+    ]
+}
+
+pub fn flows() -> Vec<FlowView> {
+    let open = FlowView {
+        id: 7001,
+        workload: "sleep.default".to_owned(),
+        direction: Direction::Outbound,
+        source: "10.0.1.2:40312".parse().unwrap(),
+        destination: "10.96.0.1:80".parse().unwrap(),
+        endpoint: Some("10.0.2.3:8080".parse().unwrap()),
+        service: Some("reviews.default.svc.cluster.local".to_owned()),
+        protocol: "http".to_owned(),
+        security: Security::MutualTls,
+        source_identity: Some("spiffe://cluster.local/ns/default/sa/sleep".to_owned()),
+        destination_identity: Some("spiffe://cluster.local/ns/default/sa/reviews".to_owned()),
+        bytes_sent: 1_234,
+        bytes_received: 5_678_901,
+        segments_sent: 12,
+        segments_received: 3_456,
+        rtt_us: 421,
+        min_rtt_us: Some(98),
+        retransmits: 2,
+        age_ms: 65_400,
+        state: FlowState::Open,
+        verdict: "proxy".to_owned(),
+    };
+    let closed = FlowView {
+        id: 7002,
+        workload: "ratings.default".to_owned(),
+        direction: Direction::Inbound,
+        source: "[fd00::9]:5000".parse().unwrap(),
+        destination: "[fd00::4]:9080".parse().unwrap(),
+        endpoint: None,
+        service: None,
+        protocol: "-".to_owned(),
+        security: Security::Unknown,
+        source_identity: None,
+        destination_identity: None,
+        bytes_sent: 0,
+        bytes_received: 0,
+        segments_sent: 1,
+        segments_received: 1,
+        rtt_us: 0,
+        min_rtt_us: None,
+        retransmits: 0,
+        age_ms: 12,
+        state: FlowState::Closed("reset by the agent: plaintext under STRICT".to_owned()),
+        verdict: "deny".to_owned(),
+    };
+    vec![open, closed]
+}
+
+pub fn tls_check() -> Vec<TlsCheckRow> {
+    let row =
+        |host: &str, status, server: &str, client: &str, policy: &str, rule: &str| TlsCheckRow {
+            host: host.to_owned(),
+            port: 8080,
+            status,
+            server: server.to_owned(),
+            client: client.to_owned(),
+            authn_policy: policy.to_owned(),
+            destination_rule: rule.to_owned(),
+            auto_mtls: rule == "-",
+            observed: None,
+        };
+    vec![
+        row(
+            "legacy.default.svc.cluster.local",
+            TlsCheckStatus::Conflict,
+            "mTLS",
+            "HTTP",
+            "default/",
+            "legacy/default",
+        ),
+        row(
+            "ratings.default.svc.cluster.local",
+            TlsCheckStatus::Permissive,
+            "mTLS/HTTP",
+            "mTLS",
+            "-",
+            "-",
+        ),
+        row(
+            "reviews.default.svc.cluster.local",
+            TlsCheckStatus::Strict,
+            "mTLS",
+            "mTLS",
+            "default/",
+            "reviews/default",
+        ),
+        row(
+            "reviews.default.svc.cluster.local|v1",
+            TlsCheckStatus::Strict,
+            "mTLS",
+            "mTLS",
+            "default/",
+            "reviews/default",
+        ),
+    ]
+}
+
+pub fn checks() -> Vec<CheckItem> {
+    vec![
+        CheckItem::ok(
+            "data path",
+            "programs are attached",
+            "connect4 connect6 sk_lookup",
+        ),
+        CheckItem::warning(
+            "data path",
+            "maps have room",
+            "flows: 60000 of 65536",
+            "start the agent with a larger --max-flows",
+        ),
+        CheckItem::failed(
+            "workloads",
+            "workloads are enrolled",
+            "3 enrolled, 0 waiting, 1 failed",
+            "`meshctl workloads` gives the reason for each",
+        ),
+    ]
+}
+
+pub fn config() -> ConfigView {
+    ConfigView {
+        source: "/etc/undermesh".to_owned(),
+        generation: 7,
+        resources: 12,
+        warnings: vec![FindingView {
+            file: "reviews.yaml".to_owned(),
+            document: 2,
+            object: "VirtualService default/reviews".to_owned(),
+            field: "spec.http[0].mirror".to_owned(),
+            reason: "is not applied".to_owned(),
+        }],
+        refused: Some(RefusedView {
+            age_s: 65,
+            errors: vec![FindingView {
+                file: "broken.yaml".to_owned(),
+                document: 1,
+                object: "Service default/x".to_owned(),
+                field: String::new(),
+                reason: "has no spec".to_owned(),
+            }],
+        }),
+    }
+}
+
+pub fn certificates() -> Vec<CertificateView> {
+    vec![
+        CertificateView {
+            identity: "O=cluster.local".to_owned(),
+            kind: CertificateKind::Root,
+            serial: "01".to_owned(),
+            not_before: 1_700_000_000,
+            not_after: 2_015_360_000,
+        },
+        CertificateView {
+            identity: "spiffe://cluster.local/ns/default/sa/sleep".to_owned(),
+            kind: CertificateKind::Leaf,
+            serial: "5f3a".to_owned(),
+            not_before: 1_760_000_000,
+            not_after: 1_760_086_400,
+        },
+    ]
+}

@@ -1,0 +1,105 @@
+//! The bpf(2) calls that aya does not make: links that are replaced in place.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// `enum bpf_attach_type` (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum AttachType {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
+    Getsockopt = 22,
+    Getpeername4 = 29,
+    Getpeername6 = 30,
+    SkLookup = 36,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttribute {
+    /// Program (create) or link (update).
+    first: u32,
+    /// Cgroup or namespace (create) or new program (update).
+    second: u32,
+    attach_type_or_flags: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttribute {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<i32> {
+    // SAFETY: the attribute is a prefix of `union bpf_attr` of the size that is given.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+pub(super) fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind: AttachType) -> io::Result<OwnedFd> {
+    let mut attribute =
+        LinkAttribute { first: raw(program), second: raw(target), attach_type_or_flags: kind as u32, flags: 0 };
+    let fd = call(BPF_LINK_CREATE, &mut attribute)?;
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The program of a link is replaced at one instant: no connection sees none.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attribute = LinkAttribute { first: raw(link), second: raw(program), ..LinkAttribute::default() };
+    call(BPF_LINK_UPDATE, &mut attribute).map(drop)
+}
+
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attribute = ObjectAttribute { path: path.as_ptr() as u64, fd: raw(object), flags: 0 };
+    call(BPF_OBJ_PIN, &mut attribute).map(drop)
+}
+
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attribute = ObjectAttribute { path: path.as_ptr() as u64, ..ObjectAttribute::default() };
+    let fd = call(BPF_OBJ_GET, &mut attribute)?;
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of the link at `path`, or makes and pins a new link.
+pub(super) fn attach_pinned(
+    path: &Path,
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: AttachType,
+) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    if let Ok(link) = open_pin(path) {
+        if link_update(link.as_fd(), program).is_ok() {
+            return Ok(());
+        }
+        // The cgroup or namespace of the old link has died.
+        std::fs::remove_file(path)?;
+    }
+    let link = link_create(program, target, kind)?;
+    pin(link.as_fd(), path)
+}

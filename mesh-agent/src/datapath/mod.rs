@@ -1,0 +1,198 @@
+//! The kernel side as the agent sees it: programs, maps and links. Only this
+//! module knows aya.
+
+mod bpf;
+mod cgroup;
+mod flows;
+mod inbound;
+mod listening;
+mod maps;
+mod marks;
+mod programs;
+
+pub use cgroup::{cgroup2_mount, own_cgroup};
+pub use flows::FlowRecord;
+pub use marks::SocketMarks;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_common::{ListenerKind, Nameserver};
+
+use crate::netns::Namespace;
+use maps::Maps;
+
+/// The object with all programs, built by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_OBJECT"));
+
+/// Why the kernel side cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// A file or folder of bpffs or cgroup2.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A pinned map has another layout.
+    #[error(
+        "{} was made by another version of the agent (layout {found}, this one has {wanted}): \
+         `mesh-agent uninstall` removes it", path.display()
+    )]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// Sizes that were found.
+        found: String,
+        /// Sizes that were wanted.
+        wanted: String,
+    },
+    /// The object or one of its programs was refused.
+    #[error("the kernel refused {what}: {reason}")]
+    Refused {
+        /// Program or map.
+        what: String,
+        /// Why; the verifier's last words.
+        reason: String,
+    },
+}
+
+/// Listeners of the agent in a workload's namespace; ports are 0 where a family is off.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenerPorts {
+    /// Connections of the workload over IPv4.
+    pub outbound4: u16,
+    /// Over IPv6.
+    pub outbound6: u16,
+    /// DNS over UDP and IPv4.
+    pub dns4: u16,
+    /// DNS over UDP and IPv6.
+    pub dns6: u16,
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    folder: PathBuf,
+    maps: Maps,
+    marks: Arc<SocketMarks>,
+    attached: Vec<String>,
+}
+
+impl Datapath {
+    /// Loads the programs, reuses what an earlier agent has pinned below
+    /// `folder`, and attaches to `cgroup`. Where the agent itself runs outside
+    /// of that cgroup, the programs for its own sockets are attached there.
+    ///
+    /// # Errors
+    /// What the kernel refuses, and why.
+    pub fn load(folder: &Path, cgroup: &Path) -> Result<Self, DatapathError> {
+        let file = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| DatapathError::File { action, path, source }
+        };
+        fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
+        maps::check_layout(folder)?;
+        let mut object = maps::open_object(folder, None)?;
+        let attached = programs::attach(&mut object, folder, cgroup)?;
+        let (maps, marks) = Maps::take(&mut object)?;
+        Ok(Self { folder: folder.to_owned(), maps, marks: Arc::new(marks), attached })
+    }
+
+    /// Removes every pin below `folder`: programs are detached, maps forgotten.
+    ///
+    /// # Errors
+    /// Where a pin cannot be removed.
+    pub fn uninstall(folder: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Marks for the agent's own sockets.
+    pub fn marks(&self) -> &Arc<SocketMarks> {
+        &self.marks
+    }
+
+    /// What is attached, for people: `connect4 at /sys/fs/cgroup`.
+    pub fn attached(&self) -> &[String] {
+        &self.attached
+    }
+
+    /// Where programs and maps are pinned.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the addresses of a configuration known to the kernel. Those of the
+    /// configuration before that are gone are removed last, so that no
+    /// connection is missed.
+    ///
+    /// # Errors
+    /// Where the map is full or refused.
+    pub fn set_destinations(&self, networks: &[IpNet], generation: u32) -> Result<(), DatapathError> {
+        self.maps.set_destinations(networks, generation)
+    }
+
+    /// Hands the connections of a workload to the agent.
+    ///
+    /// # Errors
+    /// Where a map or the namespace refuses.
+    pub fn enrol(&self, namespace: &Namespace, addresses: &[IpAddr], ports: ListenerPorts) -> Result<(), DatapathError> {
+        self.maps.set_workload(namespace.cookie(), addresses, ports)?;
+        self.sync_listening(namespace, true)?;
+        inbound::attach(&self.folder, namespace)
+    }
+
+    /// Makes a listener of the agent the one for connections from outside.
+    ///
+    /// # Errors
+    /// Where the map refuses.
+    pub fn set_listener(
+        &self,
+        namespace: &Namespace,
+        kind: ListenerKind,
+        listener: &tokio::net::TcpListener,
+    ) -> Result<(), DatapathError> {
+        let is_v4 = listener.local_addr().is_ok_and(|address| address.is_ipv4());
+        self.maps.set_listener(namespace.cookie(), kind, is_v4, listener)
+    }
+
+    /// Leaves the workload's connections alone from now on; open ones go on.
+    pub fn remove(&self, namespace: &Namespace) {
+        inbound::detach(&self.folder, namespace.cookie());
+        self.maps.remove_workload(namespace.cookie());
+    }
+
+    /// Reads the namespace's list of listening ports again. Ports that nobody
+    /// listens on any more become closed for callers from outside.
+    ///
+    /// # Errors
+    /// Where the list cannot be read or the map refuses.
+    pub fn sync_listening(&self, namespace: &Namespace, add: bool) -> Result<(), DatapathError> {
+        let ports = namespace.run(listening::ports).map_err(|source| DatapathError::File {
+            action: "read",
+            path: "/proc/thread-self/net/tcp".into(),
+            source,
+        })?;
+        self.maps.sync_listening(namespace.cookie(), &ports, add)
+    }
+
+    /// The name server that a question to `alias` was for.
+    pub fn nameserver(&self, netns_cookie: u64, alias: std::net::Ipv4Addr) -> Option<SocketAddr> {
+        self.maps.nameserver(&Nameserver::new(netns_cookie, u32::from_ne_bytes(alias.octets())))
+    }
+
+    /// All flows that the kernel remembers.
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        self.maps.flows()
+    }
+}

@@ -1,0 +1,142 @@
+//! The authority's files: read, or written once for all agents of a directory.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::authority::AuthorityError;
+
+/// Trust anchors.
+pub const ROOT_CERT: &str = "root-cert.pem";
+/// The issuing certificate.
+pub const CA_CERT: &str = "ca-cert.pem";
+/// The issuing key.
+pub const CA_KEY: &str = "ca-key.pem";
+/// From the issuing certificate up to the root; may be left out where the
+/// former was signed by the latter.
+pub const CERT_CHAIN: &str = "cert-chain.pem";
+
+/// Far above any real CA's files, so that a wrong path does not fill the memory.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+const SECRET_MODE: u32 = 0o600;
+const PUBLIC_MODE: u32 = 0o644;
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// The texts of the four files.
+pub struct Files {
+    pub root_cert: String,
+    pub ca_cert: String,
+    pub ca_key: String,
+    pub cert_chain: Option<String>,
+}
+
+/// Reads the files of `dir`, or writes those that `create` gives where there
+/// are none. One agent at a time does this: the lock is on the directory
+/// itself, because an operator's may be read-only.
+pub fn load_or_create(
+    dir: &Path,
+    create: impl FnOnce() -> Result<Files, AuthorityError>,
+) -> Result<Files, AuthorityError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(dir)
+        .map_err(failed("create", dir))?;
+    let lock = File::open(dir).map_err(failed("open", dir))?;
+    lock.lock().map_err(failed("lock", dir))?;
+
+    let root_cert = read(dir, ROOT_CERT)?;
+    let ca_cert = read(dir, CA_CERT)?;
+    let ca_key = read(dir, CA_KEY)?;
+    let cert_chain = read(dir, CERT_CHAIN)?;
+    if root_cert.is_none() && ca_cert.is_none() && ca_key.is_none() && cert_chain.is_none() {
+        let files = create()?;
+        write(dir, &files)?;
+        lock.sync_all().map_err(failed("sync", dir))?;
+        return Ok(files);
+    }
+    let need = |text: Option<String>, missing| {
+        text.ok_or_else(|| AuthorityError::Incomplete {
+            dir: dir.to_owned(),
+            missing,
+        })
+    };
+    Ok(Files {
+        root_cert: need(root_cert, ROOT_CERT)?,
+        ca_cert: need(ca_cert, CA_CERT)?,
+        ca_key: need(ca_key, CA_KEY)?,
+        cert_chain,
+    })
+}
+
+fn read(dir: &Path, name: &str) -> Result<Option<String>, AuthorityError> {
+    let path = dir.join(name);
+    let metadata = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", &path)(error)),
+    };
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(AuthorityError::Invalid {
+            path,
+            reason: format!("larger than {MAX_FILE_BYTES} bytes"),
+        });
+    }
+    if name == CA_KEY && metadata.mode() & 0o007 != 0 {
+        tracing::warn!(path = %path.display(), "the CA's key is open to every user");
+    }
+    std::fs::read_to_string(&path)
+        .map(Some)
+        .map_err(failed("read", &path))
+}
+
+/// Each file appears whole or not at all.
+fn write(dir: &Path, files: &Files) -> Result<(), AuthorityError> {
+    let all = [
+        (CA_KEY, SECRET_MODE, Some(&files.ca_key)),
+        (CERT_CHAIN, PUBLIC_MODE, files.cert_chain.as_ref()),
+        (CA_CERT, PUBLIC_MODE, Some(&files.ca_cert)),
+        (ROOT_CERT, PUBLIC_MODE, Some(&files.root_cert)),
+    ];
+    let present = || {
+        all.iter()
+            .filter_map(|(name, mode, text)| text.map(|text| (*name, *mode, text)))
+    };
+    let new = |name: &str| dir.join(format!(".{name}.new"));
+    for (name, mode, text) in present() {
+        let path = new(name);
+        write_new(&path, mode, text).map_err(failed("write", &path))?;
+    }
+    for (name, ..) in present() {
+        let path = dir.join(name);
+        std::fs::rename(new(name), &path).map_err(failed("create", &path))?;
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, mode: u32, text: &str) -> io::Result<()> {
+    // What a crashed agent left: the directory is locked, nobody else writes it.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> AuthorityError + 'a {
+    move |source| AuthorityError::File {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,293 @@
+//! The authority's directory and the certificates that come from it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::authority::{Authority, AuthorityError};
+use super::certificates::Certificates;
+use super::{Identity, verify};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn identity(service_account: &str) -> Identity {
+    format!("spiffe://cluster.local/ns/default/sa/{service_account}")
+        .parse()
+        .unwrap()
+}
+
+fn load(dir: &Path) -> Result<Authority, AuthorityError> {
+    Authority::load_or_create(dir, "cluster.local")
+}
+
+fn error(dir: &Path) -> String {
+    match load(dir) {
+        Ok(_) => panic!("the authority was accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_new_authority_is_private_and_stays_the_same() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("ca");
+    let first = load(&dir).unwrap();
+    assert_eq!(mode(&dir), 0o700);
+    assert_eq!(mode(&dir.join("ca-key.pem")), 0o600);
+    let second = load(&dir).unwrap();
+    assert_eq!(first.root_info(), second.root_info());
+    let mut names: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "ca-cert.pem",
+            "ca-key.pem",
+            "cert-chain.pem",
+            "root-cert.pem"
+        ]
+    );
+    let root = &first.root_info()[0];
+    let years = (root.not_after - root.not_before) / (365 * 24 * 3600);
+    assert_eq!(years, 10);
+}
+
+#[test]
+fn agents_that_start_at_once_agree() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("ca");
+    let roots: Vec<_> = std::thread::scope(|scope| {
+        let agents: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| load(&dir).unwrap().root_info().to_vec()))
+            .collect();
+        agents
+            .into_iter()
+            .map(|agent| agent.join().unwrap())
+            .collect()
+    });
+    assert!(roots.iter().all(|root| *root == roots[0]));
+}
+
+#[test]
+fn a_leaf_is_a_spiffe_document_for_both_sides() {
+    let dir = TempDir::new().unwrap();
+    let authority = load(dir.path()).unwrap();
+    let leaf = authority.issue(&identity("reviews"), HOUR).unwrap();
+    verify::chain(authority.roots(), &leaf.certified.cert).unwrap();
+    assert_eq!(
+        verify::identity_of(&leaf.certified.cert[0]).unwrap(),
+        identity("reviews")
+    );
+    assert_eq!(leaf.certified.cert.len(), 1, "the root is not sent");
+
+    let (_, parsed) = X509Certificate::from_der(&leaf.certified.cert[0]).unwrap();
+    assert_eq!(parsed.subject().iter().count(), 0);
+    assert!(parsed.subject_alternative_name().unwrap().unwrap().critical);
+    let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.server_auth && usage.client_auth);
+    assert!(!parsed.is_ca());
+    let now = super::authority::unix_seconds(std::time::SystemTime::now());
+    assert!((now - 62..=now - 60).contains(&leaf.not_before));
+    assert!((now + 3600..=now + 3602).contains(&leaf.not_after));
+    let other = authority.issue(&identity("reviews"), HOUR).unwrap();
+    assert_ne!(other.serial, leaf.serial);
+    leaf.certified.keys_match().unwrap();
+}
+
+#[test]
+fn identities_of_another_trust_domain_are_not_issued() {
+    let dir = TempDir::new().unwrap();
+    let foreign: Identity = "spiffe://elsewhere/ns/a/sa/b".parse().unwrap();
+    let error = load(dir.path()).unwrap().issue(&foreign, HOUR).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "spiffe://elsewhere/ns/a/sa/b is not in this authority's trust domain cluster.local"
+    );
+}
+
+#[test]
+fn errors_name_the_file() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    load(dir.path()).unwrap();
+    let key = fs::read_to_string(path("ca-key.pem")).unwrap();
+
+    fs::remove_file(path("ca-key.pem")).unwrap();
+    assert!(error(dir.path()).contains("no ca-key.pem"));
+
+    fs::write(path("ca-key.pem"), "nothing").unwrap();
+    assert!(error(dir.path()).contains("ca-key.pem: no private key in PEM"));
+
+    let other = TempDir::new().unwrap();
+    load(other.path()).unwrap();
+    fs::copy(other.path().join("ca-key.pem"), path("ca-key.pem")).unwrap();
+    assert!(error(dir.path()).contains("ca-key.pem: the key is not that of ca-cert.pem"));
+
+    fs::write(path("ca-key.pem"), key).unwrap();
+    load(dir.path()).unwrap();
+    fs::copy(other.path().join("root-cert.pem"), path("root-cert.pem")).unwrap();
+    let text = error(dir.path());
+    assert!(
+        text.contains("ca-cert.pem: what this CA issues does not verify"),
+        "{text}"
+    );
+
+    fs::write(path("root-cert.pem"), "").unwrap();
+    assert!(error(dir.path()).contains("root-cert.pem: no certificate in PEM"));
+}
+
+fn openssl(dir: &Path, arguments: &str) {
+    let output = Command::new("openssl")
+        .args(arguments.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("openssl is installed");
+    assert!(
+        output.status.success(),
+        "openssl {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A root and an intermediate made the way Istio's documentation does it.
+fn operators_ca(dir: &Path, key: &str) {
+    fs::write(
+        dir.join("ca.conf"),
+        "basicConstraints=critical,CA:true,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n\
+         subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
+    )
+    .unwrap();
+    openssl(
+        dir,
+        "req -x509 -newkey rsa:2048 -nodes -keyout root-key.pem -out root-cert.pem -days 30 -subj /O=Istio/CN=Root",
+    );
+    openssl(dir, key);
+    openssl(
+        dir,
+        "req -new -key ca-key.pem -out ca.csr -subj /O=Istio/CN=Intermediate",
+    );
+    openssl(
+        dir,
+        "x509 -req -in ca.csr -CA root-cert.pem -CAkey root-key.pem -CAcreateserial -extfile ca.conf -out ca-cert.pem -days 10",
+    );
+    let mut chain = fs::read_to_string(dir.join("ca-cert.pem")).unwrap();
+    chain += &fs::read_to_string(dir.join("root-cert.pem")).unwrap();
+    fs::write(dir.join("cert-chain.pem"), chain).unwrap();
+}
+
+#[test]
+fn an_operators_ca_is_used_as_it_is() {
+    for key in [
+        "genrsa -out ca-key.pem 2048",
+        "genrsa -traditional -out ca-key.pem 2048",
+        "ecparam -name prime256v1 -genkey -out ca-key.pem",
+        "genpkey -algorithm ed25519 -out ca-key.pem",
+    ] {
+        let dir = TempDir::new().unwrap();
+        operators_ca(dir.path(), key);
+        let before = fs::read(dir.path().join("ca-key.pem")).unwrap();
+        let authority = load(dir.path()).unwrap_or_else(|error| panic!("{key}: {error}"));
+        let leaf = authority.issue(&identity("a"), 1000 * HOUR).unwrap();
+        assert_eq!(leaf.certified.cert.len(), 2, "leaf and intermediate");
+        let (_, ca) = X509Certificate::from_der(&leaf.certified.cert[1]).unwrap();
+        assert_eq!(
+            leaf.not_after as i64,
+            ca.validity().not_after.timestamp(),
+            "no leaf outlives its issuer"
+        );
+        assert_eq!(fs::read(dir.path().join("ca-key.pem")).unwrap(), before);
+    }
+}
+
+#[test]
+fn an_expired_ca_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    fs::write(dir.path().join("ca-key.pem"), key.serialize_pem()).unwrap();
+    for name in ["ca-cert.pem", "root-cert.pem"] {
+        fs::write(dir.path().join(name), &certificate).unwrap();
+    }
+    let text = error(dir.path());
+    assert!(
+        text.contains("ca-cert.pem: the certificate is valid from"),
+        "{text}"
+    );
+    assert!(text.contains("2021"), "{text}");
+}
+
+#[tokio::test]
+async fn a_held_certificate_is_renewed_and_a_dropped_one_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let authority = Arc::new(load(dir.path()).unwrap());
+    let certificates = Arc::new(Certificates::new(authority, Duration::from_secs(2)));
+    let stop = CancellationToken::new();
+    let renewal = tokio::spawn({
+        let (certificates, stop) = (certificates.clone(), stop.clone());
+        async move { certificates.renew(stop).await }
+    });
+
+    let server = certificates.server_config(&identity("held")).unwrap();
+    let other = certificates
+        .client_config(&identity("dropped"), &[])
+        .unwrap();
+    let first = certificates.certificates();
+    assert_eq!(first.len(), 2);
+    drop(other);
+
+    let renewed = async {
+        loop {
+            let now = certificates.certificates();
+            if now.len() == 1 && now[0].serial != first[1].serial {
+                break now;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let now = tokio::time::timeout(Duration::from_secs(10), renewed)
+        .await
+        .unwrap();
+    assert_eq!(now[0].identity, identity("held"));
+    assert!(now[0].not_after >= first[1].not_after);
+    assert_eq!(certificates.not_after(&identity("dropped")), None);
+    drop(server);
+    stop.cancel();
+    renewal.await.unwrap();
+}
+
+#[test]
+fn configurations_are_shared_by_what_they_expect() {
+    let dir = TempDir::new().unwrap();
+    let authority = Arc::new(load(dir.path()).unwrap());
+    let certificates = Certificates::new(authority, HOUR);
+    let client = |expected: &[Identity]| {
+        certificates
+            .client_config(&identity("me"), expected)
+            .unwrap()
+    };
+    let both = client(&[identity("a"), identity("b")]);
+    assert!(Arc::ptr_eq(
+        &both,
+        &client(&[identity("b"), identity("a"), identity("b")])
+    ));
+    assert!(!Arc::ptr_eq(&both, &client(&[identity("a")])));
+    assert_eq!(certificates.certificates().len(), 1);
+}

@@ -1,0 +1,267 @@
+//! Who is at the other end: the chain by webpki, then the SPIFFE identity.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{Identity, ParseIdentityError};
+
+/// How many expected identities an error spells out.
+const MAX_NAMED: usize = 8;
+
+/// A certificate whose chain is good, but that does not name whom it should.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum IdentityError {
+    /// Not exactly one URI among the subject's alternative names
+    /// (X.509-SVID, section 2).
+    #[error("the peer's certificate has {0} URI names, wanted one SPIFFE identity")]
+    UriCount(usize),
+    /// The URI is not an identity.
+    #[error("the peer's certificate names no identity: {0}")]
+    NotAnIdentity(#[from] ParseIdentityError),
+    /// A valid identity, but not one that this peer may have.
+    #[error("the peer is {got}, wanted {wanted}")]
+    Unexpected {
+        /// What the certificate says.
+        got: Identity,
+        /// What was expected, as text.
+        wanted: String,
+    },
+}
+
+impl From<IdentityError> for Error {
+    fn from(error: IdentityError) -> Self {
+        CertificateError::Other(OtherError(Arc::new(error))).into()
+    }
+}
+
+/// The identity in a certificate that was verified before.
+///
+/// # Errors
+/// Where the certificate names none, or several.
+pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, Error> {
+    let certificate = webpki::EndEntityCert::try_from(certificate)
+        .map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    let uris: Vec<&str> = certificate.valid_uri_names().collect();
+    match uris[..] {
+        [uri] => Ok(uri.parse().map_err(IdentityError::NotAnIdentity)?),
+        _ => Err(IdentityError::UriCount(uris.len()).into()),
+    }
+}
+
+/// The other end of a connection, as its certificate has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Who it is.
+    pub identity: Identity,
+    /// When its certificate ends, Unix seconds.
+    pub not_after: u64,
+}
+
+/// The peer of a connection whose handshake is over, from the certificates that
+/// rustls had verified in it.
+///
+/// # Errors
+/// Where there was no certificate, or it names no identity.
+pub fn peer(verified: Option<&[CertificateDer<'_>]>) -> Result<Peer, Error> {
+    let leaf = verified
+        .and_then(<[_]>::first)
+        .ok_or(Error::NoCertificatesPresented)?;
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    Ok(Peer {
+        identity: identity_of(leaf)?,
+        not_after: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0),
+    })
+}
+
+/// Verifies a chain, leaf first, as a client and as a server would at this moment.
+pub(super) fn chain(roots: &Arc<RootCertStore>, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    let now = UnixTime::now();
+    let server = ServerVerifier::new(roots.clone(), Arc::from([]));
+    server.chain(leaf, intermediates, now)?;
+    ClientVerifier::new(roots.clone())?
+        .verify_client_cert(leaf, intermediates, now)
+        .map(drop)
+}
+
+/// The provider of all of the mesh's cryptography; it prefers X25519MLKEM768.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    provider().signature_verification_algorithms
+}
+
+/// A client's view: the server must be one of the expected identities. Where
+/// none is expected, none is accepted.
+#[derive(Debug)]
+pub struct ServerVerifier {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+    expected: Arc<[Identity]>,
+}
+
+impl ServerVerifier {
+    /// Accepts servers that prove one of `expected` by a chain to `roots`.
+    pub fn new(roots: Arc<RootCertStore>, expected: Arc<[Identity]>) -> Self {
+        Self {
+            roots,
+            algorithms: algorithms(),
+            expected,
+        }
+    }
+
+    fn chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )
+    }
+
+    fn wanted(&self) -> String {
+        let mut text = match self.expected.len() {
+            0 => return "nobody: the service has no identities".into(),
+            1 => String::new(),
+            _ => "one of ".into(),
+        };
+        for (index, identity) in self.expected.iter().take(MAX_NAMED).enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let _ = write!(text, "{comma}{identity}");
+        }
+        if let Some(more @ 1..) = self.expected.len().checked_sub(MAX_NAMED) {
+            let _ = write!(text, " and {more} more");
+        }
+        text
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        // Peers are known by identity; the name is only the address dialled.
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.chain(leaf, intermediates, now)?;
+        let got = identity_of(leaf)?;
+        if self.expected.contains(&got) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(IdentityError::Unexpected {
+            got,
+            wanted: self.wanted(),
+        }
+        .into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// A server's view: every client must prove some identity; what it may do is
+/// policy's business.
+#[derive(Debug)]
+pub struct ClientVerifier {
+    webpki: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientVerifier {
+    /// Accepts clients that prove an identity by a chain to `roots`.
+    ///
+    /// # Errors
+    /// Where there are no roots.
+    pub fn new(roots: Arc<RootCertStore>) -> Result<Self, Error> {
+        WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map(|webpki| Self { webpki })
+            .map_err(|error| Error::General(error.to_string()))
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.webpki.verify_client_cert(leaf, intermediates, now)?;
+        identity_of(leaf)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}

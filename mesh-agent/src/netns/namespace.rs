@@ -1,0 +1,202 @@
+//! A handle on a network namespace.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::registry::Placement;
+
+/// Where `ip netns` keeps its names.
+const NAMED: &str = "/run/netns";
+/// `SO_NETNS_COOKIE` (Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Why a namespace cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// It is not there (yet).
+    #[error("{what} is not there")]
+    Missing {
+        /// What was looked for.
+        what: String,
+    },
+    /// It is the namespace of the agent itself.
+    #[error("{what} is the host's own network namespace, which is not enrolled by namespace")]
+    Host {
+        /// What was looked for.
+        what: String,
+    },
+    /// The kernel refused.
+    #[error("cannot {action} {what}: {source}")]
+    Io {
+        /// What was done.
+        action: &'static str,
+        /// With what.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A network namespace that can be entered.
+#[derive(Debug)]
+pub struct Namespace {
+    file: OwnedFd,
+    cookie: u64,
+}
+
+impl Namespace {
+    /// Opens the namespace of a workload.
+    ///
+    /// # Errors
+    /// Where it is missing, the host's own, or cannot be entered.
+    pub fn open(placement: &Placement) -> Result<Self, NamespaceError> {
+        let (path, what) = locate(placement)?;
+        let file = File::open(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => NamespaceError::Missing { what: what.clone() },
+            _ => NamespaceError::Io { action: "open", what: what.clone(), source },
+        })?;
+        let file = OwnedFd::from(file);
+        let failed = |action| {
+            let what = what.clone();
+            move |source| NamespaceError::Io { action, what, source }
+        };
+        let host = home().and_then(|home| cookie_inside(home.as_fd())).map_err(failed("identify the host beside"))?;
+        let cookie = cookie_inside(file.as_fd()).map_err(failed("enter"))?;
+        if cookie == host {
+            return Err(NamespaceError::Host { what });
+        }
+        Ok(Self { file, cookie })
+    }
+
+    /// The kernel's name for the namespace; never used twice.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Runs `action` with the calling thread inside the namespace. The action
+    /// must not block for long: other tasks wait for the thread.
+    ///
+    /// # Errors
+    /// Where the namespace cannot be entered, and those of the action.
+    pub fn run<T>(&self, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        inside(self.file.as_fd(), action)
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn locate(placement: &Placement) -> Result<(PathBuf, String), NamespaceError> {
+    Ok(match placement {
+        Placement::Netns(path) if path.contains('/') => (path.into(), format!("network namespace {path}")),
+        Placement::Netns(name) => (Path::new(NAMED).join(name), format!("network namespace {name}")),
+        Placement::Pid(pid) => (format!("/proc/{pid}/ns/net").into(), format!("process {pid}")),
+        Placement::Container(id) => {
+            let what = format!("container {id}");
+            match process_of_container(id) {
+                Some(pid) => (format!("/proc/{pid}/ns/net").into(), what),
+                None => return Err(NamespaceError::Missing { what }),
+            }
+        }
+    })
+}
+
+/// Container runtimes name the cgroup of a container after its id.
+fn process_of_container(id: &str) -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let named = groups.lines().filter_map(|line| line.rsplit('/').next()).any(|group| {
+            let group = group.strip_suffix(".scope").unwrap_or(group);
+            group.rsplit(['-', ':']).next().is_some_and(|name| name.starts_with(id))
+        });
+        named.then_some(pid)
+    })
+}
+
+/// The agent's own namespace, to return to.
+fn home() -> io::Result<&'static OwnedFd> {
+    static HOME: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(home) = HOME.get() {
+        return Ok(home);
+    }
+    let file = OwnedFd::from(File::open("/proc/self/ns/net")?);
+    Ok(HOME.get_or_init(|| file))
+}
+
+struct Return(&'static OwnedFd);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        // A thread that is stuck in a workload's namespace would open the next sockets there: better no agent.
+        if set(self.0.as_fd()).is_err() {
+            tracing::error!("cannot return from a workload's network namespace");
+            std::process::abort();
+        }
+    }
+}
+
+fn inside<T>(namespace: BorrowedFd<'_>, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let home = home()?;
+    set(namespace)?;
+    let _return = Return(home);
+    action()
+}
+
+fn set(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: setns on a descriptor that is open; it changes this thread alone.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn cookie_inside(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    inside(namespace, || {
+        // SAFETY: a plain socket call; the result is checked and owned.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let mut cookie = 0u64;
+        let mut size = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: pointers to a value of the size that is given.
+        let result = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut size)
+        };
+        if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_namespace_is_refused() {
+        let placement = Placement::Pid(std::process::id());
+        match Namespace::open(&placement) {
+            Err(NamespaceError::Host { .. }) => {}
+            // Entering a namespace takes CAP_SYS_ADMIN.
+            Err(NamespaceError::Io { source, .. }) => assert_eq!(source.kind(), io::ErrorKind::PermissionDenied),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Namespace::open(&Placement::Netns("no-such-namespace".into())).unwrap_err();
+        assert_eq!(error.to_string(), "network namespace no-such-namespace is not there");
+        let error = Namespace::open(&Placement::Container("0123no-such".into())).unwrap_err();
+        assert_eq!(error.to_string(), "container 0123no-such is not there");
+    }
+}

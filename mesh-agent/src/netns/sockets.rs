@@ -1,0 +1,115 @@
+//! Opening sockets: in a workload's namespace, or in the agent's own.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+
+use super::{BoxFuture, Namespace, Sockets};
+use crate::datapath::SocketMarks;
+
+/// Connections that may wait for the agent; the kernel bounds it by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Sockets in the namespace of one workload, marked as the agent's own, so
+/// that the kernel programs leave them alone.
+pub struct WorkloadSockets {
+    namespace: Namespace,
+    marks: Arc<SocketMarks>,
+}
+
+impl WorkloadSockets {
+    /// Sockets of `namespace`.
+    pub fn new(namespace: Namespace, marks: Arc<SocketMarks>) -> Self {
+        Self { namespace, marks }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Listens on a port of `address` that the kernel chooses.
+    ///
+    /// # Errors
+    /// What the kernel says; `EADDRNOTAVAIL` or `EAFNOSUPPORT` where the address family is off.
+    pub fn listen(&self, address: IpAddr) -> io::Result<TcpListener> {
+        let socket = self.open(address, Type::STREAM, Protocol::TCP, None)?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    }
+
+    /// A UDP socket on a port that the kernel chooses, which hears only the
+    /// namespace itself: bound to `address` (or any) on the device `lo`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn listen_udp(&self, address: IpAddr) -> io::Result<UdpSocket> {
+        let socket = self.open(address, Type::DGRAM, Protocol::UDP, None)?;
+        socket.bind_device(Some(b"lo"))?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn open(&self, like: IpAddr, kind: Type, protocol: Protocol, client: Option<SocketAddr>) -> io::Result<Socket> {
+        let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = self.namespace.run(|| Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)))?;
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(true)?;
+        }
+        self.marks.mark(&socket, client)?;
+        Ok(socket)
+    }
+}
+
+impl Sockets for WorkloadSockets {
+    fn connect(
+        &self,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        client: Option<SocketAddr>,
+    ) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(async move {
+            let socket = self.open(to.ip(), Type::STREAM, Protocol::TCP, client)?;
+            if let Some(from) = from {
+                // The port is chosen at connect, by the whole tuple.
+                socket.set_bind_address_no_port(true)?;
+                socket.bind(&SocketAddr::new(from, 0).into())?;
+            }
+            socket.set_tcp_nodelay(true)?;
+            TcpSocket::from_std_stream(socket.into()).connect(to).await
+        })
+    }
+
+    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = self.open(to.ip(), Type::DGRAM, Protocol::UDP, None)?;
+        socket.connect(&to.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+}
+
+/// Sockets of the agent's own namespace, for tests and tools.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostSockets;
+
+impl Sockets for HostSockets {
+    fn connect(
+        &self,
+        _from: Option<IpAddr>,
+        to: SocketAddr,
+        _client: Option<SocketAddr>,
+    ) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(TcpStream::connect(to))
+    }
+
+    fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = std::net::UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    }
+}

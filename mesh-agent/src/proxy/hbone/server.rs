@@ -1,0 +1,258 @@
+//! Tunnels from other nodes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response, StatusCode};
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::refusal::Refusal;
+use super::stream::TunnelStream;
+use super::{
+    CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
+    STREAM_WINDOW_BYTES, forwarded, keep_alive,
+};
+use crate::identity::Identity;
+use crate::identity::certificates::{ALPN, remaining};
+use crate::identity::verify::{self, Peer};
+use crate::netns::BoxFuture;
+use crate::proxy::copy::{CopyError, Duplex, Transferred, copy_both};
+
+/// Time for TLS and the beginning of HTTP/2.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tunnels of one connection that are opened, open, or being ended; the rest
+/// is refused. More than streams, because ending may outlast the stream.
+const MAX_TUNNELS: usize = 2 * MAX_STREAMS;
+/// A connection without tunnels is closed after this time, at most twice of
+/// it. Longer than clients keep one, so that it is them who close.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Why a connection from another node was not served to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The client took too long to introduce itself.
+    #[error("no handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    HandshakeTimeout,
+    /// TLS failed, for instance because the client proved no identity.
+    #[error("TLS failed: {0}")]
+    Tls(#[source] io::Error),
+    /// The client did not offer HTTP/2.
+    #[error("the client does not speak HTTP/2")]
+    NotHttp2,
+    /// HTTP/2 failed.
+    #[error("HTTP/2 failed: {0}")]
+    Http2(#[from] h2::Error),
+    /// The client does not answer pings.
+    #[error("the client does not answer any more")]
+    Lost,
+}
+
+/// A tunnel that a client asks for.
+#[derive(Clone, Debug)]
+pub struct IncomingTunnel {
+    /// Who asks, as proven by its certificate.
+    pub peer_identity: Identity,
+    /// From where the connection comes.
+    pub peer_address: SocketAddr,
+    /// Where to: address and port of the application.
+    pub authority: SocketAddr,
+    /// The true client's address, believed only where it is the peer's own.
+    pub forwarded_for: Option<SocketAddr>,
+    /// Counts while the tunnel is open: first to second is from the client to
+    /// the application.
+    pub transferred: Arc<Transferred>,
+}
+
+/// Decides about tunnels.
+pub trait TunnelHandler: Send + Sync + 'static {
+    /// Connects to the application, or says why not. Dropped when the client
+    /// gives up first.
+    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<TcpStream, Refusal>>;
+
+    /// A tunnel that was opened has ended. Not called for tunnels that are cut
+    /// off because `serve` was dropped.
+    fn closed(&self, _tunnel: &IncomingTunnel, _result: Result<(), CopyError>) {}
+}
+
+/// Serves one connection from another node until it is closed. After `drain`
+/// is cancelled no more tunnels are accepted, and it returns when the last has
+/// ended. Drop the future to abort them all.
+///
+/// # Errors
+/// Where the connection ends otherwise than by an orderly close.
+pub async fn serve(
+    stream: TcpStream,
+    peer_address: SocketAddr,
+    tls: Arc<ServerConfig>,
+    handler: Arc<impl TunnelHandler>,
+    drain: CancellationToken,
+) -> Result<(), ServeError> {
+    let (mut http2, peer) = timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls))
+        .await
+        .unwrap_or(Err(ServeError::HandshakeTimeout))?;
+    let peer_address = forwarded::canonical(peer_address);
+
+    let lost = keep_alive::lost(http2.ping_pong());
+    let outlived = async {
+        tokio::select! {
+            () = drain.cancelled() => {}
+            // A client proves again who it is before its certificate ends.
+            () = tokio::time::sleep(remaining(peer.not_after)) => {}
+        }
+    };
+    tokio::pin!(lost, outlived);
+    let mut idle_check = tokio::time::interval(IDLE_TIMEOUT);
+    let mut idle_checks = 0;
+    let mut draining = false;
+    let mut tunnels = JoinSet::new();
+    let result = loop {
+        tokio::select! {
+            stream = http2.accept() => match stream {
+                Some(Ok((_, mut respond))) if tunnels.len() >= MAX_TUNNELS => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
+                Some(Ok((request, respond))) => {
+                    idle_checks = 0;
+                    let (identity, handler) = (peer.identity.clone(), handler.clone());
+                    tunnels.spawn(tunnel(request, respond, identity, peer_address, handler));
+                }
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(()),
+            },
+            () = &mut lost => break Err(ServeError::Lost),
+            () = &mut outlived, if !draining => {
+                draining = true;
+                http2.graceful_shutdown();
+            }
+            _ = idle_check.tick(), if !draining => {
+                idle_checks = if tunnels.is_empty() { idle_checks + 1 } else { 0 };
+                if idle_checks > 1 {
+                    draining = true;
+                    http2.graceful_shutdown();
+                }
+            }
+            Some(ended) = tunnels.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a tunnel failed");
+                }
+            }
+        }
+    };
+    // Without the connection every stream ends; what had arrived before is
+    // still on its way to the applications.
+    drop(http2);
+    while tunnels.join_next().await.is_some() {}
+    result
+}
+
+type Http2 = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+
+async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, Peer), ServeError> {
+    stream.set_nodelay(true).map_err(ServeError::Tls)?;
+    let tls = TlsAcceptor::from(tls)
+        .accept(stream)
+        .await
+        .map_err(ServeError::Tls)?;
+    let session = tls.get_ref().1;
+    // rustls lets clients pass that offer no protocol at all.
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err(ServeError::NotHttp2);
+    }
+    let peer = verify::peer(session.peer_certificates())
+        .map_err(|error| ServeError::Tls(io::Error::other(error)))?;
+    let http2 = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS as u32)
+        .handshake(tls)
+        .await?;
+    Ok((http2, peer))
+}
+
+/// One tunnel from CONNECT to its end.
+async fn tunnel(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    peer_identity: Identity,
+    peer_address: SocketAddr,
+    handler: Arc<impl TunnelHandler>,
+) {
+    let asked = asked(&request, peer_identity, peer_address);
+    let opened = match asked {
+        Err(refusal) => Err(refusal),
+        Ok(tunnel) => {
+            let opened = tokio::select! {
+                opened = handler.open(tunnel.clone()) => opened,
+                // The client gave up, or is gone.
+                _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
+            };
+            opened.map(|application| (tunnel, application))
+        }
+    };
+    let (tunnel, mut application) = match opened {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            tracing::debug!(peer = %peer_address, %refusal, "tunnel refused");
+            // An error means that nobody waits for the answer.
+            let _ = respond.send_response(refusal.to_response(), true);
+            return;
+        }
+    };
+    let Ok(send) = respond.send_response(Response::new(()), false) else {
+        application.abort();
+        return;
+    };
+    let stream = TunnelStream::new(
+        send,
+        request.into_body(),
+        tunnel.peer_identity.clone(),
+        None,
+    );
+    let result = copy_both(stream, application, &tunnel.transferred).await;
+    handler.closed(&tunnel, result);
+}
+
+fn asked(
+    request: &Request<RecvStream>,
+    peer_identity: Identity,
+    peer_address: SocketAddr,
+) -> Result<IncomingTunnel, Refusal> {
+    if request.method() != Method::CONNECT {
+        return Err(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only CONNECT is served here",
+        ));
+    }
+    let authority = request
+        .uri()
+        .authority()
+        .map_or("", http::uri::Authority::as_str);
+    let authority = authority.parse().map_err(|_| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("authority {authority:?} is not an address with a port"),
+        )
+    })?;
+    Ok(IncomingTunnel {
+        peer_identity,
+        peer_address,
+        authority: forwarded::canonical(authority),
+        forwarded_for: forwarded::client(request.headers())
+            .filter(|client| client.ip() == peer_address.ip()),
+        transferred: Arc::default(),
+    })
+}

@@ -1,0 +1,189 @@
+//! Bodies of answers: an endpoint's, or our own.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::record::Record;
+use super::upstream::Lease;
+use crate::balance::InFlight;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Why an answer ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The endpoint did not send it to the end.
+    #[error("the endpoint's body: {0}")]
+    Upstream(#[source] hyper::Error),
+    /// The rule's timeout.
+    #[error("upstream request timeout")]
+    Timeout,
+}
+
+/// The body of an answer.
+pub(super) enum Answer {
+    /// Ours.
+    Own(Option<Bytes>),
+    /// An endpoint's.
+    Upstream(Box<Upstream>),
+}
+
+/// An endpoint's body with all that is held until it ends.
+pub(super) struct Upstream {
+    pub(super) incoming: Incoming,
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    pub(super) record: Record,
+    pub(super) lease: Option<Lease>,
+    pub(super) in_flight: Option<InFlight>,
+}
+
+impl Upstream {
+    /// The connection is free, the line complete.
+    fn end(&mut self) {
+        self.record.end();
+        self.in_flight = None;
+        if let Some(lease) = self.lease.take() {
+            lease.finish();
+        }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // hyper does not poll a body again that says it has ended.
+        if self.lease.is_some() && self.incoming.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let upstream = match &mut *self {
+            Self::Own(bytes) => {
+                return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
+            }
+            Self::Upstream(upstream) => upstream,
+        };
+        if let Some(deadline) = &mut upstream.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            upstream.record.flag("UT");
+            return Poll::Ready(Some(Err(AnswerError::Timeout)));
+        }
+        let frame = ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+        match &frame {
+            None => upstream.end(),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    upstream.record.sent(data.len());
+                }
+                if upstream.incoming.is_end_stream() {
+                    upstream.end();
+                }
+            }
+            Some(Err(error)) => {
+                upstream.record.flag("UC");
+                upstream.record.reason(error);
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Upstream)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}
+
+/// An answer of ours with a body.
+pub(super) fn own(status: StatusCode, body: Bytes) -> Response<Answer> {
+    let mut response = Response::new(Answer::Own(Some(body).filter(|body| !body.is_empty())));
+    *response.status_mut() = status;
+    response
+}
+
+/// An error of ours: a line of text, or for gRPC a response that consists of
+/// trailers only (gRPC over HTTP/2, "Responses").
+pub(super) fn error(status: StatusCode, reason: &str, grpc: bool) -> Response<Answer> {
+    if grpc {
+        return self::grpc(grpc_status_of(status), reason);
+    }
+    let mut line = reason.replace(['\r', '\n'], " ");
+    line.push('\n');
+    let mut response = own(status, line.into());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// A gRPC status.
+pub(super) fn grpc(code: u16, message: &str) -> Response<Answer> {
+    let mut response = own(StatusCode::OK, Bytes::new());
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}
+
+/// gRPC, "HTTP to gRPC Status Code Mapping".
+fn grpc_status_of(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// `grpc-message` is percent-encoded where it is not printable ASCII (gRPC over HTTP/2).
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0..=0x1f | 0x7f.. => encoded.push_str(&format!("%{byte:02X}")),
+            printable => encoded.push(char::from(printable)),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_are_printable_ascii() {
+        assert_eq!(percent_encoded("100% \u{e9}\n"), "100%25 %C3%A9%0A");
+    }
+}

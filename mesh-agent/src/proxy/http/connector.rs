@@ -1,0 +1,49 @@
+//! The seam to the connections below HTTP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::netns::BoxFuture;
+use crate::registry::{Endpoint, Service, Workload};
+use crate::route::UpstreamTls;
+
+/// What a connection is wanted for.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Workload on whose behalf, and with whose identity, it is made.
+    pub client: Arc<Workload>,
+    /// Address of the client's connection to us.
+    pub client_address: SocketAddr,
+    /// Service that was chosen.
+    pub service: Arc<Service>,
+    /// Endpoint that was chosen.
+    pub endpoint: Arc<Endpoint>,
+    /// Where the endpoint listens; names have been resolved.
+    pub address: SocketAddr,
+    /// TLS that the DestinationRule asks for.
+    pub tls: UpstreamTls,
+}
+
+/// Makes connections to endpoints: on this node, through HBONE, or plain.
+pub trait Connector: Send + Sync + 'static {
+    /// A connection.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Connects. The caller bounds the time.
+    fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Self::Io>>;
+
+    /// Resolves the name of an endpoint; by the system's resolver unless overridden.
+    fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<SocketAddr>> {
+        Box::pin(async move {
+            tokio::net::lookup_host((host, port))
+                .await?
+                .next()
+                .ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"))
+                })
+        })
+    }
+}

@@ -1,0 +1,540 @@
+//! One request and its answer: route, choose an endpoint, forward, try again.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use http::{Method, Request, Response, StatusCode, Version, request};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
+
+use super::answer::{self, Answer};
+use super::connector::{Connector, Target};
+use super::message::{self, BadRequest};
+use super::pool::{Key, UpstreamProtocol};
+use super::record::Record;
+use super::request_body::BodySource;
+use super::upstream::{SendError, Sent, Wanted};
+use super::{ConnectionContext, tunnel};
+use crate::balance::{self, EndpointAddress, InFlight};
+use crate::registry::{Endpoint, Protocol, Registry, Resolution};
+use crate::route::{Abort, ClientView, Decision, Outcome, Plan, RequestView};
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// Answers one request.
+pub(super) async fn answer<C: Connector>(
+    context: Arc<ConnectionContext<C>>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    let grpc = message::is_grpc(request.headers());
+    let authority = match message::authority(&request) {
+        Ok(authority) => authority,
+        Err(bad) => {
+            let record = Record::begin(&request, "", &context.client.name);
+            return Ok(refuse(
+                record,
+                StatusCode::BAD_REQUEST,
+                "DPE",
+                &bad.to_string(),
+                grpc,
+            ));
+        }
+    };
+    let mut record = Record::begin(&request, authority, &context.client.name);
+    // One configuration for the whole exchange, whatever comes into force meanwhile.
+    let snapshot = context.snapshot.load_full();
+    let registry: &Registry = &snapshot.registry;
+    let service = registry
+        .by_host
+        .get(&context.service.host)
+        .unwrap_or(&context.service);
+    let view = RequestView {
+        authority,
+        method: request.method(),
+        path_and_query: request
+            .uri()
+            .path_and_query()
+            .map_or("/", |path| path.as_str()),
+        scheme: request.uri().scheme_str().unwrap_or("http"),
+        headers: request.headers(),
+    };
+    let client = ClientView {
+        namespace: &context.client.name.namespace,
+        labels: &context.client.labels,
+    };
+    let port = context.original_destination.port();
+    let decision =
+        snapshot
+            .routes
+            .decide(&view, &client, service, port, registry, &mut rand::rng());
+    record.route(decision.route_name);
+    if let Some(delay) = decision.delay {
+        record.flag("DI");
+        tokio::time::sleep(delay).await;
+    }
+    if let Outcome::Forward(plan) = &decision.outcome {
+        let mut exchange = Exchange {
+            context: &context,
+            plan,
+            grpc,
+            record,
+        };
+        return Ok(match exchange.run(request).await {
+            Ok(forwarded) => forwarded.into_response(plan, exchange.record),
+            Err(failure) => {
+                exchange.record.reason(&failure.reason);
+                refuse(
+                    exchange.record,
+                    failure.status,
+                    failure.flag,
+                    &failure.reason,
+                    grpc,
+                )
+            }
+        });
+    }
+    Ok(own_answer(&decision, record, grpc))
+}
+
+/// The answer of a decision that needs no upstream.
+fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Response<Answer> {
+    let mut response = match &decision.outcome {
+        Outcome::Forward(_) => answer::own(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+        Outcome::Redirect(redirection) => {
+            let mut response = answer::own(redirection.status, Bytes::new());
+            match HeaderValue::from_str(&redirection.location) {
+                Ok(location) => {
+                    response.headers_mut().insert(LOCATION, location);
+                }
+                Err(_) => *response.status_mut() = StatusCode::BAD_REQUEST,
+            }
+            response
+        }
+        Outcome::Direct(direct) => {
+            let mut response = answer::own(direct.status, direct.body.clone());
+            if !direct.body.is_empty() {
+                let text = HeaderValue::from_static("text/plain");
+                response.headers_mut().insert(CONTENT_TYPE, text);
+            }
+            response
+        }
+        Outcome::Abort(abort) => {
+            record.flag("FI");
+            match abort {
+                Abort::Http(status) => answer::error(*status, "fault filter abort", grpc),
+                Abort::Grpc(code) => answer::grpc(*code, "fault filter abort"),
+            }
+        }
+        Outcome::Unroutable(unroutable) => {
+            record.reason(&unroutable.reason);
+            let (status, flag) = (unroutable.status, unroutable.flag);
+            return refuse(record, status, flag, &unroutable.reason, grpc);
+        }
+    };
+    decision.edit_own_response(response.headers_mut());
+    record.status(response.status());
+    record.end();
+    response
+}
+
+fn refuse(
+    mut record: Record,
+    status: StatusCode,
+    flag: &'static str,
+    reason: &str,
+    grpc: bool,
+) -> Response<Answer> {
+    record.flag(flag);
+    record.status(status);
+    record.end();
+    answer::error(status, reason, grpc)
+}
+
+/// An exchange that failed: the answer that the client gets.
+struct Failure {
+    status: StatusCode,
+    flag: &'static str,
+    reason: String,
+}
+
+impl Failure {
+    fn unavailable(flag: &'static str, cause: &dyn std::fmt::Display) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            flag,
+            reason: format!("upstream connect error or disconnect/reset before headers: {cause}"),
+        }
+    }
+
+    fn timeout() -> Self {
+        Self {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            flag: "UT",
+            reason: "upstream request timeout".to_owned(),
+        }
+    }
+
+    fn bad_request(bad: BadRequest) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            flag: "DPE",
+            reason: bad.to_string(),
+        }
+    }
+}
+
+/// A request that is being forwarded.
+struct Exchange<'a, C> {
+    context: &'a ConnectionContext<C>,
+    plan: &'a Plan<'a>,
+    grpc: bool,
+    record: Record,
+}
+
+/// A response that has begun.
+struct Forwarded {
+    sent: Sent,
+    in_flight: InFlight,
+    began: Instant,
+    deadline: Option<tokio::time::Instant>,
+    client_upgrade: Option<OnUpgrade>,
+    is_connect: bool,
+}
+
+impl<C: Connector> Exchange<'_, C> {
+    async fn run(&mut self, mut request: Request<Incoming>) -> Result<Forwarded, Failure> {
+        let protocol = self.protocol(&request);
+        let client_upgrade =
+            (protocol == UpstreamProtocol::Http1).then(|| hyper::upgrade::on(&mut request));
+        let (mut parts, body) = request.into_parts();
+        let client_upgrade = client_upgrade.filter(|_| message::is_upgrade(&parts));
+        let is_connect = parts.method == Method::CONNECT;
+        let default_authority = self.plan.service.host.as_str();
+        message::forward(
+            &mut parts,
+            &self.plan.rewritten,
+            default_authority,
+            protocol,
+        )
+        .map_err(Failure::bad_request)?;
+        self.plan.edit_request(&mut parts.headers);
+        parts.extensions.clear();
+        let body = BodySource::new(body);
+        let began = Instant::now();
+        let timeout = self.plan.timeout;
+        let attempts = self.attempts(parts, &body, protocol);
+        let (sent, in_flight) = match timeout {
+            None => attempts.await?,
+            Some(timeout) => within(timeout, &body, attempts).await?,
+        };
+        body.commit();
+        let deadline = timeout.map(|timeout| tokio::time::Instant::from_std(began) + timeout);
+        Ok(Forwarded {
+            sent,
+            in_flight,
+            began,
+            deadline,
+            client_upgrade,
+            is_connect,
+        })
+    }
+
+    /// HTTP/2 for gRPC, where the port declares it, and where it declares
+    /// nothing and the client speaks it.
+    fn protocol(&self, request: &Request<Incoming>) -> UpstreamProtocol {
+        let declared = self
+            .plan
+            .service
+            .port(self.plan.port)
+            .map(|port| port.protocol);
+        let http2 = match declared {
+            Some(Protocol::Http2 | Protocol::Grpc) => {
+                request.headers().get(http::header::UPGRADE).is_none()
+            }
+            Some(Protocol::Auto) => request.version() == Version::HTTP_2,
+            _ => false,
+        };
+        if http2 || (self.grpc && request.version() == Version::HTTP_2) {
+            UpstreamProtocol::Http2
+        } else {
+            UpstreamProtocol::Http1
+        }
+    }
+
+    async fn attempts(
+        &mut self,
+        parts: request::Parts,
+        body: &BodySource,
+        protocol: UpstreamProtocol,
+    ) -> Result<(Sent, InFlight), Failure> {
+        let retries = self.plan.retries;
+        let http2_or_grpc = self.grpc || protocol == UpstreamProtocol::Http2;
+        let resend = retries.on.after_sending(http2_or_grpc) && retries.attempts > 0;
+        let idempotent = parts.method.is_idempotent();
+        // Kept only where it may be needed: once sent, a request is gone.
+        let spare = (resend || idempotent).then(|| parts.clone());
+        let mut head = Some(parts);
+        let mut tried: Vec<EndpointAddress> = Vec::new();
+        let mut retry = 0;
+        let mut fresh = false;
+        loop {
+            let (endpoint, address) = self.choose(&tried)?;
+            let Some(parts) = head.take().or_else(|| spare.clone()) else {
+                return Err(Failure::unavailable(
+                    "UC",
+                    &"the request cannot be sent again",
+                ));
+            };
+            self.record.attempt(&self.plan.service.host, &address);
+            let in_flight = self.context.upstreams.load.begin(&address);
+            let target = self.target(endpoint, &address);
+            let wanted = Wanted {
+                key: self.key(address.clone(), protocol),
+                target: &target,
+                connect_timeout: self.plan.policy.connect_timeout,
+            };
+            let request = outgoing(parts, body, protocol);
+            let send = self.context.upstreams.send(&wanted, request, fresh);
+            let result = match retries.per_try_timeout {
+                Some(timeout) => within(timeout, body, async { Ok(send.await) }).await,
+                None => Ok(send.await),
+            };
+            let left = retry < retries.attempts;
+            let again = left && spare.is_some() && body.is_replayable();
+            let failure = match result {
+                Ok(Ok(sent)) => {
+                    let response = &sent.response;
+                    let wants_more = retries.on.answer(response.status(), response.headers());
+                    if !wants_more {
+                        return Ok((sent, in_flight));
+                    }
+                    if !again {
+                        self.record.flag("URX");
+                        return Ok((sent, in_flight));
+                    }
+                    None
+                }
+                Ok(Err(SendError::Connect {
+                    cause,
+                    head: unsent,
+                })) => {
+                    let failure = Failure::unavailable("UF", &cause);
+                    if !left || !retries.on.connect() {
+                        return Err(self.exhausted(failure));
+                    }
+                    // It has not been sent: this very request is the next one.
+                    head = Some(*unsent);
+                    Some(failure)
+                }
+                Ok(Err(SendError::Ended {
+                    cause,
+                    refused,
+                    reused,
+                    reset,
+                    client,
+                })) => {
+                    let failure = Failure::unavailable(if reset { "UR" } else { "UC" }, &cause);
+                    if client {
+                        return Err(failure);
+                    }
+                    // A connection that had waited may have been closed while the request was
+                    // on its way. Repeating is safe for these methods (RFC 9110, section 9.2.2).
+                    let stale = reused && !fresh && !reset && idempotent;
+                    if stale && spare.is_some() && body.is_replayable() {
+                        fresh = true;
+                        continue;
+                    }
+                    if !again || !retries.on.ended(refused) {
+                        return Err(self.exhausted(failure));
+                    }
+                    Some(failure)
+                }
+                Err(timeout) => {
+                    if !again || !retries.on.ended(false) {
+                        return Err(self.exhausted(timeout));
+                    }
+                    Some(timeout)
+                }
+            };
+            if let Some(failure) = failure {
+                self.record.reason(&failure.reason);
+            }
+            drop(in_flight);
+            retry += 1;
+            fresh = false;
+            if retries.ignore_previous_hosts {
+                tried.push(address);
+            }
+            let wait = retries.wait(retry, &mut rand::rng());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn exhausted(&mut self, failure: Failure) -> Failure {
+        if self.plan.retries.attempts > 0 {
+            self.record.flag("URX");
+        }
+        failure
+    }
+
+    fn choose(
+        &self,
+        tried: &[EndpointAddress],
+    ) -> Result<(Arc<Endpoint>, EndpointAddress), Failure> {
+        let service = self.plan.service;
+        let original = self.context.original_destination;
+        if service.resolution == Resolution::None && service.endpoints.is_empty() {
+            let endpoint = asked_for(original, self.plan.port);
+            return Ok((endpoint, EndpointAddress::Socket(original)));
+        }
+        let wanted = balance::Wanted {
+            port: self.plan.port,
+            labels: self.plan.subset.map(|subset| &subset.labels),
+            algorithm: self.plan.policy.algorithm,
+            avoid: tried,
+            like: Some(original.ip()),
+        };
+        balance::choose(
+            service,
+            &wanted,
+            &self.context.upstreams.load,
+            &mut rand::rng(),
+        )
+        .and_then(|endpoint| {
+            let address = EndpointAddress::of(endpoint, self.plan.port)?;
+            Some((Arc::clone(endpoint), address))
+        })
+        .ok_or_else(|| Failure {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            flag: "UH",
+            reason: "no healthy upstream".to_owned(),
+        })
+    }
+
+    fn target(&self, endpoint: Arc<Endpoint>, address: &EndpointAddress) -> Target {
+        Target {
+            client: Arc::clone(&self.context.client),
+            client_address: self.context.client_address,
+            service: Arc::clone(self.plan.service),
+            endpoint,
+            address: match address {
+                EndpointAddress::Socket(address) => *address,
+                EndpointAddress::Name(_, port) => SocketAddr::from(([0, 0, 0, 0], *port)),
+            },
+            tls: self.plan.policy.tls,
+        }
+    }
+
+    fn key(&self, endpoint: EndpointAddress, protocol: UpstreamProtocol) -> Key {
+        Key {
+            client: self.context.client.name.clone(),
+            service: self.plan.service.host.clone(),
+            endpoint,
+            protocol,
+            tls: self.plan.policy.tls,
+        }
+    }
+}
+
+/// The address that the application asked for, as an endpoint.
+fn asked_for(original: SocketAddr, port: u16) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address: Some(original.ip()),
+        host: None,
+        ports: BTreeMap::from([(port, original.port())]),
+        labels: BTreeMap::new(),
+        weight: 1,
+        workload: None,
+    })
+}
+
+/// The request of one attempt.
+fn outgoing(
+    parts: request::Parts,
+    body: &BodySource,
+    protocol: UpstreamProtocol,
+) -> Request<super::request_body::RequestBody> {
+    let waits = protocol == UpstreamProtocol::Http1 && expects_continue(&parts.headers);
+    let mut request = Request::from_parts(parts, body.attempt());
+    if waits {
+        let said = Arc::new(Notify::new());
+        request.body_mut().wait_for_continue(Arc::clone(&said));
+        hyper::ext::on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                said.notify_one();
+            }
+        });
+    }
+    request
+}
+
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Bounds the time from the end of the client's request.
+async fn within<T>(
+    timeout: Duration,
+    body: &BodySource,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let expiry = async {
+        body.ended().await;
+        tokio::time::sleep(timeout).await;
+    };
+    tokio::select! {
+        biased;
+        result = work => result,
+        () = expiry => Err(Failure::timeout()),
+    }
+}
+
+impl Forwarded {
+    fn into_response(self, plan: &Plan<'_>, mut record: Record) -> Response<Answer> {
+        let Sent {
+            mut response,
+            lease,
+        } = self.sent;
+        let status = response.status();
+        record.status(status);
+        let switches =
+            status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
+        if let (true, Some(client)) = (switches, self.client_upgrade) {
+            let upstream = hyper::upgrade::on(&mut response);
+            tunnel::spawn(client, upstream, record, self.in_flight);
+            let (mut parts, _) = response.into_parts();
+            parts.extensions.clear();
+            plan.edit_response(&mut parts.headers);
+            return Response::from_parts(parts, Answer::Own(None));
+        }
+        let (mut parts, incoming) = response.into_parts();
+        parts.extensions.clear();
+        parts.version = Version::HTTP_11;
+        message::strip_hop_by_hop(&mut parts.headers);
+        let service_time_ms = self.began.elapsed().as_millis() as u64;
+        parts
+            .headers
+            .insert(SERVICE_TIME, HeaderValue::from(service_time_ms));
+        plan.edit_response(&mut parts.headers);
+        let deadline = (!incoming.is_end_stream())
+            .then_some(self.deadline)
+            .flatten();
+        let body = answer::Upstream {
+            incoming,
+            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
+            record,
+            lease: Some(lease),
+            in_flight: Some(self.in_flight),
+        };
+        Response::from_parts(parts, Answer::Upstream(Box::new(body)))
+    }
+}

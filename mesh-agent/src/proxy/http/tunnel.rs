@@ -1,0 +1,30 @@
+//! A connection whose protocol was switched: WebSocket and the like, CONNECT.
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::record::Record;
+use crate::balance::InFlight;
+
+/// Copies bytes both ways until both sides have ended.
+pub(super) fn spawn(
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    mut record: Record,
+    in_flight: InFlight,
+) {
+    tokio::spawn(async move {
+        let _in_flight = in_flight;
+        let result = async {
+            let (client, upstream) =
+                tokio::try_join!(client, upstream).map_err(std::io::Error::other)?;
+            let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+            tokio::io::copy_bidirectional(&mut client, &mut upstream).await
+        };
+        match result.await {
+            Ok((_, bytes_sent)) => record.sent(usize::try_from(bytes_sent).unwrap_or(usize::MAX)),
+            Err(error) => record.reason(&error),
+        }
+        record.end();
+    });
+}

@@ -1,0 +1,295 @@
+//! Which DestinationRules can be used, field by field.
+
+use super::*;
+use crate::resource::report::Report;
+use crate::resource::{Finding, Resource};
+
+/// Port policies in one list, as in Istio.
+const MAX_PORT_POLICIES: usize = 4096;
+
+/// Checks a resource. Errors make it unusable; warnings name fields that are not applied.
+pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
+    let mut report = Report::new(&resource.meta);
+    let spec = &resource.spec;
+    report.host(&spec.host, true, "spec.host");
+    report.export_to(&spec.export_to);
+    if let Some(selector) = &spec.workload_selector {
+        report.labels(&selector.match_labels, "spec.workloadSelector.matchLabels");
+        if spec.export_to.iter().any(|namespace| namespace != ".") {
+            report.error(
+                "spec.exportTo",
+                "must be \".\" where a workloadSelector is given",
+            );
+        }
+    }
+    if let Some(policy) = &spec.traffic_policy {
+        traffic_policy(&mut report, policy, "spec.trafficPolicy");
+    }
+    for (i, subset) in spec.subsets.iter().enumerate() {
+        let field = format!("spec.subsets[{i}]");
+        if subset.name.is_empty() {
+            report.error(format!("{field}.name"), "must not be empty");
+        } else if spec.subsets[..i]
+            .iter()
+            .any(|other| other.name == subset.name)
+        {
+            report.error(
+                format!("{field}.name"),
+                format!("{:?} stands twice", subset.name),
+            );
+        }
+        report.labels(&subset.labels, &format!("{field}.labels"));
+        if let Some(policy) = &subset.traffic_policy {
+            traffic_policy(&mut report, policy, &format!("{field}.trafficPolicy"));
+        }
+    }
+    report.into_findings()
+}
+
+fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) {
+    let blocks = Blocks {
+        load_balancer: policy.load_balancer.as_ref(),
+        connection_pool: policy.connection_pool.as_ref(),
+        outlier_detection: policy.outlier_detection.as_ref(),
+        tls: policy.tls.as_ref(),
+    };
+    blocks.check(report, field);
+    if policy.port_level_settings.len() > MAX_PORT_POLICIES {
+        report.error(
+            format!("{field}.portLevelSettings"),
+            format!("has more than {MAX_PORT_POLICIES} entries"),
+        );
+    }
+    for (i, settings) in policy.port_level_settings.iter().enumerate() {
+        let field = format!("{field}.portLevelSettings[{i}]");
+        match settings.port {
+            Some(port) => report.port(port.number, format!("{field}.port.number")),
+            None => report.error(format!("{field}.port"), "is required"),
+        }
+        let blocks = Blocks {
+            load_balancer: settings.load_balancer.as_ref(),
+            connection_pool: settings.connection_pool.as_ref(),
+            outlier_detection: settings.outlier_detection.as_ref(),
+            tls: settings.tls.as_ref(),
+        };
+        blocks.check(report, &field);
+    }
+    if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
+        report.error(format!("{field}.proxyProtocol"), "excludes tunnel");
+    }
+    report.not_applied(policy.tunnel.is_some(), format!("{field}.tunnel"));
+    report.not_applied(
+        policy.proxy_protocol.is_some(),
+        format!("{field}.proxyProtocol"),
+    );
+    report.not_applied(
+        policy.retry_budget.is_some(),
+        format!("{field}.retryBudget"),
+    );
+}
+
+/// What a policy and a port's settings have in common.
+struct Blocks<'a> {
+    load_balancer: Option<&'a LoadBalancer>,
+    connection_pool: Option<&'a ConnectionPool>,
+    outlier_detection: Option<&'a OutlierDetection>,
+    tls: Option<&'a ClientTls>,
+}
+
+impl Blocks<'_> {
+    fn check(&self, report: &mut Report<'_>, field: &str) {
+        if let Some(block) = self.load_balancer {
+            load_balancer(report, block, &format!("{field}.loadBalancer"));
+        }
+        if let Some(block) = self.connection_pool {
+            connection_pool(report, block, &format!("{field}.connectionPool"));
+        }
+        if let Some(block) = self.outlier_detection {
+            outlier_detection(report, block, &format!("{field}.outlierDetection"));
+        }
+        if let Some(block) = self.tls {
+            tls(report, block, &format!("{field}.tls"));
+        }
+    }
+}
+
+fn load_balancer(report: &mut Report<'_>, block: &LoadBalancer, field: &str) {
+    if block.simple.is_some() && block.consistent_hash.is_some() {
+        report.error(format!("{field}.consistentHash"), "excludes simple");
+    }
+    if block.locality_lb_setting.is_some() && block.zone_aware_lb_setting.is_some() {
+        report.error(
+            format!("{field}.zoneAwareLbSetting"),
+            "excludes localityLbSetting",
+        );
+    }
+    if block.simple == Some(SimpleLoadBalancer::Passthrough) {
+        report.warning(
+            format!("{field}.simple"),
+            "PASSTHROUGH is not applied by this version: LEAST_REQUEST is",
+        );
+    }
+    if block.consistent_hash.is_some() {
+        report.warning(
+            format!("{field}.consistentHash"),
+            "not applied by this version: LEAST_REQUEST is",
+        );
+    }
+    report.not_applied(
+        block.locality_lb_setting.is_some(),
+        format!("{field}.localityLbSetting"),
+    );
+    report.not_applied(
+        block.zone_aware_lb_setting.is_some(),
+        format!("{field}.zoneAwareLbSetting"),
+    );
+    report.not_applied(
+        block.warmup_duration_secs.is_some(),
+        format!("{field}.warmupDurationSecs"),
+    );
+    report.not_applied(block.warmup.is_some(), format!("{field}.warmup"));
+}
+
+fn connection_pool(report: &mut Report<'_>, block: &ConnectionPool, field: &str) {
+    if let Some(tcp) = &block.tcp {
+        let field = format!("{field}.tcp");
+        not_negative(
+            report,
+            tcp.max_connections,
+            format!("{field}.maxConnections"),
+        );
+        report.duration(tcp.connect_timeout, format!("{field}.connectTimeout"));
+        report.duration(
+            tcp.max_connection_duration,
+            format!("{field}.maxConnectionDuration"),
+        );
+        report.duration_or_zero(tcp.idle_timeout, format!("{field}.idleTimeout"));
+        report.not_applied(
+            tcp.max_connections.is_some(),
+            format!("{field}.maxConnections"),
+        );
+        report.not_applied(tcp.tcp_keepalive.is_some(), format!("{field}.tcpKeepalive"));
+        report.not_applied(
+            tcp.max_connection_duration.is_some(),
+            format!("{field}.maxConnectionDuration"),
+        );
+        report.not_applied(tcp.idle_timeout.is_some(), format!("{field}.idleTimeout"));
+    }
+    let Some(http) = &block.http else { return };
+    let field = format!("{field}.http");
+    if http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade)
+        && http.use_client_protocol == Some(true)
+    {
+        report.error(
+            format!("{field}.useClientProtocol"),
+            "excludes h2UpgradePolicy UPGRADE",
+        );
+    }
+    for (name, value) in [
+        ("http1MaxPendingRequests", http.http1_max_pending_requests),
+        ("http2MaxRequests", http.http2_max_requests),
+        ("maxRequestsPerConnection", http.max_requests_per_connection),
+        ("maxRetries", http.max_retries),
+        ("maxConcurrentStreams", http.max_concurrent_streams),
+    ] {
+        not_negative(report, value, format!("{field}.{name}"));
+        report.not_applied(value.is_some(), format!("{field}.{name}"));
+    }
+    report.duration_or_zero(http.idle_timeout, format!("{field}.idleTimeout"));
+    report.not_applied(http.idle_timeout.is_some(), format!("{field}.idleTimeout"));
+    report.not_applied(
+        http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade),
+        format!("{field}.h2UpgradePolicy"),
+    );
+    report.not_applied(
+        http.use_client_protocol == Some(true),
+        format!("{field}.useClientProtocol"),
+    );
+    report.not_applied(
+        http.http2_keep_alive.is_some(),
+        format!("{field}.http2KeepAlive"),
+    );
+}
+
+fn not_negative(report: &mut Report<'_>, value: Option<i32>, field: String) {
+    if let Some(value) = value.filter(|value| *value < 0) {
+        report.error(field, format!("{value} is negative"));
+    }
+}
+
+fn outlier_detection(report: &mut Report<'_>, block: &OutlierDetection, field: &str) {
+    for (name, percent) in [
+        ("maxEjectionPercent", block.max_ejection_percent),
+        ("minHealthPercent", block.min_health_percent),
+    ] {
+        if percent.is_some_and(|percent| !(0..=100).contains(&percent)) {
+            report.error(format!("{field}.{name}"), "must be between 0 and 100");
+        }
+    }
+    report.duration(block.interval, format!("{field}.interval"));
+    report.duration(
+        block.base_ejection_time,
+        format!("{field}.baseEjectionTime"),
+    );
+    for (i, code) in block.outlier_detection_http_error_codes.iter().enumerate() {
+        if !(100..=599).contains(code) {
+            report.error(
+                format!("{field}.outlierDetectionHttpErrorCodes[{i}]"),
+                format!("{code} is not within 100 to 599"),
+            );
+        }
+    }
+    report.not_applied(true, field);
+}
+
+fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
+    let own = [
+        ("clientCertificate", block.client_certificate.is_some()),
+        ("privateKey", block.private_key.is_some()),
+        ("caCertificates", block.ca_certificates.is_some()),
+        ("caCrl", block.ca_crl.is_some()),
+        ("credentialName", block.credential_name.is_some()),
+        ("subjectAltNames", !block.subject_alt_names.is_empty()),
+        ("sni", block.sni.is_some()),
+    ];
+    match block.mode {
+        TlsMode::IstioMutual => {
+            for (name, there) in own {
+                if there {
+                    report.error(
+                        format!("{field}.{name}"),
+                        "must be empty with mode ISTIO_MUTUAL",
+                    );
+                }
+            }
+        }
+        TlsMode::Disable => {
+            for (name, there) in own {
+                if there {
+                    report.warning(format!("{field}.{name}"), "has no effect with mode DISABLE");
+                }
+            }
+        }
+        TlsMode::Simple | TlsMode::Mutual => {
+            if block.mode == TlsMode::Mutual
+                && block.credential_name.is_none()
+                && (block.client_certificate.is_none() || block.private_key.is_none())
+            {
+                report.error(
+                    field,
+                    "mode MUTUAL needs clientCertificate and privateKey, or credentialName",
+                );
+            }
+            report.warning(
+                format!("{field}.mode"),
+                "not applied by this version: connections are refused rather than made in the clear",
+            );
+        }
+    }
+    if block.insecure_skip_verify == Some(true) && block.ca_certificates.is_some() {
+        report.error(
+            format!("{field}.insecureSkipVerify"),
+            "excludes caCertificates",
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! Which kinds of resources are applied, and which are known but not applied.
+
+/// A kind that is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Service,
+    WorkloadEntry,
+    ServiceEntry,
+    VirtualService,
+    DestinationRule,
+    PeerAuthentication,
+}
+
+/// What happens to an object of some kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Treatment {
+    /// It is applied.
+    Applied(Kind),
+    /// It is left aside, with a warning.
+    NotApplied,
+    /// Leaving it aside would allow what it forbids: the configuration is refused.
+    Refused,
+}
+
+const SERVICE: &[&str] = &["v1"];
+const NETWORKING: &[&str] = &[
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
+const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+
+impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Service,
+        Self::WorkloadEntry,
+        Self::ServiceEntry,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::PeerAuthentication,
+    ];
+
+    /// As it stands in `kind`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+
+    /// The values of `apiVersion`. All have one schema.
+    pub(super) fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Service => SERVICE,
+            Self::PeerAuthentication => SECURITY,
+            _ => NETWORKING,
+        }
+    }
+}
+
+/// What happens to objects of the kind `name`.
+pub(super) fn treatment(name: &str) -> Treatment {
+    if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name) {
+        return Treatment::Applied(kind);
+    }
+    match name {
+        "AuthorizationPolicy" | "RequestAuthentication" => Treatment::Refused,
+        _ => Treatment::NotApplied,
+    }
+}

@@ -1,0 +1,281 @@
+//! Kubernetes `Service` (v1).
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::scalar::{HostName, Port, TargetPort, is_dns_label};
+use super::{Finding, Meta};
+
+/// `Service.spec`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ServiceSpec {
+    /// Kind of service.
+    pub r#type: ServiceType,
+    /// Address of the service.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<ClusterIp>,
+    /// Addresses of the service, the first equal to `clusterIP`.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<ClusterIp>,
+    /// Address families wanted, first the preferred one.
+    pub ip_families: Vec<IpFamily>,
+    /// Ports.
+    pub ports: Vec<ServicePortSpec>,
+    /// Labels of the workloads that serve it.
+    pub selector: BTreeMap<String, String>,
+    /// Host to which a service of type `ExternalName` leads.
+    pub external_name: Option<HostName>,
+
+    /// Not applied.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<IpAddr>,
+    /// Not applied.
+    pub session_affinity: Option<String>,
+    /// Not applied.
+    pub session_affinity_config: Option<Value>,
+    /// Not applied.
+    pub internal_traffic_policy: Option<String>,
+    /// Not applied.
+    pub traffic_distribution: Option<String>,
+
+    /// Read for completeness: families follow from `ipFamilies` and the endpoints.
+    pub ip_family_policy: Option<String>,
+    /// Read for completeness: the mesh does not know of readiness.
+    pub publish_not_ready_addresses: Option<bool>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    pub external_traffic_policy: Option<String>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    pub health_check_node_port: Option<u32>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    pub allocate_load_balancer_node_ports: Option<bool>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    pub load_balancer_class: Option<String>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
+    /// Concerns only traffic that enters through a load balancer or node port.
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+/// `Service.spec.type`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub enum ServiceType {
+    /// An address inside the cluster.
+    #[default]
+    ClusterIP,
+    /// As `ClusterIP` for the mesh.
+    NodePort,
+    /// As `ClusterIP` for the mesh.
+    LoadBalancer,
+    /// Another name for a host.
+    ExternalName,
+}
+
+/// `Service.spec.ipFamilies[]`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub enum IpFamily {
+    /// IPv4.
+    IPv4,
+    /// IPv6.
+    IPv6,
+}
+
+/// `clusterIP`.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub enum ClusterIp {
+    /// An empty text: to be allocated.
+    Allocate,
+    /// `None`: a headless service.
+    Headless,
+    /// This address.
+    Address(IpAddr),
+}
+
+impl TryFrom<String> for ClusterIp {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "" => Ok(Self::Allocate),
+            "None" => Ok(Self::Headless),
+            text => text
+                .parse()
+                .map(Self::Address)
+                .map_err(|_| format!("{text:?} is neither an IP address nor None")),
+        }
+    }
+}
+
+/// `Service.spec.ports[]`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePortSpec {
+    /// Name; required where there are several ports.
+    #[serde(default)]
+    pub name: String,
+    /// Port of the service.
+    pub port: Port,
+    /// Port of the workload, `port` where left out.
+    pub target_port: Option<TargetPort>,
+    /// Transport.
+    #[serde(default)]
+    pub protocol: Transport,
+    /// What is spoken on it.
+    pub app_protocol: Option<String>,
+    /// Concerns only traffic that enters through a node port.
+    pub node_port: Option<Port>,
+}
+
+/// `Service.spec.ports[].protocol`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl ServiceSpec {
+    /// `clusterIPs`, or `clusterIP` where that is the only one.
+    pub fn cluster_ips(&self) -> &[ClusterIp] {
+        if self.cluster_ips.is_empty() {
+            self.cluster_ip.as_slice()
+        } else {
+            &self.cluster_ips
+        }
+    }
+
+    /// What the types of the fields cannot say.
+    pub(super) fn check(&self, meta: &Meta, findings: &mut Vec<Finding>) {
+        if !is_dns_label(&meta.name) {
+            findings.push(Finding::error(
+                meta,
+                "metadata.name",
+                "the name of a Service is one part of a host name: lower-case letters, digits and \"-\"",
+            ));
+        }
+        self.check_addresses(meta, findings);
+        self.check_ports(meta, findings);
+        self.tell_unapplied(meta, findings);
+    }
+
+    fn check_addresses(&self, meta: &Meta, findings: &mut Vec<Finding>) {
+        if let (Some(one), [first, ..]) = (self.cluster_ip, self.cluster_ips.as_slice())
+            && one != *first
+        {
+            findings.push(Finding::error(
+                meta,
+                "spec.clusterIPs[0]",
+                "must be the same as spec.clusterIP",
+            ));
+        }
+        let addresses = self.cluster_ips();
+        if addresses.len() > 1 && addresses.contains(&ClusterIp::Headless) {
+            findings.push(Finding::error(
+                meta,
+                "spec.clusterIPs",
+                "None cannot stand beside other addresses",
+            ));
+        }
+        match (self.r#type, &self.external_name) {
+            (ServiceType::ExternalName, None) => findings.push(Finding::error(
+                meta,
+                "spec.externalName",
+                "a Service of type ExternalName needs the name",
+            )),
+            (ServiceType::ExternalName, Some(host)) if host.is_wildcard() => {
+                findings.push(Finding::error(
+                    meta,
+                    "spec.externalName",
+                    "must be one host, not a wildcard",
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    fn check_ports(&self, meta: &Meta, findings: &mut Vec<Finding>) {
+        let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
+        for (index, port) in self.ports.iter().enumerate() {
+            let field = |name: &str| format!("spec.ports[{index}].{name}");
+            if port.name.is_empty() {
+                if self.ports.len() > 1 {
+                    findings.push(Finding::error(
+                        meta,
+                        field("name"),
+                        "is required where a Service has several ports",
+                    ));
+                }
+            } else if !is_dns_label(&port.name) {
+                findings.push(Finding::error(
+                    meta,
+                    field("name"),
+                    format!(
+                        "{:?} is not the name of a port: lower-case letters, digits and \"-\"",
+                        port.name
+                    ),
+                ));
+            } else if !names.insert(&port.name) {
+                findings.push(Finding::error(
+                    meta,
+                    field("name"),
+                    format!("{:?} is the name of another port already", port.name),
+                ));
+            }
+            if !numbers.insert((port.port, port.protocol)) {
+                findings.push(Finding::error(
+                    meta,
+                    field("port"),
+                    format!("{} is listed already", port.port.0),
+                ));
+            }
+            if port.protocol == Transport::Sctp {
+                findings.push(Finding::warning(
+                    meta,
+                    field("protocol"),
+                    "SCTP does not travel through the mesh",
+                ));
+            }
+        }
+        if self.ports.is_empty() && self.r#type != ServiceType::ExternalName {
+            let headless = self.cluster_ips().contains(&ClusterIp::Headless);
+            if !headless {
+                findings.push(Finding::error(
+                    meta,
+                    "spec.ports",
+                    "a Service needs at least one port",
+                ));
+            }
+        }
+    }
+
+    fn tell_unapplied(&self, meta: &Meta, findings: &mut Vec<Finding>) {
+        let differs =
+            |value: &Option<String>, plain: &str| value.as_deref().is_some_and(|v| v != plain);
+        let unapplied = [
+            ("externalIPs", !self.external_ips.is_empty()),
+            ("sessionAffinity", differs(&self.session_affinity, "None")),
+            (
+                "internalTrafficPolicy",
+                differs(&self.internal_traffic_policy, "Cluster"),
+            ),
+            ("trafficDistribution", self.traffic_distribution.is_some()),
+        ];
+        for (field, _) in unapplied.iter().filter(|(_, used)| *used) {
+            findings.push(Finding::warning(
+                meta,
+                format!("spec.{field}"),
+                "is not applied",
+            ));
+        }
+    }
+}

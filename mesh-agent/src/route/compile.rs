@@ -1,0 +1,287 @@
+//! VirtualServices to rules.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::decide::Abort;
+use super::edit::{PathRewrite, RouteEdits};
+use super::hosts::{expand, service_named};
+use super::matching::Match;
+use super::model::{
+    Action, DirectResponse, Fault, Forward, Rule, Rules, Target, Targets, VirtualHost,
+};
+use super::policy::{DestinationRules, Visibility};
+use super::redirect::Redirect;
+use super::retry::Retries;
+use super::tcp::TcpRule;
+use super::{ClientView, Routes};
+use crate::registry::Registry;
+use crate::resource::destination_rule::DestinationRuleSpec;
+use crate::resource::value::grpc_status_code;
+use crate::resource::virtual_service::{
+    Destination, HttpDirectResponse, HttpFault, HttpRoute, VirtualServiceSpec,
+};
+use crate::resource::{Finding, Resource};
+
+impl Routes {
+    /// Compiles resources that have been validated. Resources stand in order of
+    /// age, the oldest first. The findings are warnings: about hosts that
+    /// belong to an older resource and names that nothing defines.
+    pub fn compile(
+        virtual_services: &[Resource<VirtualServiceSpec>],
+        destination_rules: &[Resource<DestinationRuleSpec>],
+        registry: &Registry,
+        cluster_domain: &str,
+    ) -> (Self, Vec<Finding>) {
+        let mut findings = Vec::new();
+        let mut routes = Self {
+            cluster_domain: cluster_domain.to_owned(),
+            destination_rules: DestinationRules::compile(
+                destination_rules,
+                cluster_domain,
+                &mut findings,
+            ),
+            ..Self::default()
+        };
+        for resource in destination_rules {
+            let host = expand(
+                &resource.spec.host,
+                &resource.meta.namespace,
+                cluster_domain,
+            );
+            if !host.starts_with('*') && service_named(registry, &host).is_none() {
+                findings.push(Finding::warning(
+                    &resource.meta,
+                    "spec.host",
+                    format!("has no effect: no service is named {host}"),
+                ));
+            }
+        }
+        for resource in virtual_services {
+            let spec = &resource.spec;
+            if !spec.gateways.is_empty() && !spec.gateways.iter().any(|gateway| gateway == "mesh") {
+                continue;
+            }
+            let rules = Arc::new(compile_rules(resource, cluster_domain));
+            for (i, host) in spec.hosts.iter().enumerate() {
+                let host = expand(host, &resource.meta.namespace, cluster_domain);
+                let owners = routes.virtual_hosts.entry(&host);
+                if let Some(owner) = owners
+                    .iter()
+                    .find(|owner| owner.0.visibility.includes(&resource.meta.namespace))
+                {
+                    findings.push(Finding::warning(
+                        &resource.meta,
+                        format!("spec.hosts[{i}]"),
+                        format!(
+                            "has no effect: {host} belongs to the older {}",
+                            owner.0.origin
+                        ),
+                    ));
+                }
+                owners.push(VirtualHost(Arc::clone(&rules)));
+            }
+        }
+        for resource in virtual_services {
+            routes.check_destinations(resource, registry, &mut findings);
+        }
+        (routes, findings)
+    }
+
+    /// Warns of destinations to which every request would be refused.
+    fn check_destinations(
+        &self,
+        resource: &Resource<VirtualServiceSpec>,
+        registry: &Registry,
+        findings: &mut Vec<Finding>,
+    ) {
+        let spec = &resource.spec;
+        let http = spec.http.iter().enumerate().flat_map(|(i, rule)| {
+            let to = rule
+                .route
+                .iter()
+                .map(|entry| &entry.destination)
+                .enumerate();
+            to.map(move |(j, to)| (format!("spec.http[{i}].route[{j}].destination"), to))
+        });
+        let tcp = spec.tcp.iter().enumerate().flat_map(|(i, rule)| {
+            let to = rule
+                .route
+                .iter()
+                .map(|entry| &entry.destination)
+                .enumerate();
+            to.map(move |(j, to)| (format!("spec.tcp[{i}].route[{j}].destination"), to))
+        });
+        for (field, to) in http.chain(tcp) {
+            if let Some((part, reason)) = self.problem(resource, to, registry) {
+                let reason = format!("{reason}; such requests are answered with 503 (NC)");
+                findings.push(Finding::warning(
+                    &resource.meta,
+                    format!("{field}.{part}"),
+                    reason,
+                ));
+            }
+        }
+    }
+
+    fn problem(
+        &self,
+        resource: &Resource<VirtualServiceSpec>,
+        to: &Destination,
+        registry: &Registry,
+    ) -> Option<(&'static str, String)> {
+        let namespace = resource.meta.namespace.as_str();
+        let host = expand(&to.host, namespace, &self.cluster_domain);
+        let Some(service) = service_named(registry, &host) else {
+            return Some(("host", format!("no service is named {host}")));
+        };
+        if let Some(port) = to.port
+            && !service
+                .ports
+                .iter()
+                .any(|own| u32::from(own.number) == port.number)
+        {
+            return Some(("port.number", format!("{host} has no port {}", port.number)));
+        }
+        let name = to.subset.as_deref()?;
+        let client = ClientView {
+            namespace,
+            labels: &Default::default(),
+        };
+        let rule = self.destination_rules.find(&client, service);
+        let Some(subset) = rule.and_then(|rule| rule.subset(name)) else {
+            return Some(("subset", super::decide::undefined_subset(name, &host)));
+        };
+        let selected = service.endpoints.iter().any(|endpoint| {
+            let has = |(key, value): (&String, &String)| endpoint.labels.get(key) == Some(value);
+            subset.labels.iter().all(has)
+        });
+        (!selected && !service.endpoints.is_empty()).then(|| {
+            (
+                "subset",
+                format!("subset {name:?} of {host} selects no endpoint"),
+            )
+        })
+    }
+}
+
+fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) -> Rules {
+    let meta = &resource.meta;
+    let full_name = |host: &str| expand(host, &meta.namespace, cluster_domain);
+    let spec = &resource.spec;
+    Rules {
+        origin: format!("VirtualService {}/{}", meta.namespace, meta.name),
+        visibility: Visibility::new(meta, &spec.export_to),
+        http: spec
+            .http
+            .iter()
+            .filter_map(|route| compile_rule(route, &full_name))
+            .collect(),
+        tcp: spec
+            .tcp
+            .iter()
+            .filter_map(|route| TcpRule::compile(route, &full_name))
+            .collect(),
+    }
+}
+
+/// `None` for a rule that is not for clients inside the mesh, or not applied.
+fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Rule> {
+    let matches: Vec<_> = if route.r#match.is_empty() {
+        vec![Match::default()]
+    } else {
+        route.r#match.iter().filter_map(Match::compile).collect()
+    };
+    if matches.is_empty() {
+        return None;
+    }
+    let action = if let Some(redirect) = &route.redirect {
+        Action::Redirect(Redirect::compile(redirect))
+    } else if let Some(answer) = &route.direct_response {
+        Action::Direct(compile_direct(answer)?)
+    } else if route.route.is_empty() {
+        return None;
+    } else {
+        Action::Forward(compile_forward(route, full_name))
+    };
+    Some(Rule {
+        name: route.name.clone().unwrap_or_default(),
+        matches,
+        fault: route.fault.as_ref().map(compile_fault).unwrap_or_default(),
+        action,
+        edits: RouteEdits::compile(route.headers.as_ref()),
+    })
+}
+
+fn compile_forward(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Forward {
+    let targets = route.route.iter().map(|entry| {
+        let to = &entry.destination;
+        let target = Target {
+            host: full_name(&to.host),
+            subset: to.subset.clone(),
+            port: to.port.and_then(|port| u16::try_from(port.number).ok()),
+            edits: RouteEdits::compile(entry.headers.as_ref()),
+        };
+        (u32::try_from(entry.weight).unwrap_or(0), target)
+    });
+    let rewrite = route.rewrite.as_ref();
+    Forward {
+        targets: Targets::new(targets.collect()),
+        path: rewrite.and_then(|rewrite| match (&rewrite.uri, &rewrite.uri_regex_rewrite) {
+            (Some(uri), _) => Some(PathRewrite::Replace(uri.clone())),
+            (None, Some(regex)) => PathRewrite::regex(regex),
+            (None, None) => None,
+        }),
+        authority: rewrite
+            .and_then(|rewrite| rewrite.authority.as_deref())
+            .and_then(|authority| authority.parse().ok()),
+        timeout: route
+            .timeout
+            .map(|timeout| timeout.0)
+            .filter(|timeout| !timeout.is_zero()),
+        retries: Retries::compile(route.retries.as_ref()),
+    }
+}
+
+fn compile_direct(answer: &HttpDirectResponse) -> Option<DirectResponse> {
+    let body = answer.body.as_ref();
+    let text = body.and_then(|body| body.string.clone()).map(Bytes::from);
+    let bytes = body
+        .and_then(|body| body.bytes.clone())
+        .map(|bytes| bytes.0.into());
+    Some(DirectResponse {
+        status: StatusCode::from_u16(u16::try_from(answer.status).ok()?).ok()?,
+        body: text.or(bytes).unwrap_or_default(),
+    })
+}
+
+fn compile_fault(fault: &HttpFault) -> Fault {
+    Fault {
+        delay: fault.delay.as_ref().and_then(|delay| {
+            let deprecated = delay
+                .percent
+                .and_then(|percent| u32::try_from(percent).ok());
+            let share = delay
+                .percentage
+                .map_or(deprecated.unwrap_or(0) * 10_000, |percentage| {
+                    percentage.millionths()
+                });
+            Some((share, delay.fixed_delay?.0))
+        }),
+        abort: fault.abort.as_ref().and_then(|abort| {
+            let share = abort
+                .percentage
+                .map_or(0, |percentage| percentage.millionths());
+            let status = match (&abort.http_status, &abort.grpc_status) {
+                (Some(status), _) => {
+                    Abort::Http(StatusCode::from_u16(u16::try_from(*status).ok()?).ok()?)
+                }
+                (None, Some(name)) => Abort::Grpc(grpc_status_code(name)?),
+                (None, None) => return None,
+            };
+            Some((share, status))
+        }),
+    }
+}

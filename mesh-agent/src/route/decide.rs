@@ -1,0 +1,418 @@
+//! One request, one decision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use rand::Rng;
+
+use super::Routes;
+use super::edit::{HeaderEdits, Rewritten, RouteEdits};
+use super::hosts::{candidates, host_of, resolve_host, service_named};
+use super::matching::{Match, Text};
+use super::model::{Action, DirectResponse, Fault, Rule, Rules, Target};
+use super::policy::{Subset, UpstreamPolicy, UpstreamTls};
+use super::redirect::Redirection;
+use super::retry::Retries;
+use crate::registry::{Registry, Service};
+
+/// What routing looks at in a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// Host header or `:authority`, as it was sent; may be empty.
+    pub authority: &'a str,
+    /// Method.
+    pub method: &'a Method,
+    /// Path with query.
+    pub path_and_query: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Headers.
+    pub headers: &'a HeaderMap,
+}
+
+impl<'a> RequestView<'a> {
+    pub(super) fn path(&self) -> &'a str {
+        self.path_and_query
+            .split_once('?')
+            .map_or(self.path_and_query, |(path, _)| path)
+    }
+
+    pub(super) fn query(&self) -> &'a str {
+        self.raw_query().unwrap_or_default()
+    }
+
+    pub(super) fn raw_query(&self) -> Option<&'a str> {
+        self.path_and_query.split_once('?').map(|(_, query)| query)
+    }
+}
+
+/// What routing looks at in the client's workload.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientView<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// What happens to a request.
+#[derive(Debug)]
+pub struct Decision<'r> {
+    /// Name of the rule and of its match, `default` where no rule was named.
+    pub route_name: &'r str,
+    /// Wait this long first (an injected fault).
+    pub delay: Option<Duration>,
+    /// And then.
+    pub outcome: Outcome<'r>,
+    /// Edits of the rule for the answer, for answers of our own too.
+    response_edits: Option<&'r HeaderEdits>,
+}
+
+impl Decision<'_> {
+    /// Applies the rule's edits to an answer that no upstream gave.
+    pub fn edit_own_response(&self, headers: &mut HeaderMap) {
+        if let Some(edits) = self.response_edits {
+            edits.apply(headers);
+        }
+    }
+}
+
+/// What a decision comes to.
+#[derive(Debug)]
+pub enum Outcome<'r> {
+    /// Send it to an endpoint of a service.
+    Forward(Plan<'r>),
+    /// Answer with a redirection.
+    Redirect(Redirection),
+    /// Answer as the rule says.
+    Direct(&'r DirectResponse),
+    /// Answer with an injected fault.
+    Abort(Abort),
+    /// Answer that there is no way.
+    Unroutable(Unroutable),
+}
+
+/// An injected answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// An HTTP status.
+    Http(StatusCode),
+    /// A gRPC status.
+    Grpc(u16),
+}
+
+/// Why a request cannot be forwarded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unroutable {
+    /// 404 or 503.
+    pub status: StatusCode,
+    /// Envoy's response flag: `NR`, `NC`.
+    pub flag: &'static str,
+    /// For the client and the log.
+    pub reason: String,
+}
+
+impl Unroutable {
+    fn no_cluster(reason: String) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            flag: "NC",
+            reason,
+        }
+    }
+}
+
+pub(super) fn undefined_subset(subset: &str, host: &str) -> String {
+    format!("subset {subset:?} of {host}: no DestinationRule defines it")
+}
+
+/// Where a request goes and how it changes on the way.
+#[derive(Debug)]
+pub struct Plan<'r> {
+    /// Service.
+    pub service: &'r Arc<Service>,
+    /// Part of its endpoints.
+    pub subset: Option<&'r Subset>,
+    /// Port of the service.
+    pub port: u16,
+    /// How connections to it are made.
+    pub policy: &'r UpstreamPolicy,
+    /// `name/namespace` of the DestinationRule that the policy is from.
+    pub destination_rule: Option<&'r str>,
+    /// New path and authority.
+    pub rewritten: Rewritten,
+    /// Bound for the whole exchange.
+    pub timeout: Option<Duration>,
+    /// Retries.
+    pub retries: &'r Retries,
+    /// Edits of the destination, then of the rule.
+    edits: [Option<&'r RouteEdits>; 2],
+}
+
+impl Plan<'_> {
+    /// Applies the header edits to a request.
+    pub fn edit_request(&self, headers: &mut HeaderMap) {
+        for edits in self.edits.into_iter().flatten() {
+            edits.request.apply(headers);
+        }
+    }
+
+    /// Applies the header edits to a response.
+    pub fn edit_response(&self, headers: &mut HeaderMap) {
+        for edits in self.edits.into_iter().flatten() {
+            edits.response.apply(headers);
+        }
+    }
+}
+
+static DEFAULT_POLICY: std::sync::LazyLock<UpstreamPolicy> =
+    std::sync::LazyLock::new(UpstreamPolicy::default);
+static DEFAULT_RETRIES: std::sync::LazyLock<Retries> = std::sync::LazyLock::new(Retries::default);
+
+impl Routes {
+    /// Decides about one request of `client`, whose connection was made to
+    /// `port` of `service` (the original destination).
+    pub fn decide<'r>(
+        &'r self,
+        request: &RequestView<'_>,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        port: u16,
+        registry: &'r Registry,
+        random: &mut impl Rng,
+    ) -> Decision<'r> {
+        let host = host_of(request.authority);
+        let (service, rules) = match resolve_host(registry, &host, client.namespace) {
+            Some(named) if named.port(port).is_some() => {
+                (named, self.rules_of(&named.host, client))
+            }
+            // A service that lacks the port does not take the connection over.
+            Some(_) => (service, self.rules_of(&service.host, client)),
+            None => {
+                let rules = self.rules_of_name(&host, client);
+                (
+                    service,
+                    rules.or_else(|| self.rules_of(&service.host, client)),
+                )
+            }
+        };
+        let Some(rules) = rules.filter(|rules| rules.http_is_for(client)) else {
+            return Decision::plain(match self.plan_directly(client, service, port) {
+                Ok(plan) => Outcome::Forward(plan),
+                Err(unroutable) => Outcome::Unroutable(unroutable),
+            });
+        };
+        let matched = rules.http.iter().find_map(|rule| {
+            let block = rule
+                .matches
+                .iter()
+                .find(|block| block.matches(request, client, port))?;
+            Some((rule, block))
+        });
+        let Some((rule, block)) = matched else {
+            return Decision::plain(Outcome::Unroutable(Unroutable {
+                status: StatusCode::NOT_FOUND,
+                flag: "NR",
+                reason: format!("no rule of {} matches the request", rules.origin),
+            }));
+        };
+        self.apply(rule, block, request, client, port, registry, random)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of decide, and what it has found"
+    )]
+    fn apply<'r>(
+        &'r self,
+        rule: &'r Rule,
+        block: &'r Match,
+        request: &RequestView<'_>,
+        client: &ClientView<'_>,
+        port: u16,
+        registry: &'r Registry,
+        random: &mut impl Rng,
+    ) -> Decision<'r> {
+        let delay = rule
+            .fault
+            .delay
+            .filter(|(share, _)| Fault::hits(*share, random));
+        let abort = rule
+            .fault
+            .abort
+            .filter(|(share, _)| Fault::hits(*share, random));
+        let outcome = match (&rule.action, abort) {
+            (_, Some((_, abort))) => Outcome::Abort(abort),
+            (Action::Redirect(redirect), None) => {
+                Outcome::Redirect(redirect.answer(request, port, block.path.as_ref()))
+            }
+            (Action::Direct(answer), None) => Outcome::Direct(answer),
+            (Action::Forward(forward), None) => {
+                let plan = match forward.targets.pick(random) {
+                    Some(target) => {
+                        self.plan_for(target, client, port, registry)
+                            .map(|mut plan| {
+                                plan.rewritten =
+                                    rewritten(rule, forward, target, request, block.path.as_ref());
+                                plan.timeout = forward.timeout;
+                                plan.retries = &forward.retries;
+                                plan.edits = [Some(&target.edits), Some(&rule.edits)];
+                                plan
+                            })
+                    }
+                    None => Err(Unroutable::no_cluster(
+                        "the rule has no destination".to_owned(),
+                    )),
+                };
+                match plan {
+                    Ok(plan) => Outcome::Forward(plan),
+                    Err(unroutable) => Outcome::Unroutable(unroutable),
+                }
+            }
+        };
+        Decision {
+            route_name: match (rule.name.as_str(), block.name.as_str()) {
+                ("", "") => "default",
+                ("", name) | (name, _) => name,
+            },
+            delay: delay.map(|(_, delay)| delay),
+            outcome,
+            response_edits: Some(&rule.edits.response),
+        }
+    }
+
+    fn rules_of<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
+        self.virtual_hosts
+            .find(host)
+            .find(|host| host.0.visibility.includes(client.namespace))
+            .map(|host| host.0.as_ref())
+    }
+
+    /// Rules of a name that no service has.
+    fn rules_of_name<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
+        if host.is_empty() {
+            return None;
+        }
+        candidates(host, client.namespace, &self.cluster_domain)
+            .find_map(|name| self.rules_of(&name, client))
+    }
+
+    /// A service without rules.
+    pub(super) fn plan_directly<'r>(
+        &'r self,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        port: u16,
+    ) -> Result<Plan<'r>, Unroutable> {
+        self.base_plan(client, service, port).never_in_the_clear()
+    }
+
+    fn base_plan<'r>(
+        &'r self,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        port: u16,
+    ) -> Plan<'r> {
+        let rule = self.destination_rules.find(client, service);
+        Plan {
+            service,
+            subset: None,
+            port,
+            policy: rule.map_or(&DEFAULT_POLICY, |rule| rule.policy(port)),
+            destination_rule: rule.map(|rule| rule.name.as_str()),
+            rewritten: Rewritten::default(),
+            timeout: None,
+            retries: &DEFAULT_RETRIES,
+            edits: [None, None],
+        }
+    }
+
+    /// The destination of a rule.
+    pub(super) fn plan_for<'r>(
+        &'r self,
+        target: &'r Target,
+        client: &ClientView<'_>,
+        client_port: u16,
+        registry: &'r Registry,
+    ) -> Result<Plan<'r>, Unroutable> {
+        let host = target.host.as_str();
+        let Some(service) = service_named(registry, host) else {
+            return Err(Unroutable::no_cluster(format!(
+                "no service is named {host}"
+            )));
+        };
+        let port = match (target.port, service.ports.as_slice()) {
+            (Some(port), _) => port,
+            (None, [only]) => only.number,
+            (None, _) => client_port,
+        };
+        if service.port(port).is_none() {
+            return Err(Unroutable::no_cluster(format!("{host} has no port {port}")));
+        }
+        let plan = self.base_plan(client, service, port);
+        let Some(name) = target.subset.as_deref() else {
+            return plan.never_in_the_clear();
+        };
+        let subset = self
+            .destination_rules
+            .find(client, service)
+            .and_then(|rule| rule.subset(name))
+            .ok_or_else(|| Unroutable::no_cluster(undefined_subset(name, host)))?;
+        Plan {
+            policy: subset.policy(port),
+            subset: Some(subset),
+            ..plan
+        }
+        .never_in_the_clear()
+    }
+}
+
+impl Decision<'_> {
+    fn plain(outcome: Outcome<'_>) -> Decision<'_> {
+        Decision {
+            route_name: "default",
+            delay: None,
+            outcome,
+            response_edits: None,
+        }
+    }
+}
+
+impl Plan<'_> {
+    /// Where TLS is asked for that this version cannot give, nothing is sent.
+    fn never_in_the_clear(self) -> Result<Self, Unroutable> {
+        if self.policy.tls == UpstreamTls::NotApplied {
+            return Err(Unroutable::no_cluster(format!(
+                "{}: DestinationRule {} asks for TLS origination, which this version does not apply",
+                self.service.host,
+                self.destination_rule.unwrap_or_default()
+            )));
+        }
+        Ok(self)
+    }
+}
+
+/// Authority: the rewrite's, else the rule's header edit, else the destination's.
+fn rewritten(
+    rule: &Rule,
+    forward: &super::model::Forward,
+    target: &Target,
+    request: &RequestView<'_>,
+    matched: Option<&Text>,
+) -> Rewritten {
+    let authority: Option<&HeaderValue> = forward
+        .authority
+        .as_ref()
+        .or(rule.edits.authority.as_ref())
+        .or(target.edits.authority.as_ref());
+    Rewritten {
+        path_and_query: forward
+            .path
+            .as_ref()
+            .map(|path| path.apply(request.path(), request.raw_query(), matched)),
+        authority: authority.cloned(),
+    }
+}

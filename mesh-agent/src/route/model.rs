@@ -1,0 +1,135 @@
+//! The model that all kinds of HTTP routes compile to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use rand::Rng;
+
+use super::decide::ClientView;
+use super::edit::{PathRewrite, RouteEdits};
+use super::matching::Match;
+use super::policy::Visibility;
+use super::redirect::Redirect;
+use super::retry::Retries;
+use super::tcp::TcpRule;
+
+/// The rules of one VirtualService, shared by its hosts.
+#[derive(Clone, Debug)]
+pub(super) struct VirtualHost(pub(super) Arc<Rules>);
+
+/// Rules in order.
+#[derive(Debug)]
+pub(super) struct Rules {
+    /// `VirtualService namespace/name`.
+    pub(super) origin: String,
+    pub(super) visibility: Visibility,
+    pub(super) http: Vec<Rule>,
+    pub(super) tcp: Vec<TcpRule>,
+}
+
+/// One rule: the first that matches decides.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) name: String,
+    /// Any of them; a rule for all requests has one without conditions.
+    pub(super) matches: Vec<Match>,
+    pub(super) fault: Fault,
+    pub(super) action: Action,
+    /// Edits of the rule, for every action.
+    pub(super) edits: RouteEdits,
+}
+
+/// What a rule does with a request.
+#[derive(Debug)]
+pub(super) enum Action {
+    Forward(Forward),
+    Redirect(Redirect),
+    Direct(DirectResponse),
+}
+
+#[derive(Debug)]
+pub(super) struct Forward {
+    pub(super) targets: Targets<Target>,
+    pub(super) path: Option<PathRewrite>,
+    pub(super) authority: Option<http::HeaderValue>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) retries: Retries,
+}
+
+/// A destination.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Full name.
+    pub(super) host: String,
+    pub(super) subset: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) edits: RouteEdits,
+}
+
+/// An answer without an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// Status.
+    pub status: StatusCode,
+    /// Body, may be empty.
+    pub body: Bytes,
+}
+
+/// Faults that are injected, with their shares in millionths.
+#[derive(Debug, Default)]
+pub(super) struct Fault {
+    pub(super) delay: Option<(u32, Duration)>,
+    pub(super) abort: Option<(u32, super::Abort)>,
+}
+
+impl Fault {
+    pub(super) fn hits(share: u32, random: &mut impl Rng) -> bool {
+        share > 0 && random.random_range(0..1_000_000) < share
+    }
+}
+
+/// Things to choose from by weight. Weights are shares of their sum.
+#[derive(Debug)]
+pub(super) struct Targets<T> {
+    entries: Vec<(u32, T)>,
+    sum: u32,
+}
+
+impl<T> Targets<T> {
+    /// Sums above `u32::MAX` are refused by validation.
+    pub(super) fn new(entries: Vec<(u32, T)>) -> Self {
+        let sum = entries
+            .iter()
+            .fold(0u32, |sum, (weight, _)| sum.saturating_add(*weight));
+        Self { entries, sum }
+    }
+
+    /// One of them; a single one whatever its weight.
+    pub(super) fn pick(&self, random: &mut impl Rng) -> Option<&T> {
+        if let [(_, only)] = self.entries.as_slice() {
+            return Some(only);
+        }
+        let mut point = random.random_range(0..self.sum.max(1));
+        self.entries.iter().find_map(|(weight, entry)| {
+            if point < *weight {
+                return Some(entry);
+            }
+            point -= weight;
+            None
+        })
+    }
+}
+
+impl Rules {
+    /// Whether any HTTP rule can ever be for this client; where none can, the
+    /// VirtualService does not exist for it (as in Istio, which filters when it configures a client).
+    pub(super) fn http_is_for(&self, client: &ClientView<'_>) -> bool {
+        self.http.iter().any(|rule| {
+            rule.matches
+                .iter()
+                .any(|block| block.client.matches(client))
+        })
+    }
+}

@@ -1,0 +1,410 @@
+//! DestinationRules, compiled: which one is for a client and a service, its
+//! subsets, and the policy of a port.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::ROOT_NAMESPACE;
+use super::decide::ClientView;
+use super::hosts::{HostTable, expand};
+use crate::registry::Service;
+use crate::resource::destination_rule::{
+    ConnectionPool, DestinationRuleSpec, LoadBalancer, SimpleLoadBalancer, TlsMode, TrafficPolicy,
+};
+use crate::resource::{Finding, Meta, Resource};
+
+/// Where no `connectionPool.tcp.connectTimeout` is set. Istio waits for 10 s;
+/// a client that waits for 5 s shall still learn why, after the two default
+/// retries, and a lost SYN (repeated after 1 s) shall not end the attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Namespaces that see a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Visibility {
+    namespace: String,
+    export_to: Vec<String>,
+}
+
+impl Visibility {
+    pub(super) fn new(meta: &Meta, export_to: &[String]) -> Self {
+        Self {
+            namespace: meta.namespace.clone(),
+            export_to: export_to.to_vec(),
+        }
+    }
+
+    pub(super) fn includes(&self, namespace: &str) -> bool {
+        self.export_to.is_empty()
+            || self.export_to.iter().any(|value| match value.as_str() {
+                "*" => true,
+                "." => self.namespace == namespace,
+                named => named == namespace,
+            })
+    }
+}
+
+/// How endpoints are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// The less loaded of two random ones.
+    #[default]
+    LeastRequest,
+    /// Any.
+    Random,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// TLS towards endpoints, as a DestinationRule says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UpstreamTls {
+    /// Nothing said: mutual TLS to endpoints of the mesh, plaintext to others.
+    #[default]
+    Auto,
+    /// Plaintext.
+    Disable,
+    /// Mutual TLS of the mesh, or no connection.
+    IstioMutual,
+    /// TLS is asked for in a mode that is not applied: no connection.
+    NotApplied,
+}
+
+/// How connections to a service (or a subset of it) are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamPolicy {
+    /// How endpoints are chosen.
+    pub algorithm: Algorithm,
+    /// TLS.
+    pub tls: UpstreamTls,
+    /// Bound for establishing a connection.
+    pub connect_timeout: Duration,
+}
+
+impl Default for UpstreamPolicy {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            tls: UpstreamTls::default(),
+            connect_timeout: CONNECT_TIMEOUT,
+        }
+    }
+}
+
+/// The blocks of a policy before defaults are filled in.
+#[derive(Clone, Debug, Default)]
+struct Blocks {
+    load_balancer: Option<LoadBalancer>,
+    connection_pool: Option<ConnectionPool>,
+    tls: Option<TlsMode>,
+}
+
+impl Blocks {
+    fn of(policy: &TrafficPolicy) -> Self {
+        Self {
+            load_balancer: policy.load_balancer.clone(),
+            connection_pool: policy.connection_pool.clone(),
+            tls: policy.tls.as_ref().map(|tls| tls.mode),
+        }
+    }
+
+    /// Whole blocks of `self` win.
+    fn over(self, base: &Self) -> Self {
+        Self {
+            load_balancer: self.load_balancer.or_else(|| base.load_balancer.clone()),
+            connection_pool: self
+                .connection_pool
+                .or_else(|| base.connection_pool.clone()),
+            tls: self.tls.or(base.tls),
+        }
+    }
+
+    fn resolve(&self) -> UpstreamPolicy {
+        let simple = self.load_balancer.as_ref().and_then(|block| block.simple);
+        UpstreamPolicy {
+            algorithm: match simple {
+                Some(SimpleLoadBalancer::Random) => Algorithm::Random,
+                Some(SimpleLoadBalancer::RoundRobin) => Algorithm::RoundRobin,
+                _ => Algorithm::LeastRequest,
+            },
+            tls: match self.tls {
+                None => UpstreamTls::Auto,
+                Some(TlsMode::Disable) => UpstreamTls::Disable,
+                Some(TlsMode::IstioMutual) => UpstreamTls::IstioMutual,
+                Some(TlsMode::Simple | TlsMode::Mutual) => UpstreamTls::NotApplied,
+            },
+            connect_timeout: self
+                .connection_pool
+                .as_ref()
+                .and_then(|pool| pool.tcp.as_ref()?.connect_timeout)
+                .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),
+        }
+    }
+}
+
+/// Policies of one level (a rule, or a subset of it): for its ports, and for all others.
+#[derive(Clone, Debug, Default)]
+struct Level {
+    base: Blocks,
+    ports: BTreeMap<u16, Blocks>,
+}
+
+impl Level {
+    /// A port's settings replace all blocks of their level.
+    fn of(policy: Option<&TrafficPolicy>) -> Self {
+        let Some(policy) = policy else {
+            return Self::default();
+        };
+        let ports = policy.port_level_settings.iter().filter_map(|settings| {
+            let port = u16::try_from(settings.port?.number).ok()?;
+            let blocks = Blocks {
+                load_balancer: settings.load_balancer.clone(),
+                connection_pool: settings.connection_pool.clone(),
+                tls: settings.tls.as_ref().map(|tls| tls.mode),
+            };
+            Some((port, blocks))
+        });
+        Self {
+            base: Blocks::of(policy),
+            ports: ports.collect(),
+        }
+    }
+
+    fn at(&self, port: u16) -> &Blocks {
+        self.ports.get(&port).unwrap_or(&self.base)
+    }
+
+    /// This level, a subset's, over the level of its rule.
+    fn over(&self, rule: &Self) -> Self {
+        let ports = self.ports.keys().chain(rule.ports.keys());
+        Self {
+            base: self.base.clone().over(&rule.base),
+            ports: ports
+                .map(|&port| {
+                    let blocks = match self.ports.get(&port) {
+                        Some(own) => own.clone(),
+                        None => self.base.clone().over(rule.at(port)),
+                    };
+                    (port, blocks)
+                })
+                .collect(),
+        }
+    }
+
+    fn resolve(&self) -> Policies {
+        Policies {
+            base: self.base.resolve(),
+            ports: self
+                .ports
+                .iter()
+                .map(|(port, blocks)| (*port, blocks.resolve()))
+                .collect(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Policies {
+    base: UpstreamPolicy,
+    ports: BTreeMap<u16, UpstreamPolicy>,
+}
+
+impl Policies {
+    fn at(&self, port: u16) -> &UpstreamPolicy {
+        self.ports.get(&port).unwrap_or(&self.base)
+    }
+}
+
+/// A named part of a service's endpoints.
+#[derive(Debug)]
+pub struct Subset {
+    /// Name.
+    pub name: String,
+    /// Labels that its endpoints have.
+    pub labels: BTreeMap<String, String>,
+    policies: Policies,
+}
+
+impl Subset {
+    /// The policy for a port of the service.
+    pub fn policy(&self, port: u16) -> &UpstreamPolicy {
+        self.policies.at(port)
+    }
+}
+
+/// DestinationRules of one host in one namespace, merged.
+#[derive(Debug)]
+pub(super) struct DestinationRule {
+    /// `name/namespace` of the first, as `meshctl` prints it.
+    pub(super) name: String,
+    visibility: Visibility,
+    selector: BTreeMap<String, String>,
+    policies: Policies,
+    subsets: Vec<Subset>,
+}
+
+impl DestinationRule {
+    pub(super) fn policy(&self, port: u16) -> &UpstreamPolicy {
+        self.policies.at(port)
+    }
+
+    pub(super) fn subset(&self, name: &str) -> Option<&Subset> {
+        self.subsets.iter().find(|subset| subset.name == name)
+    }
+
+    fn is_for(&self, client: &ClientView<'_>) -> bool {
+        self.visibility.includes(client.namespace)
+            && self
+                .selector
+                .iter()
+                .all(|(key, value)| client.labels.get(key) == Some(value))
+    }
+}
+
+/// All DestinationRules by namespace.
+#[derive(Debug, Default)]
+pub(super) struct DestinationRules {
+    namespaces: HashMap<String, HostTable<DestinationRule>>,
+}
+
+impl DestinationRules {
+    pub(super) fn compile(
+        resources: &[Resource<DestinationRuleSpec>],
+        cluster_domain: &str,
+        findings: &mut Vec<Finding>,
+    ) -> Self {
+        let mut rules = Self::default();
+        // Rules with a selector come first; the sort keeps the order of files otherwise.
+        let mut ordered: Vec<_> = resources.iter().collect();
+        ordered.sort_by_key(|resource| resource.spec.workload_selector.is_none());
+        // What each entry of a host was made from, to merge further rules into it.
+        let mut sources: Vec<Merged<'_>> = Vec::new();
+        for resource in ordered {
+            let host = expand(
+                &resource.spec.host,
+                &resource.meta.namespace,
+                cluster_domain,
+            );
+            let visibility = visibility(resource);
+            let same = sources.iter_mut().find(|merged| {
+                merged.host == host
+                    && merged.visibility == visibility
+                    && merged.first.spec.workload_selector == resource.spec.workload_selector
+            });
+            match same {
+                Some(merged) => merged.others.push(resource),
+                None => sources.push(Merged {
+                    host,
+                    visibility,
+                    first: resource,
+                    others: Vec::new(),
+                }),
+            }
+        }
+        for merged in sources {
+            let (namespace, host) = (merged.first.meta.namespace.clone(), merged.host.clone());
+            let rule = merged.compile(findings);
+            rules
+                .namespaces
+                .entry(namespace)
+                .or_default()
+                .entry(&host)
+                .push(rule);
+        }
+        rules
+    }
+
+    /// The rule that is for a client and a service: of the client's namespace,
+    /// else of the service's, else of the root namespace. Levels are not merged.
+    pub(super) fn find<'r>(
+        &'r self,
+        client: &ClientView<'_>,
+        service: &Service,
+    ) -> Option<&'r DestinationRule> {
+        if self.namespaces.is_empty() {
+            return None;
+        }
+        let level = |namespace: &str, private_only: bool| {
+            self.namespaces
+                .get(namespace)?
+                .find(&service.host)
+                .find(|rule| {
+                    rule.is_for(client) && (!private_only || rule.visibility.export_to == ["."])
+                })
+        };
+        level(client.namespace, client.namespace == ROOT_NAMESPACE)
+            .or_else(|| level(&service.namespace, false))
+            .or_else(|| level(ROOT_NAMESPACE, false))
+    }
+}
+
+fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
+    if resource.spec.workload_selector.is_some() {
+        Visibility::new(&resource.meta, &[".".to_owned()])
+    } else {
+        Visibility::new(&resource.meta, &resource.spec.export_to)
+    }
+}
+
+/// Rules of one host and one visibility.
+struct Merged<'a> {
+    host: String,
+    visibility: Visibility,
+    first: &'a Resource<DestinationRuleSpec>,
+    others: Vec<&'a Resource<DestinationRuleSpec>>,
+}
+
+impl Merged<'_> {
+    fn compile(self, findings: &mut Vec<Finding>) -> DestinationRule {
+        let resources = || std::iter::once(self.first).chain(self.others.iter().copied());
+        let mut policy = None;
+        for resource in resources() {
+            match (&policy, &resource.spec.traffic_policy) {
+                (None, Some(own)) => policy = Some(own),
+                (Some(_), Some(_)) => findings.push(Finding::warning(
+                    &resource.meta,
+                    "spec.trafficPolicy",
+                    format!(
+                        "has no effect: an older DestinationRule has the policy of {}",
+                        self.host
+                    ),
+                )),
+                (_, None) => {}
+            }
+        }
+        let level = Level::of(policy);
+        let mut subsets: Vec<Subset> = Vec::new();
+        for resource in resources() {
+            for (i, subset) in resource.spec.subsets.iter().enumerate() {
+                if subsets.iter().any(|known| known.name == subset.name) {
+                    findings.push(Finding::warning(
+                        &resource.meta,
+                        format!("spec.subsets[{i}].name"),
+                        format!(
+                            "has no effect: {:?} of {} is defined before",
+                            subset.name, self.host
+                        ),
+                    ));
+                    continue;
+                }
+                subsets.push(Subset {
+                    name: subset.name.clone(),
+                    labels: subset.labels.clone(),
+                    policies: Level::of(subset.traffic_policy.as_ref())
+                        .over(&level)
+                        .resolve(),
+                });
+            }
+        }
+        let meta = &self.first.meta;
+        let selector = self.first.spec.workload_selector.as_ref();
+        DestinationRule {
+            name: format!("{}/{}", meta.name, meta.namespace),
+            visibility: self.visibility,
+            selector: selector
+                .map(|selector| selector.match_labels.clone())
+                .unwrap_or_default(),
+            policies: level.resolve(),
+            subsets,
+        }
+    }
+}

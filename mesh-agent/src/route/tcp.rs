@@ -1,0 +1,123 @@
+//! Rules for connections that are not HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rand::Rng;
+
+use super::decide::{ClientView, Unroutable};
+use super::edit::RouteEdits;
+use super::matching::ClientMatch;
+use super::model::{Target, Targets};
+use super::{Plan, Routes};
+use crate::registry::{Registry, Service};
+use crate::resource::value::parse_subnet;
+use crate::resource::virtual_service::{TcpMatch, TcpRoute};
+
+/// Where a connection goes.
+pub type TcpDecision<'r> = Result<Plan<'r>, Unroutable>;
+
+/// One rule, compiled.
+#[derive(Debug)]
+pub(super) struct TcpRule {
+    /// Any of them; none means every connection.
+    matches: Vec<Connection>,
+    targets: Targets<Target>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: ClientMatch,
+    port: Option<u16>,
+    subnets: Vec<IpNet>,
+}
+
+impl TcpRule {
+    /// `None` for a rule that is not for clients inside the mesh.
+    pub(super) fn compile(route: &TcpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Self> {
+        let matches: Vec<_> = route
+            .r#match
+            .iter()
+            .filter_map(Connection::compile)
+            .collect();
+        if matches.is_empty() && !route.r#match.is_empty() {
+            return None;
+        }
+        let targets = route.route.iter().map(|entry| {
+            let target = Target {
+                host: full_name(&entry.destination.host),
+                subset: entry.destination.subset.clone(),
+                port: entry
+                    .destination
+                    .port
+                    .and_then(|port| u16::try_from(port.number).ok()),
+                edits: RouteEdits::default(),
+            };
+            (u32::try_from(entry.weight).unwrap_or(0), target)
+        });
+        Some(Self {
+            matches,
+            targets: Targets::new(targets.collect()),
+        })
+    }
+}
+
+impl Connection {
+    fn compile(block: &TcpMatch) -> Option<Self> {
+        if !block.gateways.is_empty() && !block.gateways.iter().any(|gateway| gateway == "mesh") {
+            return None;
+        }
+        Some(Self {
+            client: ClientMatch::new(&block.source_labels, block.source_namespace.as_deref()),
+            port: block.port.and_then(|port| u16::try_from(port).ok()),
+            subnets: block
+                .destination_subnets
+                .iter()
+                .filter_map(|subnet| parse_subnet(subnet))
+                .collect(),
+        })
+    }
+
+    fn matches(&self, client: &ClientView<'_>, destination: SocketAddr) -> bool {
+        self.port.is_none_or(|port| port == destination.port())
+            && (self.subnets.is_empty()
+                || self
+                    .subnets
+                    .iter()
+                    .any(|subnet| subnet.contains(&destination.ip())))
+            && self.client.matches(client)
+    }
+}
+
+impl Routes {
+    /// Decides where a connection goes that is not HTTP: `service` and
+    /// `destination` are those that the application asked for.
+    pub fn decide_tcp<'r>(
+        &'r self,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        destination: SocketAddr,
+        registry: &'r Registry,
+        random: &mut impl Rng,
+    ) -> TcpDecision<'r> {
+        let port = destination.port();
+        let rule = self
+            .virtual_hosts
+            .find(&service.host)
+            .find(|host| host.0.visibility.includes(client.namespace))
+            .and_then(|host| {
+                host.0.tcp.iter().find(|rule| {
+                    rule.matches.is_empty()
+                        || rule
+                            .matches
+                            .iter()
+                            .any(|block| block.matches(client, destination))
+                })
+            });
+        match rule.and_then(|rule| rule.targets.pick(random)) {
+            Some(target) => self.plan_for(target, client, port, registry),
+            None => self.plan_directly(client, service, port),
+        }
+    }
+}
