@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -44,6 +45,9 @@ fn mount_point(kind: &str) -> Result<Option<PathBuf>> {
 }
 
 fn mount_bpffs() -> Result<()> {
+    // Labs of several threads begin at once, and a second mount would hide what the first has.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if mount_point("bpf")?.as_deref() == Some(Path::new(BPFFS)) {
         return Ok(());
     }

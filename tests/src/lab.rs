@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -276,6 +277,9 @@ impl Drop for Lab {
 
 /// Removes labs whose process is gone without having done so.
 pub fn sweep() -> Result<()> {
+    // Tests begin at once, and all of them would find the same to remove.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut names: Vec<String> = Vec::new();
     let folders = [
         kernel::cgroup2()?,

@@ -110,6 +110,7 @@ fn bpf_linker() -> Result<()> {
     let mut install = shell::cargo();
     install.args([
         "install",
+        "--locked",
         "--quiet",
         "bpf-linker",
         "--version",
