@@ -104,6 +104,8 @@ pub fn redirect6(ctx: &SockAddr, workload: &Workload, connected: bool) {
     } else if workload.dns6_port != 0 {
         let origin = Origin { flow: 0, address: server, role: OriginRole::Application as u32 };
         set_origin(ctx.sk(), &origin);
+        // For the agent: the alias 0 stands for the last IPv6 server that the namespace has asked.
+        let _ = NAMESERVERS.insert(&Nameserver::new(netns_cookie(ctx.as_ptr()), 0), &server, 0);
         ctx.set_ip6(&LOOPBACK6);
         ctx.set_port(workload.dns6_port);
     }

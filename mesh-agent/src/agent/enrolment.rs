@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::WorkloadState;
 use crate::datapath::{Datapath, ListenerPorts};
-use crate::dns;
+use crate::dns::{DnsServer, Nameservers};
 use crate::identity::Certificates;
 use crate::netns::{Namespace, NamespaceError, WorkloadSockets};
 use crate::proxy::http::Upstreams;
@@ -69,8 +69,7 @@ impl Enrolment {
             let keep = match (wanted.get(name), &*member) {
                 (None, _) => false,
                 (Some(workload), Member::Enrolled(enrolled)) => {
-                    Arc::ptr_eq(workload, &enrolled.local.workload)
-                        || (**workload == *enrolled.local.workload && self.same_namespace(workload, enrolled))
+                    **workload == enrolled.local.workload && same_namespace(workload, enrolled)
                 }
                 (Some(_), _) => true,
             };
@@ -128,13 +127,6 @@ impl Enrolment {
         workload.placement.is_some() && workload.node.as_ref().is_none_or(|node| *node == self.node_name)
     }
 
-    fn same_namespace(&self, workload: &Workload, enrolled: &Enrolled) -> bool {
-        let placement = workload.placement.as_ref();
-        placement
-            .and_then(|placement| Namespace::open(placement).ok())
-            .is_some_and(|now| now.cookie() == enrolled.local.sockets.namespace().cookie())
-    }
-
     fn enrol(&self, workload: &Arc<Workload>, members: &HashMap<WorkloadName, Member>) -> Member {
         let Some(placement) = &workload.placement else { return Member::Waiting("no placement".to_owned()) };
         let namespace = match Namespace::open(placement) {
@@ -170,7 +162,13 @@ impl Enrolment {
         let sockets = Arc::new(WorkloadSockets::new(namespace, datapath.marks().clone()));
         let local = Arc::new(Local { workload, sockets: sockets.clone() });
         let drain = self.stop.child_token();
+        let dns = {
+            let snapshot = self.node.snapshot.clone();
+            let registry = move || snapshot.load().registry.clone();
+            Arc::new(DnsServer::new(local.workload.name.namespace.clone(), registry, sockets.clone()))
+        };
         let outbound = Arc::new(Outbound {
+            dns: dns.clone(),
             node: self.node.clone(),
             local: local.clone(),
             upstreams: self.upstreams.clone(),
@@ -205,7 +203,13 @@ impl Enrolment {
                 datapath: datapath.clone(),
                 netns_cookie: sockets.namespace().cookie(),
             });
-            tokio::spawn(dns::serve_udp(questions, outbound.zone(), nameservers, drain.clone()));
+            let served = dns.clone().serve_udp(questions, nameservers, drain.clone());
+            let name = local.workload.name.clone();
+            tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::error!(workload = %name, %error, "DNS is not answered");
+                }
+            });
 
             let plaintext = sockets.listen(loopback)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Inbound, &plaintext)?;
@@ -220,13 +224,21 @@ impl Enrolment {
     }
 }
 
+/// The name of a namespace can come to stand for another one: a pod that was made again.
+fn same_namespace(workload: &Workload, enrolled: &Enrolled) -> bool {
+    let placement = workload.placement.as_ref();
+    placement
+        .and_then(|placement| Namespace::open(placement).ok())
+        .is_some_and(|now| now.cookie() == enrolled.local.sockets.namespace().cookie())
+}
+
 /// Name servers behind the aliases that a namespace's questions arrive at.
 struct Aliases {
     datapath: Arc<Datapath>,
     netns_cookie: u64,
 }
 
-impl dns::Nameservers for Aliases {
+impl Nameservers for Aliases {
     fn original(&self, alias: IpAddr, _client: std::net::SocketAddr) -> Option<std::net::SocketAddr> {
         match alias {
             IpAddr::V4(alias) => self.datapath.nameserver(self.netns_cookie, alias),

@@ -193,7 +193,7 @@ fn client_namespace(snapshot: &Snapshot, text: &str) -> String {
 fn rule_of(snapshot: &Snapshot, client: &ClientView<'_>, service: &Service, port: u16) -> Option<DestinationRule> {
     let rule = snapshot.routes.destination_rule(client, service)?;
     let tls = |tls| match tls {
-        UpstreamTls::Auto => DestinationTls::Unset,
+        UpstreamTls::Auto => DestinationTls::Auto,
         UpstreamTls::Disable => DestinationTls::Disable,
         UpstreamTls::IstioMutual => DestinationTls::IstioMutual,
         UpstreamTls::NotApplied => DestinationTls::Originate,

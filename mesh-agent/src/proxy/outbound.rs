@@ -19,7 +19,7 @@ use super::sniff::{MAX_SNIFF, Sniffed, sniff};
 use super::tcp::{self, Connection};
 use super::upstream::Upstream;
 use super::{Local, Node};
-use crate::dns;
+use crate::dns::DnsServer;
 use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 
 /// On a port without a declared protocol the client has this long to speak
@@ -36,6 +36,8 @@ pub struct Outbound {
     pub node: Arc<Node>,
     /// The workload.
     pub local: Arc<Local>,
+    /// Answers its DNS questions.
+    pub dns: Arc<DnsServer>,
     /// Ways to endpoints, shared by all workloads.
     pub upstreams: Arc<Upstreams<Upstream>>,
     /// Cancelled when the workload leaves or the agent stops.
@@ -77,7 +79,7 @@ impl Outbound {
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
             self.node.notes.outbound(flow, Note { protocol: "dns", ..Note::default() });
-            return self.dns(stream, destination).await;
+            return self.dns.clone().serve_tcp(stream, destination, self.drain.clone()).await;
         }
         let snapshot = self.node.snapshot.load_full();
         let (service, protocol) = match snapshot.registry.service_for(destination) {
@@ -127,19 +129,6 @@ impl Outbound {
             resolution: Resolution::Static,
             subject_alt_names: Vec::new(),
             origin: String::new(),
-        }
-    }
-
-    async fn dns(&self, stream: TcpStream, server: SocketAddr) -> io::Result<()> {
-        dns::serve_tcp(stream, server, self.zone()).await
-    }
-
-    /// What the workload's DNS questions are answered from.
-    pub fn zone(&self) -> dns::Client {
-        dns::Client {
-            snapshot: self.node.snapshot.clone(),
-            namespace: self.local.workload.name.namespace.to_string(),
-            sockets: self.local.sockets.clone(),
         }
     }
 

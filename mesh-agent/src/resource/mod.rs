@@ -98,6 +98,23 @@ pub struct ResourceSet {
     pub warnings: Vec<Finding>,
 }
 
+impl ResourceSet {
+    /// Number of resources.
+    pub fn len(&self) -> usize {
+        self.services.len()
+            + self.workload_entries.len()
+            + self.service_entries.len()
+            + self.virtual_services.len()
+            + self.destination_rules.len()
+            + self.peer_authentications.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// How grave a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {

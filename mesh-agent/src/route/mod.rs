@@ -17,11 +17,12 @@ pub use decide::{Abort, ClientView, Decision, Outcome, Plan, RequestView, Unrout
 pub use edit::{HeaderEdits, Rewritten};
 pub use hosts::{host_of, resolve_host};
 pub use model::DirectResponse;
-pub use policy::{Algorithm, Subset, UpstreamPolicy, UpstreamTls};
+pub use policy::{Algorithm, DestinationRule, Subset, UpstreamPolicy, UpstreamTls};
 pub use redirect::Redirection;
 pub use retry::{Retries, RetryOn};
 pub use tcp::TcpDecision;
 
+use crate::registry::Service;
 use hosts::HostTable;
 use model::VirtualHost;
 use policy::DestinationRules;
@@ -35,6 +36,13 @@ pub struct Routes {
     cluster_domain: String,
     virtual_hosts: HostTable<VirtualHost>,
     destination_rules: DestinationRules,
+}
+
+impl Routes {
+    /// The DestinationRule that a client's connections to a service follow.
+    pub fn destination_rule(&self, client: &ClientView<'_>, service: &Service) -> Option<&DestinationRule> {
+        self.destination_rules.find(client, service)
+    }
 }
 
 #[cfg(test)]

@@ -233,9 +233,9 @@ impl Subset {
 
 /// DestinationRules of one host in one namespace, merged.
 #[derive(Debug)]
-pub(super) struct DestinationRule {
+pub struct DestinationRule {
     /// `name/namespace` of the first, as `meshctl` prints it.
-    pub(super) name: String,
+    pub name: String,
     visibility: Visibility,
     selector: BTreeMap<String, String>,
     policies: Policies,
@@ -243,8 +243,14 @@ pub(super) struct DestinationRule {
 }
 
 impl DestinationRule {
-    pub(super) fn policy(&self, port: u16) -> &UpstreamPolicy {
+    /// The policy for a port of the service.
+    pub fn policy(&self, port: u16) -> &UpstreamPolicy {
         self.policies.at(port)
+    }
+
+    /// Its subsets.
+    pub fn subsets(&self) -> impl Iterator<Item = &Subset> {
+        self.subsets.iter()
     }
 
     pub(super) fn subset(&self, name: &str) -> Option<&Subset> {

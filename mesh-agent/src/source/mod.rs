@@ -1,1 +1,3 @@
-//! source
+//! Where resources come from.
+
+pub mod directory;
