@@ -29,14 +29,18 @@ print("status", answer.split(b" ")[1].decode())
 print("server sees", answer.decode().split("\r\n\r\n", 1)[1].strip())
 "#;
 
-/// Binds every port that a mesh could want for itself.
+/// Binds every port that a mesh could want for itself, as servers do: with
+/// SO_REUSEADDR, since connections of the tunnel may be open.
 const BIND: &str = r#"
 import socket
 held = []
 for port in (53, 15001, 15006, 15008, 15020, 15021, 15053, 15090):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         s = socket.socket(socket.AF_INET6, kind)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
         s.bind(("::", port))
+        if kind == socket.SOCK_STREAM:
+            s.listen()
         held.append(s)
 print("all bound")
 "#;
@@ -171,7 +175,9 @@ fn loopback_and_a_workloads_own_address_are_untouched() {
 #[test]
 fn no_port_is_reserved_in_a_workload() {
     let mesh = Bookinfo::start();
-    for workload in [&mesh.sleep, &mesh.v1] {
+    // Tunnels to both are open.
+    mesh.sleep.curl_many(20, "http://reviews/", &[]);
+    for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
         assert_eq!(python(workload, BIND, &[]), "all bound\n");
     }
 }
