@@ -1,3 +1,1 @@
-//! Where resources come from.
-
-pub mod directory;
+//! source
