@@ -158,7 +158,10 @@ fn watcher(dir: &Path, changed: &Arc<Notify>) -> Option<RecommendedWatcher> {
     match watching {
         Ok(watcher) => Some(watcher),
         Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "cannot watch the configuration; looking every 2 s");
+            tracing::warn!(
+                dir = %dir.display(), %error, interval = ?RESCAN,
+                "configuration is not watched, only looked at",
+            );
             None
         }
     }
