@@ -22,7 +22,7 @@ pub(super) enum AttachType {
     Sendmsg6 = 15,
     Recvmsg4 = 19,
     Recvmsg6 = 20,
-    Getsockopt = 22,
+    Getsockopt = 21,
     Getpeername4 = 29,
     Getpeername6 = 30,
     SkLookup = 36,
