@@ -10,8 +10,8 @@
 pub mod admin;
 pub mod agent;
 pub mod balance;
-pub mod datapath;
 pub mod cli;
+pub mod datapath;
 pub mod dns;
 pub mod identity;
 pub mod netns;

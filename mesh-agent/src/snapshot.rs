@@ -85,6 +85,7 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::resource::parse;
+    use crate::source::directory;
 
     fn compile(text: &str) -> Result<Snapshot, Vec<Finding>> {
         let resources = parse([("a.yaml", text)]).unwrap();
@@ -114,5 +115,17 @@ mod tests {
         .unwrap_err();
         assert_eq!(findings[0].severity, Severity::Error);
         assert_eq!(findings[0].object, "WorkloadEntry default/b");
+    }
+
+    /// The example that people start with must be without a finding.
+    #[test]
+    fn the_example_compiles() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/bookinfo/mesh");
+        let resources = directory::load(dir.as_ref()).unwrap();
+        let snapshot = Snapshot::compile(1, &resources, &Options::default()).unwrap();
+        assert_eq!(snapshot.warnings, []);
+        let services = &snapshot.registry.services;
+        assert!(services.iter().any(|service| service.name == "reviews"));
+        assert!(services.iter().all(|service| !service.endpoints.is_empty()));
     }
 }

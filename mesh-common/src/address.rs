@@ -25,7 +25,9 @@ impl Ip {
     /// From an IPv4 address in network order.
     #[inline(always)]
     pub const fn v4(address: u32) -> Self {
-        Self { words: [0, 0, MAPPED, address] }
+        Self {
+            words: [0, 0, MAPPED, address],
+        }
     }
 
     /// From an IPv6 address, four words in network order.
@@ -37,7 +39,11 @@ impl Ip {
     /// The IPv4 address in network order, if this is one (mapped or not).
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<u32> {
-        if self.is_v4() { Some(self.words[3]) } else { None }
+        if self.is_v4() {
+            Some(self.words[3])
+        } else {
+            None
+        }
     }
 
     /// An IPv4 address, mapped or not.
@@ -52,7 +58,10 @@ impl Ip {
         if self.is_v4() {
             u32::from_be(self.words[3]) >> 24 == 127
         } else {
-            self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 1_u32.to_be()
+            self.words[0] == 0
+                && self.words[1] == 0
+                && self.words[2] == 0
+                && self.words[3] == 1_u32.to_be()
         }
     }
 
@@ -81,8 +90,12 @@ impl From<core::net::IpAddr> for Ip {
             core::net::IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             core::net::IpAddr::V6(address) => address.octets(),
         };
-        let word = |at: usize| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
-        Self { words: [word(0), word(4), word(8), word(12)] }
+        let word = |at: usize| {
+            u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+        };
+        Self {
+            words: [word(0), word(4), word(8), word(12)],
+        }
     }
 }
 
@@ -114,7 +127,11 @@ impl SocketIp {
     /// Address and port.
     #[inline(always)]
     pub const fn new(ip: Ip, port: u16) -> Self {
-        Self { ip, port, reserved: 0 }
+        Self {
+            ip,
+            port,
+            reserved: 0,
+        }
     }
 }
 

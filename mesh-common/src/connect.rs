@@ -21,13 +21,21 @@ pub enum Connect {
 /// Decides for a TCP connection of an enrolled workload.
 #[inline(always)]
 pub const fn connect_verdict(workload: &Workload, destination: &SocketIp, known: bool) -> Connect {
-    if destination.port != DNS_PORT {
-        if destination.ip.is_loopback() || workload.is_own(&destination.ip) || !known {
-            return Connect::Pass;
-        }
+    if destination.port != DNS_PORT
+        && (destination.ip.is_loopback() || workload.is_own(&destination.ip) || !known)
+    {
+        return Connect::Pass;
     }
-    let port = if destination.ip.is_v4() { workload.outbound4_port } else { workload.outbound6_port };
-    if port == 0 { Connect::Refuse } else { Connect::Proxy { port } }
+    let port = if destination.ip.is_v4() {
+        workload.outbound4_port
+    } else {
+        workload.outbound6_port
+    };
+    if port == 0 {
+        Connect::Refuse
+    } else {
+        Connect::Proxy { port }
+    }
 }
 
 /// Who may see an [`Origin`].
@@ -99,11 +107,21 @@ mod tests {
 
     fn workload() -> Workload {
         let ip = |text: &str| Ip::from(text.parse::<core::net::IpAddr>().unwrap());
-        Workload { ip4: ip("10.0.0.1"), ip6: ip("fd00::1"), outbound4_port: 4, outbound6_port: 6, ..Workload::default() }
+        Workload {
+            ip4: ip("10.0.0.1"),
+            ip6: ip("fd00::1"),
+            outbound4_port: 4,
+            outbound6_port: 6,
+            ..Workload::default()
+        }
     }
 
     fn verdict(destination: &str, known: bool) -> Connect {
-        connect_verdict(&workload(), &destination.parse::<SocketAddr>().unwrap().into(), known)
+        connect_verdict(
+            &workload(),
+            &destination.parse::<SocketAddr>().unwrap().into(),
+            known,
+        )
     }
 
     #[test]
@@ -129,6 +147,9 @@ mod tests {
     #[test]
     fn without_a_listener_an_enrolled_workload_is_refused() {
         let destination = "10.96.0.1:80".parse::<SocketAddr>().unwrap().into();
-        assert_eq!(connect_verdict(&Workload::default(), &destination, true), Connect::Refuse);
+        assert_eq!(
+            connect_verdict(&Workload::default(), &destination, true),
+            Connect::Refuse
+        );
     }
 }

@@ -75,7 +75,11 @@ mod tests {
     use super::*;
 
     fn decide(remote: &str, local: &str, port: u16) -> Steer {
-        steer(&remote.parse::<IpAddr>().unwrap().into(), &local.parse::<IpAddr>().unwrap().into(), port)
+        steer(
+            &remote.parse::<IpAddr>().unwrap().into(),
+            &local.parse::<IpAddr>().unwrap().into(),
+            port,
+        )
     }
 
     #[test]

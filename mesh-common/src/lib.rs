@@ -39,7 +39,18 @@ macro_rules! pod {
 
 #[cfg(feature = "user")]
 pod!(
-    Ip, SocketIp, Origin, Socket, Tuple, Flow, ListenerKey, ListeningPort, Nameserver, Destination, Workload, WorkloadKey
+    Ip,
+    SocketIp,
+    Origin,
+    Socket,
+    Tuple,
+    Flow,
+    ListenerKey,
+    ListeningPort,
+    Nameserver,
+    Destination,
+    Workload,
+    WorkloadKey
 );
 
 /// Asserts at compile time that a type has no padding and the size that the maps expect.

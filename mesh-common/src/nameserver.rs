@@ -38,7 +38,11 @@ impl Nameserver {
     /// The key of an alias.
     #[inline(always)]
     pub const fn new(netns_cookie: u64, alias: u32) -> Self {
-        Self { netns_cookie, alias, reserved: 0 }
+        Self {
+            netns_cookie,
+            alias,
+            reserved: 0,
+        }
     }
 
     /// The alias as an address.

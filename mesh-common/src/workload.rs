@@ -38,7 +38,11 @@ impl Workload {
     /// One of the workload's own addresses.
     #[inline(always)]
     pub const fn is_own(&self, ip: &Ip) -> bool {
-        if ip.is_v4() { self.ip4.same(ip) } else { self.ip6.same(ip) }
+        if ip.is_v4() {
+            self.ip4.same(ip)
+        } else {
+            self.ip6.same(ip)
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{Connect, Ip, Origin, OriginRole, SocketIp, Workload, connect_verdict};
 
 use crate::context::{
-    FAIL, PROCEED, SockAddr, agent_socket, clear_origin, netns_cookie, set_origin, socket_cookie, workload,
+    FAIL, PROCEED, SockAddr, agent_socket, clear_origin, netns_cookie, set_origin, socket_cookie,
+    workload,
 };
 use crate::dns;
 use crate::maps::DESTINATIONS;
@@ -88,7 +89,9 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_MPTCP {
         return Next::Pass;
     }
-    let Some(workload) = workload(netns_cookie(ctx.as_ptr())) else { return Next::Pass };
+    let Some(workload) = workload(netns_cookie(ctx.as_ptr())) else {
+        return Next::Pass;
+    };
     let sk = ctx.sk();
     if agent_socket(sk).is_some() {
         return Next::Pass;
@@ -111,9 +114,16 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         }
         Connect::Refuse => Next::Refuse,
         Connect::Proxy { port } => {
-            let origin =
-                Origin { flow: socket_cookie(ctx.as_ptr()), address: *destination, role: OriginRole::Application as u32 };
-            if set_origin(sk, &origin) { Next::Proxy(workload, port) } else { Next::Refuse }
+            let origin = Origin {
+                flow: socket_cookie(ctx.as_ptr()),
+                address: *destination,
+                role: OriginRole::Application as u32,
+            };
+            if set_origin(sk, &origin) {
+                Next::Proxy(workload, port)
+            } else {
+                Next::Refuse
+            }
         }
     }
 }
@@ -153,9 +163,20 @@ fn bind4(ctx: &SockAddr, ip: &Ip) {
     if ip.is_unspecified() {
         return;
     }
-    let mut address = SockaddrIn { family: AF_INET, port: 0, address: ip.words[3], zero: [0; 2] };
+    let mut address = SockaddrIn {
+        family: AF_INET,
+        port: 0,
+        address: ip.words[3],
+        zero: [0; 2],
+    };
     // SAFETY: the context of a connect program and an address on the stack.
-    unsafe { bpf_bind(ctx.as_ptr().cast(), (&raw mut address).cast::<sockaddr>(), size_of::<SockaddrIn>() as i32) };
+    unsafe {
+        bpf_bind(
+            ctx.as_ptr().cast(),
+            (&raw mut address).cast::<sockaddr>(),
+            size_of::<SockaddrIn>() as i32,
+        )
+    };
 }
 
 #[inline(always)]
@@ -163,7 +184,19 @@ fn bind6(ctx: &SockAddr, ip: &Ip) {
     if ip.is_unspecified() {
         return;
     }
-    let mut address = SockaddrIn6 { family: AF_INET6, port: 0, flow_info: 0, address: ip.words, scope_id: 0 };
+    let mut address = SockaddrIn6 {
+        family: AF_INET6,
+        port: 0,
+        flow_info: 0,
+        address: ip.words,
+        scope_id: 0,
+    };
     // SAFETY: as above.
-    unsafe { bpf_bind(ctx.as_ptr().cast(), (&raw mut address).cast::<sockaddr>(), size_of::<SockaddrIn6>() as i32) };
+    unsafe {
+        bpf_bind(
+            ctx.as_ptr().cast(),
+            (&raw mut address).cast::<sockaddr>(),
+            size_of::<SockaddrIn6>() as i32,
+        )
+    };
 }

@@ -42,9 +42,14 @@ pub fn workload(netns_cookie: u64) -> Option<&'static Workload> {
 pub fn agent_socket(sk: *mut bpf_sock) -> Option<&'static Socket> {
     // SAFETY: `sk` is a checked socket pointer of the context.
     unsafe {
-        generated::bpf_sk_storage_get(ptr::from_ref(&AGENT_SOCKETS).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0)
-            .cast::<Socket>()
-            .as_ref()
+        generated::bpf_sk_storage_get(
+            ptr::from_ref(&AGENT_SOCKETS).cast_mut().cast(),
+            sk.cast(),
+            ptr::null_mut(),
+            0,
+        )
+        .cast::<Socket>()
+        .as_ref()
     }
 }
 
@@ -52,9 +57,14 @@ pub fn agent_socket(sk: *mut bpf_sock) -> Option<&'static Socket> {
 pub fn origin(sk: *mut bpf_sock) -> Option<&'static Origin> {
     // SAFETY: as above.
     unsafe {
-        generated::bpf_sk_storage_get(ptr::from_ref(&ORIGINS).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0)
-            .cast::<Origin>()
-            .as_ref()
+        generated::bpf_sk_storage_get(
+            ptr::from_ref(&ORIGINS).cast_mut().cast(),
+            sk.cast(),
+            ptr::null_mut(),
+            0,
+        )
+        .cast::<Origin>()
+        .as_ref()
     }
 }
 
@@ -81,7 +91,9 @@ pub fn set_origin(sk: *mut bpf_sock, value: &Origin) -> bool {
 #[inline(always)]
 pub fn clear_origin(sk: *mut bpf_sock) {
     // SAFETY: as above. A missing value is no error for us.
-    let _ = unsafe { generated::bpf_sk_storage_delete(ptr::from_ref(&ORIGINS).cast_mut().cast(), sk.cast()) };
+    let _ = unsafe {
+        generated::bpf_sk_storage_delete(ptr::from_ref(&ORIGINS).cast_mut().cast(), sk.cast())
+    };
 }
 
 /// A socket-address context with the accesses that the verifier accepts.

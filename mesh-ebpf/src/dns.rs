@@ -4,7 +4,9 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{DNS_PORT, Ip, Nameserver, Origin, OriginRole, SocketIp, Workload, alias_of, is_alias};
+use mesh_common::{
+    DNS_PORT, Ip, Nameserver, Origin, OriginRole, SocketIp, Workload, alias_of, is_alias,
+};
 
 use crate::connect::LOOPBACK6;
 use crate::context::{PROCEED, SockAddr, agent_socket, netns_cookie, origin, set_origin, workload};
@@ -57,7 +59,11 @@ pub fn um_recvmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn captured(ctx: &SockAddr) -> Option<&'static Workload> {
     let workload = workload(netns_cookie(ctx.as_ptr()))?;
-    if agent_socket(ctx.sk()).is_some() { None } else { Some(workload) }
+    if agent_socket(ctx.sk()).is_some() {
+        None
+    } else {
+        Some(workload)
+    }
 }
 
 /// The server behind the address that an answer came from.
@@ -66,7 +72,8 @@ fn asked(ctx: &SockAddr, source: &SocketIp) -> Option<SocketIp> {
     let netns_cookie = netns_cookie(ctx.as_ptr());
     let workload = workload(netns_cookie)?;
     if let Some(alias) = source.ip.as_v4() {
-        if source.port != workload.dns4_port || !is_alias(alias) || agent_socket(ctx.sk()).is_some() {
+        if source.port != workload.dns4_port || !is_alias(alias) || agent_socket(ctx.sk()).is_some()
+        {
             return None;
         }
         // SAFETY: values are written whole.
@@ -76,7 +83,11 @@ fn asked(ctx: &SockAddr, source: &SocketIp) -> Option<SocketIp> {
         return None;
     }
     let origin = origin(ctx.sk())?;
-    if origin.role == OriginRole::Application as u32 { Some(origin.address) } else { None }
+    if origin.role == OriginRole::Application as u32 {
+        Some(origin.address)
+    } else {
+        None
+    }
 }
 
 /// Sends a question over IPv4 to the agent, at the alias of the server.
@@ -102,7 +113,11 @@ pub fn redirect6(ctx: &SockAddr, workload: &Workload, connected: bool) {
             ctx.set_port(workload.dns4_port);
         }
     } else if workload.dns6_port != 0 {
-        let origin = Origin { flow: 0, address: server, role: OriginRole::Application as u32 };
+        let origin = Origin {
+            flow: 0,
+            address: server,
+            role: OriginRole::Application as u32,
+        };
         set_origin(ctx.sk(), &origin);
         // For the agent: the alias 0 stands for the last IPv6 server that the namespace has asked.
         let _ = NAMESERVERS.insert(&Nameserver::new(netns_cookie(ctx.as_ptr()), 0), &server, 0);
@@ -119,7 +134,11 @@ fn alias(ctx: &SockAddr, server: &SocketIp, connected: bool) -> u32 {
     let _ = NAMESERVERS.insert(&key, server, 0);
     if connected {
         // For getpeername.
-        let origin = Origin { flow: 0, address: *server, role: OriginRole::Application as u32 };
+        let origin = Origin {
+            flow: 0,
+            address: *server,
+            role: OriginRole::Application as u32,
+        };
         set_origin(ctx.sk(), &origin);
     }
     alias

@@ -4,7 +4,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, SkStorage, SockHash};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    Destination, Flow, Ip, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp, Tuple, Workload, WorkloadKey,
+    Destination, Flow, Ip, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp, Tuple,
+    Workload, WorkloadKey,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;

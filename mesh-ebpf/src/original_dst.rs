@@ -23,8 +23,12 @@ const SIZE_V6: usize = 28;
 pub fn um_original_dst(ctx: SockoptContext) -> i32 {
     let raw = ctx.sockopt;
     // SAFETY: fields of the context.
-    let (level, name) =
-        unsafe { (ptr::read_volatile(&raw const (*raw).level), ptr::read_volatile(&raw const (*raw).optname)) };
+    let (level, name) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*raw).level),
+            ptr::read_volatile(&raw const (*raw).optname),
+        )
+    };
     if name != SO_ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
         // More than a page does not fit the hook's buffer: 0 tells the kernel to use its own answer.
         // SAFETY: a field of the context.
@@ -44,7 +48,9 @@ pub fn um_original_dst(ctx: SockoptContext) -> i32 {
         if sk.is_null() {
             return PROCEED;
         }
-        let Some(origin) = origin(sk) else { return PROCEED };
+        let Some(origin) = origin(sk) else {
+            return PROCEED;
+        };
         if origin.role != OriginRole::Application as u32 {
             return PROCEED;
         }
@@ -52,7 +58,9 @@ pub fn um_original_dst(ctx: SockoptContext) -> i32 {
         let end = (*raw).__bindgen_anon_3.optval_end as usize;
         let port = origin.address.port.to_be();
         if level == SOL_IP {
-            let Some(ip4) = origin.address.ip.as_v4() else { return PROCEED };
+            let Some(ip4) = origin.address.ip.as_v4() else {
+                return PROCEED;
+            };
             if value + SIZE_V4 > end {
                 return PROCEED;
             }
@@ -71,9 +79,18 @@ pub fn um_original_dst(ctx: SockoptContext) -> i32 {
             value.add(2).cast::<u16>().write(port);
             value.add(4).cast::<u32>().write(0);
             value.add(8).cast::<u32>().write(origin.address.ip.words[0]);
-            value.add(12).cast::<u32>().write(origin.address.ip.words[1]);
-            value.add(16).cast::<u32>().write(origin.address.ip.words[2]);
-            value.add(20).cast::<u32>().write(origin.address.ip.words[3]);
+            value
+                .add(12)
+                .cast::<u32>()
+                .write(origin.address.ip.words[1]);
+            value
+                .add(16)
+                .cast::<u32>()
+                .write(origin.address.ip.words[2]);
+            value
+                .add(20)
+                .cast::<u32>()
+                .write(origin.address.ip.words[3]);
             value.add(24).cast::<u32>().write(0);
             ptr::write_volatile(&raw mut (*raw).optlen, SIZE_V6 as i32);
         }

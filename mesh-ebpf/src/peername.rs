@@ -33,5 +33,9 @@ pub fn um_getpeername6(ctx: SockAddrContext) -> i32 {
 fn visible(ctx: &SockAddr) -> Option<SocketIp> {
     workload(netns_cookie(ctx.as_ptr()))?;
     let origin = origin(ctx.sk())?;
-    if origin.role == OriginRole::Application as u32 { Some(origin.address) } else { None }
+    if origin.role == OriginRole::Application as u32 {
+        Some(origin.address)
+    } else {
+        None
+    }
 }

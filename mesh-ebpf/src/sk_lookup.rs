@@ -41,7 +41,11 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         let local4 = Ip::v4(ptr::read_volatile(&raw const (*raw).local_ip4));
         let remote6 = read6((&raw const (*raw).remote_ip6).cast());
         let local6 = read6((&raw const (*raw).local_ip6).cast());
-        if family == AF_INET { (remote4, local4, 4) } else { (remote6, local6, 6) }
+        if family == AF_INET {
+            (remote4, local4, 4)
+        } else {
+            (remote6, local6, 6)
+        }
     };
     // SAFETY: a constant of the loaded program.
     let netns_cookie = unsafe { ptr::read_volatile(&raw const NETNS_COOKIE) };
@@ -49,7 +53,11 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         Steer::Pass => return SK_PASS,
         Steer::Hbone => ListenerKind::Hbone,
         Steer::Application => {
-            let port = ListeningPort { netns_cookie, port: local_port, reserved: [0; 3] };
+            let port = ListeningPort {
+                netns_cookie,
+                port: local_port,
+                reserved: [0; 3],
+            };
             // SAFETY: a counter that is only compared with zero.
             match unsafe { LISTENING.get(port) } {
                 Some(count) if *count > 0 => ListenerKind::Inbound,
@@ -58,9 +66,18 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             }
         }
     };
-    let key = ListenerKey { netns_cookie, kind: kind as u16, ip_version, reserved: 0 };
+    let key = ListenerKey {
+        netns_cookie,
+        kind: kind as u16,
+        ip_version,
+        reserved: 0,
+    };
     // No listener means no agent: fail closed, or plaintext would reach the application.
-    if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() { SK_PASS } else { SK_DROP }
+    if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() {
+        SK_PASS
+    } else {
+        SK_DROP
+    }
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
-    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock, bpf_sock_ops,
+    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock, bpf_sock_ops,
 };
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
@@ -70,7 +70,11 @@ fn connecting(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
     if let Some(socket) = agent_socket(sk) {
         // Agent to application: the application shall see the true client.
         if !socket.client.ip.is_unspecified() {
-            let origin = Origin { flow: 0, address: socket.client, role: OriginRole::Application as u32 };
+            let origin = Origin {
+                flow: 0,
+                address: socket.client,
+                role: OriginRole::Application as u32,
+            };
             let _ = CONNECTING.insert(&tuple, &origin, 0);
         }
         return;
@@ -78,13 +82,24 @@ fn connecting(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
     let asked = match origin(sk) {
         Some(origin) => {
             // Application to agent: the agent shall see the original destination.
-            let carried = Origin { flow: origin.flow, address: origin.address, role: OriginRole::Agent as u32 };
+            let carried = Origin {
+                flow: origin.flow,
+                address: origin.address,
+                role: OriginRole::Agent as u32,
+            };
             let _ = CONNECTING.insert(&tuple, &carried, 0);
             origin.address
         }
         None => remote,
     };
-    open(raw, netns_cookie, false, &local, &asked, FlowState::Connecting);
+    open(
+        raw,
+        netns_cookie,
+        false,
+        &local,
+        &asked,
+        FlowState::Connecting,
+    );
 }
 
 #[inline(always)]
@@ -152,7 +167,9 @@ fn open(
 #[inline(always)]
 fn update(raw: *mut bpf_sock_ops, state: FlowState) {
     let cookie = socket_cookie(raw.cast());
-    let Some(flow) = FLOWS.get_ptr_mut(&cookie) else { return };
+    let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
+        return;
+    };
     // SAFETY: a value of the map; only this socket's callbacks write it, under the socket's lock.
     unsafe {
         (*flow).updated_ns = bpf_ktime_get_ns();
@@ -196,7 +213,11 @@ fn listening(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
 fn count_listener(raw: *mut bpf_sock_ops, netns_cookie: u64, more: bool) {
     // SAFETY: a field of the context, host order.
     let port = unsafe { ptr::read_volatile(&raw const (*raw).local_port) } as u16;
-    let key = ListeningPort { netns_cookie, port, reserved: [0; 3] };
+    let key = ListeningPort {
+        netns_cookie,
+        port,
+        reserved: [0; 3],
+    };
     match LISTENING.get_ptr_mut(&key) {
         // Modulo 2^64, adding the maximum takes one away.
         Some(count) => add(count, if more { 1 } else { u64::MAX }),
@@ -229,8 +250,15 @@ fn ends(raw: *mut bpf_sock_ops) -> (SocketIp, SocketIp) {
         let remote4 = Ip::v4(ptr::read_volatile(&raw const (*raw).remote_ip4));
         let local6 = read6((&raw const (*raw).local_ip6).cast());
         let remote6 = read6((&raw const (*raw).remote_ip6).cast());
-        let (local, remote) = if family == AF_INET { (local4, remote4) } else { (local6, remote6) };
-        (SocketIp::new(local, local_port), SocketIp::new(remote, remote_port))
+        let (local, remote) = if family == AF_INET {
+            (local4, remote4)
+        } else {
+            (local6, remote6)
+        };
+        (
+            SocketIp::new(local, local_port),
+            SocketIp::new(remote, remote_port),
+        )
     }
 }
 

@@ -49,7 +49,14 @@ impl Enrolment {
         certificates: Arc<Certificates>,
         stop: CancellationToken,
     ) -> Self {
-        Self { node_name, node, upstreams, certificates, stop, members: Mutex::default() }
+        Self {
+            node_name,
+            node,
+            upstreams,
+            certificates,
+            stop,
+            members: Mutex::default(),
+        }
     }
 
     /// Makes the enrolled workloads those of the configuration whose
@@ -76,13 +83,20 @@ impl Enrolment {
             if !keep && let Member::Enrolled(enrolled) = member {
                 tracing::info!(workload = %name, "workload leaves");
                 enrolled.drain.cancel();
-                self.node.datapath.remove(enrolled.local.sockets.namespace());
+                self.node
+                    .datapath
+                    .remove(enrolled.local.sockets.namespace());
                 changed = true;
             }
             keep
         });
         // A namespace has one workload: the first that names it.
-        for workload in snapshot.registry.workloads.iter().filter(|workload| self.is_ours(workload)) {
+        for workload in snapshot
+            .registry
+            .workloads
+            .iter()
+            .filter(|workload| self.is_ours(workload))
+        {
             if matches!(members.get(&workload.name), Some(Member::Enrolled(_))) {
                 continue;
             }
@@ -115,27 +129,40 @@ impl Enrolment {
         members
             .values()
             .filter_map(|member| match member {
-                Member::Enrolled(enrolled) => {
-                    Some((enrolled.local.sockets.namespace().cookie(), enrolled.local.clone()))
-                }
+                Member::Enrolled(enrolled) => Some((
+                    enrolled.local.sockets.namespace().cookie(),
+                    enrolled.local.clone(),
+                )),
                 _ => None,
             })
             .collect()
     }
 
     fn is_ours(&self, workload: &Workload) -> bool {
-        workload.placement.is_some() && workload.node.as_ref().is_none_or(|node| *node == self.node_name)
+        workload.placement.is_some()
+            && workload
+                .node
+                .as_ref()
+                .is_none_or(|node| *node == self.node_name)
     }
 
     fn enrol(&self, workload: &Arc<Workload>, members: &HashMap<WorkloadName, Member>) -> Member {
-        let Some(placement) = &workload.placement else { return Member::Waiting("no placement".to_owned()) };
+        let Some(placement) = &workload.placement else {
+            return Member::Waiting("no placement".to_owned());
+        };
         let namespace = match Namespace::open(placement) {
             Ok(namespace) => namespace,
-            Err(error @ NamespaceError::Missing { .. }) => return Member::Waiting(error.to_string()),
+            Err(error @ NamespaceError::Missing { .. }) => {
+                return Member::Waiting(error.to_string());
+            }
             Err(error) => return Member::Failed(error.to_string()),
         };
         let other = members.iter().find_map(|(name, member)| match member {
-            Member::Enrolled(enrolled) if enrolled.local.sockets.namespace().cookie() == namespace.cookie() => Some(name),
+            Member::Enrolled(enrolled)
+                if enrolled.local.sockets.namespace().cookie() == namespace.cookie() =>
+            {
+                Some(name)
+            }
             _ => None,
         });
         if let Some(other) = other {
@@ -160,12 +187,19 @@ impl Enrolment {
     fn start(&self, workload: Arc<Workload>, namespace: Namespace) -> anyhow::Result<Enrolled> {
         let datapath = &self.node.datapath;
         let sockets = Arc::new(WorkloadSockets::new(namespace, datapath.marks().clone()));
-        let local = Arc::new(Local { workload, sockets: sockets.clone() });
+        let local = Arc::new(Local {
+            workload,
+            sockets: sockets.clone(),
+        });
         let drain = self.stop.child_token();
         let dns = {
             let snapshot = self.node.snapshot.clone();
             let registry = move || snapshot.load().registry.clone();
-            Arc::new(DnsServer::new(local.workload.name.namespace.clone(), registry, sockets.clone()))
+            Arc::new(DnsServer::new(
+                local.workload.name.namespace.clone(),
+                registry,
+                sockets.clone(),
+            ))
         };
         let outbound = Arc::new(Outbound {
             dns: dns.clone(),
@@ -183,16 +217,26 @@ impl Enrolment {
         // Until all is in place, dropping the guard undoes what was begun.
         let guard = drain.clone().drop_guard();
         let mut ports = ListenerPorts::default();
-        for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        for loopback in [
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ] {
             let listener = match sockets.listen(loopback) {
                 Ok(listener) => listener,
                 // IPv6 can be off in a namespace.
                 Err(_) if loopback.is_ipv6() => continue,
                 Err(error) => return Err(error.into()),
             };
-            let any: IpAddr = if loopback.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { loopback };
+            let any: IpAddr = if loopback.is_ipv4() {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                loopback
+            };
             let questions = sockets.listen_udp(any)?;
-            let (outbound_port, dns_port) = (listener.local_addr()?.port(), questions.local_addr()?.port());
+            let (outbound_port, dns_port) = (
+                listener.local_addr()?.port(),
+                questions.local_addr()?.port(),
+            );
             if loopback.is_ipv4() {
                 (ports.outbound4, ports.dns4) = (outbound_port, dns_port);
             } else {
@@ -239,11 +283,17 @@ struct Aliases {
 }
 
 impl Nameservers for Aliases {
-    fn original(&self, alias: IpAddr, _client: std::net::SocketAddr) -> Option<std::net::SocketAddr> {
+    fn original(
+        &self,
+        alias: IpAddr,
+        _client: std::net::SocketAddr,
+    ) -> Option<std::net::SocketAddr> {
         match alias {
             IpAddr::V4(alias) => self.datapath.nameserver(self.netns_cookie, alias),
             // True IPv6 servers share ::1; the kernel notes the last one that the namespace asked.
-            IpAddr::V6(_) => self.datapath.nameserver(self.netns_cookie, Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => self
+                .datapath
+                .nameserver(self.netns_cookie, Ipv4Addr::UNSPECIFIED),
         }
     }
 }

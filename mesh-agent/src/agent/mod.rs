@@ -26,7 +26,7 @@ use crate::proxy::notes::Notes;
 use crate::proxy::upstream::Upstream;
 use crate::resource::Finding;
 use crate::snapshot::{Options, Snapshot};
-use crate::source::directory;
+use crate::source::{Loaded, directory};
 use enrolment::Enrolment;
 
 /// How often namespaces that are not there yet are looked for, and those of
@@ -60,7 +60,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
-    let certificates = Arc::new(Certificates::new(Arc::new(authority), options.cert_lifetime));
+    let certificates = Arc::new(Certificates::new(
+        Arc::new(authority),
+        options.cert_lifetime,
+    ));
     let cgroup = cgroup(&options)?;
     let datapath = Arc::new(Datapath::load(&options.bpffs, &cgroup)?);
     for line in datapath.attached() {
@@ -74,8 +77,15 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     });
     let tunnels = TunnelPool::new(certificates.clone());
     let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
-    let enrolment = Enrolment::new(options.node.clone(), node.clone(), upstreams, certificates.clone(), stop.clone());
-    let socket = ControlSocket::bind(&options.admin_socket(), options.admin_group.as_deref()).await?;
+    let enrolment = Enrolment::new(
+        options.node.clone(),
+        node.clone(),
+        upstreams,
+        certificates.clone(),
+        stop.clone(),
+    );
+    let socket =
+        ControlSocket::bind(&options.admin_socket(), options.admin_group.as_deref()).await?;
     let agent = Arc::new(Agent {
         started: Instant::now(),
         node,
@@ -115,7 +125,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
-    tracing::info!("agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`");
+    tracing::info!(
+        "agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`"
+    );
     stop.cancel();
     let _ = tokio::join!(admin, renewal);
     Ok(())
@@ -126,20 +138,23 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 /// # Errors
 /// Where a pin cannot be removed.
 pub fn uninstall(options: &UninstallOptions) -> anyhow::Result<()> {
-    Datapath::uninstall(&options.bpffs).with_context(|| format!("cannot remove {}", options.bpffs.display()))
+    Datapath::uninstall(&options.bpffs)
+        .with_context(|| format!("cannot remove {}", options.bpffs.display()))
 }
 
 fn cgroup(options: &RunOptions) -> anyhow::Result<PathBuf> {
     match &options.cgroup {
         Some(path) if path.join("cgroup.procs").exists() => Ok(path.clone()),
         Some(path) => bail!("--cgroup {}: not a cgroup2 directory", path.display()),
-        None => cgroup2_mount().context("no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`"),
+        None => cgroup2_mount().context(
+            "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+        ),
     }
 }
 
 impl Agent {
     /// Puts a configuration in force, or keeps the one before and says why.
-    fn configure(&self, loaded: directory::Loaded) {
+    fn configure(&self, loaded: Loaded) {
         let generation = self.node.snapshot.load().generation + 1;
         let options = Options {
             trust_domain: self.options.trust_domain.clone(),
@@ -153,14 +168,19 @@ impl Agent {
         match compiled {
             Ok((snapshot, resources)) => {
                 let destinations = snapshot.registry.destinations();
-                if let Err(error) = self.node.datapath.set_destinations(&destinations, generation as u32) {
+                if let Err(error) = self
+                    .node
+                    .datapath
+                    .set_destinations(&destinations, generation as u32)
+                {
                     tracing::error!(%error, "the kernel does not know all addresses of the mesh");
                 }
                 for warning in &snapshot.warnings {
                     tracing::warn!("{warning}");
                 }
                 self.node.snapshot.store(Arc::new(snapshot));
-                self.resources.store(resources, std::sync::atomic::Ordering::Relaxed);
+                self.resources
+                    .store(resources, std::sync::atomic::Ordering::Relaxed);
                 *self.refused.lock() = None;
                 tracing::info!(generation, resources, "configuration is in force");
                 self.enrol();
@@ -169,7 +189,10 @@ impl Agent {
                 for error in &errors {
                     tracing::error!("configuration refused: {error}");
                 }
-                *self.refused.lock() = Some(Refused { at: Instant::now(), errors });
+                *self.refused.lock() = Some(Refused {
+                    at: Instant::now(),
+                    errors,
+                });
             }
         }
     }
@@ -179,8 +202,11 @@ impl Agent {
         if self.node.notes.is_full() {
             let flows = self.node.datapath.flows();
             let ids: std::collections::HashSet<u64> = flows.iter().map(|flow| flow.id).collect();
-            let ends: std::collections::HashSet<_> = flows.iter().map(|flow| (flow.remote, flow.local)).collect();
-            self.node.notes.retain(|id| ids.contains(&id), |pair| ends.contains(pair));
+            let ends: std::collections::HashSet<_> =
+                flows.iter().map(|flow| (flow.remote, flow.local)).collect();
+            self.node
+                .notes
+                .retain(|id| ids.contains(&id), |pair| ends.contains(pair));
         }
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::Agent;
 use crate::admin::api::{
-    self, CertificateKind, CertificateView, CheckItem, ConfigView, Direction, EndpointView, FindingView, FlowState,
-    FlowView, PortView, RefusedView, Security, ServiceView, TlsCheckError, TlsCheckRow, TunnelProtocol, VersionView,
-    WorkloadState, WorkloadView,
+    self, CertificateKind, CertificateView, CheckItem, ConfigView, Direction, EndpointView,
+    FindingView, FlowState, FlowView, PortView, RefusedView, Security, ServiceView, TlsCheckError,
+    TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
 };
 use crate::datapath::FlowRecord;
 use crate::policy::tls_check::{DestinationRule, DestinationTls, TlsCheck, tls_check};
@@ -31,12 +31,22 @@ impl api::Agent for Agent {
 
     fn workloads(&self) -> Vec<WorkloadView> {
         let snapshot = self.node.snapshot.load();
-        snapshot.registry.workloads.iter().map(|workload| self.workload(workload)).collect()
+        snapshot
+            .registry
+            .workloads
+            .iter()
+            .map(|workload| self.workload(workload))
+            .collect()
     }
 
     fn services(&self) -> Vec<ServiceView> {
         let snapshot = self.node.snapshot.load();
-        snapshot.registry.services.iter().map(|service| service_view(service)).collect()
+        snapshot
+            .registry
+            .services
+            .iter()
+            .map(|service| service_view(service))
+            .collect()
     }
 
     fn flows(&self) -> Vec<FlowView> {
@@ -45,13 +55,19 @@ impl api::Agent for Agent {
         let records = self.node.datapath.flows();
         let mut flows: Vec<FlowView> = records
             .iter()
-            .filter_map(|record| Some(self.flow(record, workloads.get(&record.netns_cookie)?, &snapshot)))
+            .filter_map(|record| {
+                Some(self.flow(record, workloads.get(&record.netns_cookie)?, &snapshot))
+            })
             .collect();
         flows.sort_by_key(|flow| (flow.workload.clone(), flow.age_ms, flow.id));
         flows
     }
 
-    fn tls_check(&self, workload: &str, service: Option<&str>) -> Result<Vec<TlsCheckRow>, TlsCheckError> {
+    fn tls_check(
+        &self,
+        workload: &str,
+        service: Option<&str>,
+    ) -> Result<Vec<TlsCheckRow>, TlsCheckError> {
         let snapshot = self.node.snapshot.load();
         let client = client_namespace(&snapshot, workload);
         let of = TlsCheck {
@@ -59,14 +75,23 @@ impl api::Agent for Agent {
             peer_authentication: &snapshot.peer_authentication,
             root_namespace: &self.options.root_namespace,
         };
-        let view = ClientView { namespace: &client, labels: &Default::default() };
-        tls_check(&of, workload, service, |service, port| rule_of(&snapshot, &view, service, port))
+        let view = ClientView {
+            namespace: &client,
+            labels: &Default::default(),
+        };
+        tls_check(&of, workload, service, |service, port| {
+            rule_of(&snapshot, &view, service, port)
+        })
     }
 
     fn checks(&self) -> Vec<CheckItem> {
         let attached = self.node.datapath.attached();
         let folder = self.node.datapath.folder().display();
-        vec![CheckItem::ok("agent", "kernel programs are attached", format!("{} links below {folder}", attached.len()))]
+        vec![CheckItem::ok(
+            "agent",
+            "kernel programs are attached",
+            format!("{} links below {folder}", attached.len()),
+        )]
     }
 
     fn config(&self) -> ConfigView {
@@ -85,20 +110,28 @@ impl api::Agent for Agent {
     }
 
     fn certificates(&self) -> Vec<CertificateView> {
-        let roots = self.certificates.roots().iter().map(|root| CertificateView {
-            identity: root.subject.clone(),
-            kind: CertificateKind::Root,
-            serial: root.serial.clone(),
-            not_before: root.not_before,
-            not_after: root.not_after,
-        });
-        let leaves = self.certificates.certificates().into_iter().map(|leaf| CertificateView {
-            identity: leaf.identity.to_string(),
-            kind: CertificateKind::Leaf,
-            serial: leaf.serial,
-            not_before: leaf.not_before,
-            not_after: leaf.not_after,
-        });
+        let roots = self
+            .certificates
+            .roots()
+            .iter()
+            .map(|root| CertificateView {
+                identity: root.subject.clone(),
+                kind: CertificateKind::Root,
+                serial: root.serial.clone(),
+                not_before: root.not_before,
+                not_after: root.not_after,
+            });
+        let leaves = self
+            .certificates
+            .certificates()
+            .into_iter()
+            .map(|leaf| CertificateView {
+                identity: leaf.identity.to_string(),
+                kind: CertificateKind::Leaf,
+                serial: leaf.serial,
+                not_before: leaf.not_before,
+                not_after: leaf.not_after,
+            });
         roots.chain(leaves).collect()
     }
 }
@@ -117,7 +150,12 @@ impl Agent {
             namespace: workload.name.namespace.to_string(),
             node,
             addresses: workload.addresses.clone(),
-            placement: workload.placement.as_ref().filter(|_| here).map(placement).unwrap_or_default(),
+            placement: workload
+                .placement
+                .as_ref()
+                .filter(|_| here)
+                .map(placement)
+                .unwrap_or_default(),
             identity: workload.identity.to_string(),
             protocol: match workload.tunnel {
                 Tunnel::Hbone => TunnelProtocol::Hbone,
@@ -133,7 +171,11 @@ impl Agent {
         let mut view = FlowView {
             id: record.id,
             workload: local.workload.name.to_string(),
-            direction: if record.inbound { Direction::Inbound } else { Direction::Outbound },
+            direction: if record.inbound {
+                Direction::Inbound
+            } else {
+                Direction::Outbound
+            },
             source: record.local,
             destination: record.remote,
             endpoint: None,
@@ -150,7 +192,11 @@ impl Agent {
             min_rtt_us: None,
             retransmits: counters.retransmits,
             age_ms: u64::try_from(record.age.as_millis()).unwrap_or(u64::MAX),
-            state: if record.closed { FlowState::Closed("closed".to_owned()) } else { FlowState::Open },
+            state: if record.closed {
+                FlowState::Closed("closed".to_owned())
+            } else {
+                FlowState::Open
+            },
             verdict: "pass".to_owned(),
         };
         if record.inbound {
@@ -169,7 +215,12 @@ impl Agent {
                 let service = note.service.as_deref()?;
                 self.node.notes.path(&local.workload.name, service)
             });
-            if let Some(Path { endpoint, transport, identity }) = path {
+            if let Some(Path {
+                endpoint,
+                transport,
+                identity,
+            }) = path
+            {
                 view.endpoint = Some(endpoint);
                 view.security = security(transport);
                 view.destination_identity = identity.map(|identity| identity.to_string());
@@ -177,20 +228,34 @@ impl Agent {
             view.service = note.service;
         }
         if view.service.is_none() {
-            view.service = snapshot.registry.service_for(view.destination).map(|service| service.host.clone());
+            view.service = snapshot
+                .registry
+                .service_for(view.destination)
+                .map(|service| service.host.clone());
         }
         view
     }
 }
 
 fn client_namespace(snapshot: &Snapshot, text: &str) -> String {
-    let mut names = snapshot.registry.workloads.iter().map(|workload| &workload.name);
-    let found = names.find(|name| name.to_string() == text || (*name.name == *text && &*name.namespace == "default"));
+    let mut names = snapshot
+        .registry
+        .workloads
+        .iter()
+        .map(|workload| &workload.name);
+    let found = names.find(|name| {
+        name.to_string() == text || (*name.name == *text && &*name.namespace == "default")
+    });
     found.map_or_else(|| "default".to_owned(), |name| name.namespace.to_string())
 }
 
 /// The DestinationRule that a client's connections to a service follow.
-fn rule_of(snapshot: &Snapshot, client: &ClientView<'_>, service: &Service, port: u16) -> Option<DestinationRule> {
+fn rule_of(
+    snapshot: &Snapshot,
+    client: &ClientView<'_>,
+    service: &Service,
+    port: u16,
+) -> Option<DestinationRule> {
     let rule = snapshot.routes.destination_rule(client, service)?;
     let tls = |tls| match tls {
         UpstreamTls::Auto => DestinationTls::Auto,
@@ -201,7 +266,10 @@ fn rule_of(snapshot: &Snapshot, client: &ClientView<'_>, service: &Service, port
     Some(DestinationRule {
         name: rule.name.clone(),
         tls: tls(rule.policy(port).tls),
-        subsets: rule.subsets().map(|subset| (subset.name.clone(), tls(subset.policy(port).tls))).collect(),
+        subsets: rule
+            .subsets()
+            .map(|subset| (subset.name.clone(), tls(subset.policy(port).tls)))
+            .collect(),
     })
 }
 
@@ -231,11 +299,14 @@ fn service_view(service: &Service) -> ServiceView {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    let ports = service
-        .ports
+    let ports = service.ports.iter().map(|port| PortView {
+        number: port.number,
+        protocol: protocol(port.protocol).to_owned(),
+    });
+    let endpoints = service
+        .endpoints
         .iter()
-        .map(|port| PortView { number: port.number, protocol: protocol(port.protocol).to_owned() });
-    let endpoints = service.endpoints.iter().flat_map(|endpoint| endpoint_views(endpoint));
+        .flat_map(|endpoint| endpoint_views(endpoint));
     ServiceView {
         host: service.host.clone(),
         vips: service.vips.clone(),
@@ -250,7 +321,10 @@ fn endpoint_views(endpoint: &Endpoint) -> impl Iterator<Item = EndpointView> + '
             (Some(ip), _) => SocketAddr::new(ip, *port).to_string(),
             (None, host) => format!("{}:{port}", host.as_deref().unwrap_or("?")),
         },
-        workload: endpoint.workload.as_ref().map(|workload| workload.name.to_string()),
+        workload: endpoint
+            .workload
+            .as_ref()
+            .map(|workload| workload.name.to_string()),
         healthy: true,
     })
 }

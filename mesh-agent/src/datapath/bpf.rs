@@ -49,17 +49,36 @@ struct ObjectAttribute {
 
 fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<i32> {
     // SAFETY: the attribute is a prefix of `union bpf_attr` of the size that is given.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attribute),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 
-pub(super) fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind: AttachType) -> io::Result<OwnedFd> {
-    let mut attribute =
-        LinkAttribute { first: raw(program), second: raw(target), attach_type_or_flags: kind as u32, flags: 0 };
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: AttachType,
+) -> io::Result<OwnedFd> {
+    let mut attribute = LinkAttribute {
+        first: raw(program),
+        second: raw(target),
+        attach_type_or_flags: kind as u32,
+        flags: 0,
+    };
     let fd = call(BPF_LINK_CREATE, &mut attribute)?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -67,19 +86,30 @@ pub(super) fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind:
 
 /// The program of a link is replaced at one instant: no connection sees none.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attribute = LinkAttribute { first: raw(link), second: raw(program), ..LinkAttribute::default() };
+    let mut attribute = LinkAttribute {
+        first: raw(link),
+        second: raw(program),
+        ..LinkAttribute::default()
+    };
     call(BPF_LINK_UPDATE, &mut attribute).map(drop)
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attribute = ObjectAttribute { path: path.as_ptr() as u64, fd: raw(object), flags: 0 };
+    let mut attribute = ObjectAttribute {
+        path: path.as_ptr() as u64,
+        fd: raw(object),
+        flags: 0,
+    };
     call(BPF_OBJ_PIN, &mut attribute).map(drop)
 }
 
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attribute = ObjectAttribute { path: path.as_ptr() as u64, ..ObjectAttribute::default() };
+    let mut attribute = ObjectAttribute {
+        path: path.as_ptr() as u64,
+        ..ObjectAttribute::default()
+    };
     let fd = call(BPF_OBJ_GET, &mut attribute)?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -19,5 +19,9 @@ pub fn own_cgroup() -> Option<PathBuf> {
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     // A cgroup outside of this process's cgroup namespace shows as `../..`.
     let mount = cgroup2_mount()?;
-    if own.is_empty() { Some(mount) } else { Some(mount.join(own)) }
+    if own.is_empty() {
+        Some(mount)
+    } else {
+        Some(mount.join(own))
+    }
 }

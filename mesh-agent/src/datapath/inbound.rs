@@ -20,13 +20,22 @@ pub(super) const PREFIX: &str = "um_inbound_";
 pub(super) fn attach(folder: &Path, namespace: &Namespace) -> Result<(), DatapathError> {
     let cookie = namespace.cookie();
     let mut object = maps::open_object(folder, Some(cookie))?;
-    let program = object.program_mut(PROGRAM).ok_or_else(|| missing(PROGRAM))?;
-    let program: &mut SkLookup = program.try_into().map_err(|error| refused(PROGRAM, &error))?;
+    let program = object
+        .program_mut(PROGRAM)
+        .ok_or_else(|| missing(PROGRAM))?;
+    let program: &mut SkLookup = program
+        .try_into()
+        .map_err(|error| refused(PROGRAM, &error))?;
     program.load().map_err(|error| refused(PROGRAM, &error))?;
     let fd = program.fd().map_err(|error| refused(PROGRAM, &error))?;
     let path = folder.join(LINKS).join(format!("{PREFIX}{cookie}"));
-    attach_pinned(&path, fd.as_fd(), namespace.as_fd(), AttachType::SkLookup)
-        .map_err(|source| DatapathError::File { action: "attach", path, source })
+    attach_pinned(&path, fd.as_fd(), namespace.as_fd(), AttachType::SkLookup).map_err(|source| {
+        DatapathError::File {
+            action: "attach",
+            path,
+            source,
+        }
+    })
 }
 
 pub(super) fn detach(folder: &Path, cookie: u64) {

@@ -10,8 +10,8 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, SkStorage, SockHash};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    Destination, Flow, Ip, ListenerKey, ListenerKind, ListeningPort, Nameserver, Origin, Socket, SocketIp, Tuple, Workload,
-    WorkloadKey,
+    Destination, Flow, Ip, ListenerKey, ListenerKind, ListeningPort, Nameserver, Origin, Socket,
+    SocketIp, Tuple, Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
@@ -22,13 +22,21 @@ use super::{DatapathError, ListenerPorts, OBJECT};
 /// Name, size of key and of value in bytes. A pin of another size is another layout.
 const LAYOUT: [(&str, usize, usize); 9] = [
     ("workloads", size_of::<WorkloadKey>(), size_of::<Workload>()),
-    ("destinations", 4 + size_of::<Ip>(), size_of::<Destination>()),
+    (
+        "destinations",
+        4 + size_of::<Ip>(),
+        size_of::<Destination>(),
+    ),
     ("agent_sockets", size_of::<i32>(), size_of::<Socket>()),
     ("origins", size_of::<i32>(), size_of::<Origin>()),
     ("connecting", size_of::<Tuple>(), size_of::<Origin>()),
     ("listeners", size_of::<ListenerKey>(), size_of::<u32>()),
     ("listening", size_of::<ListeningPort>(), size_of::<u64>()),
-    ("nameservers", size_of::<Nameserver>(), size_of::<SocketIp>()),
+    (
+        "nameservers",
+        size_of::<Nameserver>(),
+        size_of::<SocketIp>(),
+    ),
     ("flows", size_of::<u64>(), size_of::<Flow>()),
 ];
 
@@ -43,7 +51,11 @@ pub(super) fn check_layout(folder: &Path) -> Result<(), DatapathError> {
         let found = format!("{}/{} bytes", info.key_size(), info.value_size());
         let wanted = format!("{key}/{value} bytes");
         if found != wanted {
-            return Err(DatapathError::Layout { path, found, wanted });
+            return Err(DatapathError::Layout {
+                path,
+                found,
+                wanted,
+            });
         }
     }
     Ok(())
@@ -60,12 +72,19 @@ pub(super) fn open_object(folder: &Path, netns_cookie: Option<u64>) -> Result<Eb
     if let Some(cookie) = &netns_cookie {
         loader.override_global("NETNS_COOKIE", cookie, true);
     }
-    loader.load(OBJECT).map_err(|error| super::programs::refused("maps", &error))
+    loader
+        .load(OBJECT)
+        .map_err(|error| super::programs::refused("maps", &error))
 }
 
 fn refused(name: &str, error: &dyn std::error::Error) -> DatapathError {
-    let DatapathError::Refused { reason, .. } = super::programs::refused(name, error) else { unreachable!() };
-    DatapathError::Refused { what: format!("map {name}"), reason }
+    let DatapathError::Refused { reason, .. } = super::programs::refused(name, error) else {
+        unreachable!()
+    };
+    DatapathError::Refused {
+        what: format!("map {name}"),
+        reason,
+    }
 }
 
 /// Maps that the agent reads and writes. aya asks for exclusive access to
@@ -81,11 +100,16 @@ pub(super) struct Maps {
 
 impl Maps {
     pub(super) fn take(object: &mut Ebpf) -> Result<(Self, SocketMarks), DatapathError> {
-        fn take<T: TryFrom<Map, Error: std::error::Error>>(object: &mut Ebpf, name: &str) -> Result<T, DatapathError> {
-            let map = object.take_map(name).ok_or_else(|| DatapathError::Refused {
-                what: format!("map {name}"),
-                reason: "it is not in the object".to_owned(),
-            })?;
+        fn take<T: TryFrom<Map, Error: std::error::Error>>(
+            object: &mut Ebpf,
+            name: &str,
+        ) -> Result<T, DatapathError> {
+            let map = object
+                .take_map(name)
+                .ok_or_else(|| DatapathError::Refused {
+                    what: format!("map {name}"),
+                    reason: "it is not in the object".to_owned(),
+                })?;
             T::try_from(map).map_err(|error| refused(name, &error))
         }
         let agent_sockets: SkStorage<_, Socket> = take(object, "agent_sockets")?;
@@ -101,12 +125,18 @@ impl Maps {
         Ok((maps, marks))
     }
 
-    pub(super) fn set_destinations(&self, networks: &[IpNet], generation: u32) -> Result<(), DatapathError> {
+    pub(super) fn set_destinations(
+        &self,
+        networks: &[IpNet],
+        generation: u32,
+    ) -> Result<(), DatapathError> {
         let failed = |error| refused("destinations", &error);
         let mut destinations = self.destinations.lock();
         let wanted: HashSet<(u32, Ip)> = networks.iter().map(prefix).collect();
         for (length, ip) in &wanted {
-            destinations.insert(&Key::new(*length, *ip), Destination { generation }, 0).map_err(failed)?;
+            destinations
+                .insert(&Key::new(*length, *ip), Destination { generation }, 0)
+                .map_err(failed)?;
         }
         let old: Vec<Key<Ip>> = destinations.keys().filter_map(Result::ok).collect();
         for key in old {
@@ -117,7 +147,12 @@ impl Maps {
         Ok(())
     }
 
-    pub(super) fn set_workload(&self, cookie: u64, addresses: &[IpAddr], ports: ListenerPorts) -> Result<(), DatapathError> {
+    pub(super) fn set_workload(
+        &self,
+        cookie: u64,
+        addresses: &[IpAddr],
+        ports: ListenerPorts,
+    ) -> Result<(), DatapathError> {
         let first = |is_v4: bool| {
             let address = addresses.iter().find(|address| address.is_ipv4() == is_v4);
             address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
@@ -130,8 +165,13 @@ impl Maps {
             dns4_port: ports.dns4,
             dns6_port: ports.dns6,
         };
-        let key = WorkloadKey { netns_cookie: cookie };
-        self.workloads.lock().insert(key, value, 0).map_err(|error| refused("workloads", &error))
+        let key = WorkloadKey {
+            netns_cookie: cookie,
+        };
+        self.workloads
+            .lock()
+            .insert(key, value, 0)
+            .map_err(|error| refused("workloads", &error))
     }
 
     pub(super) fn set_listener(
@@ -142,31 +182,54 @@ impl Maps {
         listener: &impl AsRawFd,
     ) -> Result<(), DatapathError> {
         let ip_version = if is_v4 { 4 } else { 6 };
-        let key = ListenerKey { netns_cookie: cookie, kind: kind as u16, ip_version, reserved: 0 };
-        self.listeners.lock().insert(key, listener.as_raw_fd(), 0).map_err(|error| refused("listeners", &error))
+        let key = ListenerKey {
+            netns_cookie: cookie,
+            kind: kind as u16,
+            ip_version,
+            reserved: 0,
+        };
+        self.listeners
+            .lock()
+            .insert(key, listener.as_raw_fd(), 0)
+            .map_err(|error| refused("listeners", &error))
     }
 
     pub(super) fn remove_workload(&self, cookie: u64) {
         // The listeners leave their map when they are closed.
-        let _ = self.workloads.lock().remove(&WorkloadKey { netns_cookie: cookie });
+        let _ = self.workloads.lock().remove(&WorkloadKey {
+            netns_cookie: cookie,
+        });
         let mut listening = self.listening.lock();
         for key in keys_of(&listening, |key| key.netns_cookie == cookie) {
             let _ = listening.remove(&key);
         }
     }
 
-    pub(super) fn sync_listening(&self, cookie: u64, ports: &HashSet<u16>, add: bool) -> Result<(), DatapathError> {
+    pub(super) fn sync_listening(
+        &self,
+        cookie: u64,
+        ports: &HashSet<u16>,
+        add: bool,
+    ) -> Result<(), DatapathError> {
         let mut listening = self.listening.lock();
-        for key in keys_of(&listening, |key| key.netns_cookie == cookie && !ports.contains(&key.port)) {
+        for key in keys_of(&listening, |key| {
+            key.netns_cookie == cookie && !ports.contains(&key.port)
+        }) {
             let _ = listening.remove(&key);
         }
         if add {
             for port in ports {
-                let key = ListeningPort { netns_cookie: cookie, port: *port, reserved: [0; 3] };
+                let key = ListeningPort {
+                    netns_cookie: cookie,
+                    port: *port,
+                    reserved: [0; 3],
+                };
                 if listening.get(&key, 0).is_ok_and(|count| count > 0) {
                     continue;
                 }
-                listening.insert(key, 1, 0).map_err(|error| refused("listening", &error))?;
+                listening
+                    .insert(key, 1, 0)
+                    .map_err(|error| refused("listening", &error))?;
             }
         }
         Ok(())
@@ -178,11 +241,18 @@ impl Maps {
 
     pub(super) fn flows(&self) -> Vec<FlowRecord> {
         let now = monotonic_ns();
-        self.flows.iter().filter_map(Result::ok).map(|(id, flow)| FlowRecord::new(id, flow, now)).collect()
+        self.flows
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(id, flow)| FlowRecord::new(id, flow, now))
+            .collect()
     }
 }
 
-fn keys_of<V: Pod>(map: &HashMap<MapData, ListeningPort, V>, wanted: impl Fn(&ListeningPort) -> bool) -> Vec<ListeningPort> {
+fn keys_of<V: Pod>(
+    map: &HashMap<MapData, ListeningPort, V>,
+    wanted: impl Fn(&ListeningPort) -> bool,
+) -> Vec<ListeningPort> {
     map.keys().filter_map(Result::ok).filter(wanted).collect()
 }
 

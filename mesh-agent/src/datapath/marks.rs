@@ -17,8 +17,14 @@ pub struct SocketMarks {
 }
 
 impl SocketMarks {
-    pub(super) fn new(agent_sockets: SkStorage<MapData, Socket>, origins: SkStorage<MapData, Origin>) -> Self {
-        Self { agent_sockets: Mutex::new(agent_sockets), origins }
+    pub(super) fn new(
+        agent_sockets: SkStorage<MapData, Socket>,
+        origins: SkStorage<MapData, Origin>,
+    ) -> Self {
+        Self {
+            agent_sockets: Mutex::new(agent_sockets),
+            origins,
+        }
     }
 
     /// Marks a socket as the agent's. `client` is shown to the application that
@@ -27,8 +33,14 @@ impl SocketMarks {
     /// # Errors
     /// Where the map refuses.
     pub fn mark(&self, socket: &impl AsRawFd, client: Option<SocketAddr>) -> io::Result<()> {
-        let value = Socket { client: client.map(Into::into).unwrap_or_default(), reserved: 0 };
-        self.agent_sockets.lock().insert(socket, value, 0).map_err(io::Error::other)
+        let value = Socket {
+            client: client.map(Into::into).unwrap_or_default(),
+            reserved: 0,
+        };
+        self.agent_sockets
+            .lock()
+            .insert(socket, value, 0)
+            .map_err(io::Error::other)
     }
 
     /// The destination that the application asked for, and the cookie of its
@@ -36,9 +48,14 @@ impl SocketMarks {
     ///
     /// # Errors
     /// Where the map cannot be read.
-    pub fn original_destination(&self, accepted: &impl AsRawFd) -> io::Result<Option<(SocketAddr, u64)>> {
+    pub fn original_destination(
+        &self,
+        accepted: &impl AsRawFd,
+    ) -> io::Result<Option<(SocketAddr, u64)>> {
         match self.origins.get(accepted, 0) {
-            Ok(origin) if origin.role == OriginRole::Agent as u32 => Ok(Some((origin.address.into(), origin.flow))),
+            Ok(origin) if origin.role == OriginRole::Agent as u32 => {
+                Ok(Some((origin.address.into(), origin.flow)))
+            }
             Ok(_) | Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(io::Error::other(error)),
         }

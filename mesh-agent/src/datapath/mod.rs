@@ -96,14 +96,23 @@ impl Datapath {
     pub fn load(folder: &Path, cgroup: &Path) -> Result<Self, DatapathError> {
         let file = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| DatapathError::File { action, path, source }
+            move |source| DatapathError::File {
+                action,
+                path,
+                source,
+            }
         };
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
         maps::check_layout(folder)?;
         let mut object = maps::open_object(folder, None)?;
         let attached = programs::attach(&mut object, folder, cgroup)?;
         let (maps, marks) = Maps::take(&mut object)?;
-        Ok(Self { folder: folder.to_owned(), maps, marks: Arc::new(marks), attached })
+        Ok(Self {
+            folder: folder.to_owned(),
+            maps,
+            marks: Arc::new(marks),
+            attached,
+        })
     }
 
     /// Removes every pin below `folder`: programs are detached, maps forgotten.
@@ -138,7 +147,11 @@ impl Datapath {
     ///
     /// # Errors
     /// Where the map is full or refused.
-    pub fn set_destinations(&self, networks: &[IpNet], generation: u32) -> Result<(), DatapathError> {
+    pub fn set_destinations(
+        &self,
+        networks: &[IpNet],
+        generation: u32,
+    ) -> Result<(), DatapathError> {
         self.maps.set_destinations(networks, generation)
     }
 
@@ -146,8 +159,14 @@ impl Datapath {
     ///
     /// # Errors
     /// Where a map or the namespace refuses.
-    pub fn enrol(&self, namespace: &Namespace, addresses: &[IpAddr], ports: ListenerPorts) -> Result<(), DatapathError> {
-        self.maps.set_workload(namespace.cookie(), addresses, ports)?;
+    pub fn enrol(
+        &self,
+        namespace: &Namespace,
+        addresses: &[IpAddr],
+        ports: ListenerPorts,
+    ) -> Result<(), DatapathError> {
+        self.maps
+            .set_workload(namespace.cookie(), addresses, ports)?;
         self.sync_listening(namespace, true)?;
         inbound::attach(&self.folder, namespace)
     }
@@ -163,7 +182,8 @@ impl Datapath {
         listener: &tokio::net::TcpListener,
     ) -> Result<(), DatapathError> {
         let is_v4 = listener.local_addr().is_ok_and(|address| address.is_ipv4());
-        self.maps.set_listener(namespace.cookie(), kind, is_v4, listener)
+        self.maps
+            .set_listener(namespace.cookie(), kind, is_v4, listener)
     }
 
     /// Leaves the workload's connections alone from now on; open ones go on.
@@ -178,17 +198,22 @@ impl Datapath {
     /// # Errors
     /// Where the list cannot be read or the map refuses.
     pub fn sync_listening(&self, namespace: &Namespace, add: bool) -> Result<(), DatapathError> {
-        let ports = namespace.run(listening::ports).map_err(|source| DatapathError::File {
-            action: "read",
-            path: "/proc/thread-self/net/tcp".into(),
-            source,
-        })?;
+        let ports = namespace
+            .run(listening::ports)
+            .map_err(|source| DatapathError::File {
+                action: "read",
+                path: "/proc/thread-self/net/tcp".into(),
+                source,
+            })?;
         self.maps.sync_listening(namespace.cookie(), &ports, add)
     }
 
     /// The name server that a question to `alias` was for.
     pub fn nameserver(&self, netns_cookie: u64, alias: std::net::Ipv4Addr) -> Option<SocketAddr> {
-        self.maps.nameserver(&Nameserver::new(netns_cookie, u32::from_ne_bytes(alias.octets())))
+        self.maps.nameserver(&Nameserver::new(
+            netns_cookie,
+            u32::from_ne_bytes(alias.octets()),
+        ))
     }
 
     /// All flows that the kernel remembers.

@@ -35,7 +35,11 @@ const FOR_AGENT: [(&str, AttachType); 1] = [("um_sockops", AttachType::SockOps)]
 
 /// Attaches everything, and removes links that are no longer wanted. Gives a
 /// line for each program.
-pub(super) fn attach(object: &mut Ebpf, folder: &Path, cgroup: &Path) -> Result<Vec<String>, DatapathError> {
+pub(super) fn attach(
+    object: &mut Ebpf,
+    folder: &Path,
+    cgroup: &Path,
+) -> Result<Vec<String>, DatapathError> {
     for (name, _) in FOR_WORKLOADS {
         load(object, name)?;
     }
@@ -44,16 +48,28 @@ pub(super) fn attach(object: &mut Ebpf, folder: &Path, cgroup: &Path) -> Result<
     let mut at = |group: &Path, programs: &[(&str, AttachType)]| -> Result<(), DatapathError> {
         let failed = |action, path: &Path| {
             let path: PathBuf = path.to_owned();
-            move |source| DatapathError::File { action, path, source }
+            move |source| DatapathError::File {
+                action,
+                path,
+                source,
+            }
         };
         let directory = File::open(group).map_err(failed("open cgroup", group))?;
-        let id = directory.metadata().map_err(failed("read cgroup", group))?.ino();
+        let id = directory
+            .metadata()
+            .map_err(failed("read cgroup", group))?
+            .ino();
         for (name, kind) in programs {
             let pin = format!("{name}_{id}");
             let program = object.program(name).ok_or_else(|| missing(name))?;
             let fd = program.fd().map_err(|error| refused(name, &error))?;
-            attach_pinned(&folder.join(LINKS).join(&pin), fd.as_fd(), directory.as_fd(), *kind)
-                .map_err(failed("attach to", group))?;
+            attach_pinned(
+                &folder.join(LINKS).join(&pin),
+                fd.as_fd(),
+                directory.as_fd(),
+                *kind,
+            )
+            .map_err(failed("attach to", group))?;
             wanted.insert(pin);
             lines.push(format!("{name} at {}", group.display()));
         }
@@ -81,7 +97,10 @@ fn remove_others(links: &Path, wanted: &HashSet<String>) {
 }
 
 pub(super) fn missing(name: &str) -> DatapathError {
-    DatapathError::Refused { what: format!("program {name}"), reason: "it is not in the object".to_owned() }
+    DatapathError::Refused {
+        what: format!("program {name}"),
+        reason: "it is not in the object".to_owned(),
+    }
 }
 
 pub(super) fn refused(name: &str, error: &dyn std::error::Error) -> DatapathError {
@@ -91,15 +110,22 @@ pub(super) fn refused(name: &str, error: &dyn std::error::Error) -> DatapathErro
         reason = format!("{reason}: {cause}");
         source = cause.source();
     }
-    DatapathError::Refused { what: format!("program {name}"), reason }
+    DatapathError::Refused {
+        what: format!("program {name}"),
+        reason,
+    }
 }
 
 fn load(object: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
     let program = object.program_mut(name).ok_or_else(|| missing(name))?;
     let result = match program {
-        Program::CgroupSockAddr(_) => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
+        Program::CgroupSockAddr(_) => {
+            <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load)
+        }
         Program::SockOps(_) => <&mut SockOps>::try_from(program).and_then(SockOps::load),
-        Program::CgroupSockopt(_) => <&mut CgroupSockopt>::try_from(program).and_then(CgroupSockopt::load),
+        Program::CgroupSockopt(_) => {
+            <&mut CgroupSockopt>::try_from(program).and_then(CgroupSockopt::load)
+        }
         _ => return Err(missing(name)),
     };
     result.map_err(|error| refused(name, &error))

@@ -56,14 +56,24 @@ impl Namespace {
         let (path, what) = locate(placement)?;
         let file = File::open(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => NamespaceError::Missing { what: what.clone() },
-            _ => NamespaceError::Io { action: "open", what: what.clone(), source },
+            _ => NamespaceError::Io {
+                action: "open",
+                what: what.clone(),
+                source,
+            },
         })?;
         let file = OwnedFd::from(file);
         let failed = |action| {
             let what = what.clone();
-            move |source| NamespaceError::Io { action, what, source }
+            move |source| NamespaceError::Io {
+                action,
+                what,
+                source,
+            }
         };
-        let host = home().and_then(|home| cookie_inside(home.as_fd())).map_err(failed("identify the host beside"))?;
+        let host = home()
+            .and_then(|home| cookie_inside(home.as_fd()))
+            .map_err(failed("identify the host beside"))?;
         let cookie = cookie_inside(file.as_fd()).map_err(failed("enter"))?;
         if cookie == host {
             return Err(NamespaceError::Host { what });
@@ -94,9 +104,17 @@ impl AsFd for Namespace {
 
 fn locate(placement: &Placement) -> Result<(PathBuf, String), NamespaceError> {
     Ok(match placement {
-        Placement::Netns(path) if path.contains('/') => (path.into(), format!("network namespace {path}")),
-        Placement::Netns(name) => (Path::new(NAMED).join(name), format!("network namespace {name}")),
-        Placement::Pid(pid) => (format!("/proc/{pid}/ns/net").into(), format!("process {pid}")),
+        Placement::Netns(path) if path.contains('/') => {
+            (path.into(), format!("network namespace {path}"))
+        }
+        Placement::Netns(name) => (
+            Path::new(NAMED).join(name),
+            format!("network namespace {name}"),
+        ),
+        Placement::Pid(pid) => (
+            format!("/proc/{pid}/ns/net").into(),
+            format!("process {pid}"),
+        ),
         Placement::Container(id) => {
             let what = format!("container {id}");
             match process_of_container(id) {
@@ -112,10 +130,16 @@ fn process_of_container(id: &str) -> Option<u32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let named = groups.lines().filter_map(|line| line.rsplit('/').next()).any(|group| {
-            let group = group.strip_suffix(".scope").unwrap_or(group);
-            group.rsplit(['-', ':']).next().is_some_and(|name| name.starts_with(id))
-        });
+        let named = groups
+            .lines()
+            .filter_map(|line| line.rsplit('/').next())
+            .any(|group| {
+                let group = group.strip_suffix(".scope").unwrap_or(group);
+                group
+                    .rsplit(['-', ':'])
+                    .next()
+                    .is_some_and(|name| name.starts_with(id))
+            });
         named.then_some(pid)
     })
 }
@@ -171,9 +195,19 @@ fn cookie_inside(namespace: BorrowedFd<'_>) -> io::Result<u64> {
         let mut size = size_of::<u64>() as libc::socklen_t;
         // SAFETY: pointers to a value of the size that is given.
         let result = unsafe {
-            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut size)
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut size,
+            )
         };
-        if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(cookie)
+        } else {
+            Err(io::Error::last_os_error())
+        }
     })
 }
 
@@ -187,7 +221,9 @@ mod tests {
         match Namespace::open(&placement) {
             Err(NamespaceError::Host { .. }) => {}
             // Entering a namespace takes CAP_SYS_ADMIN.
-            Err(NamespaceError::Io { source, .. }) => assert_eq!(source.kind(), io::ErrorKind::PermissionDenied),
+            Err(NamespaceError::Io { source, .. }) => {
+                assert_eq!(source.kind(), io::ErrorKind::PermissionDenied)
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -195,7 +231,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let error = Namespace::open(&Placement::Netns("no-such-namespace".into())).unwrap_err();
-        assert_eq!(error.to_string(), "network namespace no-such-namespace is not there");
+        assert_eq!(
+            error.to_string(),
+            "network namespace no-such-namespace is not there"
+        );
         let error = Namespace::open(&Placement::Container("0123no-such".into())).unwrap_err();
         assert_eq!(error.to_string(), "container 0123no-such is not there");
     }

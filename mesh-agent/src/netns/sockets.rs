@@ -55,9 +55,21 @@ impl WorkloadSockets {
         UdpSocket::from_std(socket.into())
     }
 
-    fn open(&self, like: IpAddr, kind: Type, protocol: Protocol, client: Option<SocketAddr>) -> io::Result<Socket> {
-        let domain = if like.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = self.namespace.run(|| Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)))?;
+    fn open(
+        &self,
+        like: IpAddr,
+        kind: Type,
+        protocol: Protocol,
+        client: Option<SocketAddr>,
+    ) -> io::Result<Socket> {
+        let domain = if like.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
+        let socket = self
+            .namespace
+            .run(|| Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)))?;
         if domain == Domain::IPV6 {
             socket.set_only_v6(true)?;
         }
@@ -79,7 +91,11 @@ fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 impl Sockets for WorkloadSockets {
@@ -123,7 +139,11 @@ impl Sockets for HostSockets {
     }
 
     fn udp(&self, to: SocketAddr) -> io::Result<UdpSocket> {
-        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let any: SocketAddr = if to.is_ipv4() {
+            ([0, 0, 0, 0], 0).into()
+        } else {
+            ([0u16; 8], 0).into()
+        };
         let socket = std::net::UdpSocket::bind(any)?;
         socket.connect(to)?;
         socket.set_nonblocking(true)?;

@@ -24,7 +24,7 @@ pub struct PeerAuthentications {
     mesh: Option<Policy>,
     by_namespace: HashMap<String, Policy>,
     /// Those with a selector, by namespace, in file order.
-    by_workload: HashMap<String, Vec<(BTreeMap<String, String>, Policy)>>,
+    by_workload: HashMap<String, Vec<Policy>>,
 }
 
 /// What one resource says; `None` inherits.
@@ -32,6 +32,8 @@ pub struct PeerAuthentications {
 struct Policy {
     /// `<name>/<namespace>`, or `<name>/` in the root namespace.
     name: String,
+    /// Labels of the workloads it applies to; empty for all.
+    labels: BTreeMap<String, String>,
     mode: Option<MtlsMode>,
     ports: BTreeMap<u16, MtlsMode>,
 }
@@ -55,9 +57,9 @@ impl PeerAuthentications {
                     findings.push(Finding::warning(meta, "spec.selector", reason));
                     continue;
                 }
-                Some(labels) => {
+                Some(_) => {
                     let policies = compiled.by_workload.entry(meta.namespace.clone());
-                    policies.or_default().push((labels.clone(), policy));
+                    policies.or_default().push(policy);
                     continue;
                 }
                 None if in_root => compiled.mesh.get_or_insert_with(|| policy.clone()),
@@ -83,14 +85,8 @@ impl PeerAuthentications {
     /// Precedence: port, workload, namespace, mesh.
     pub fn mode(&self, workload: &Workload, port: u16) -> (MtlsMode, Option<&str>) {
         let namespace = &*workload.name.namespace;
-        let own = self.by_workload.get(namespace).and_then(|policies| {
-            let selects = |labels: &BTreeMap<String, String>| {
-                let has = |(key, value)| workload.labels.get(key) == Some(value);
-                labels.iter().all(has)
-            };
-            policies.iter().find(|(labels, _)| selects(labels))
-        });
-        let own = own.map(|(_, policy)| policy);
+        let mut policies = self.by_workload.get(namespace).into_iter().flatten();
+        let own = policies.find(|policy| policy.selects(workload));
         let of_port = own.and_then(|policy| Some((*policy.ports.get(&port)?, policy)));
         let widening = [own, self.by_namespace.get(namespace), self.mesh.as_ref()];
         let decided = of_port.or_else(|| {
@@ -110,11 +106,17 @@ impl Policy {
         let ports = spec.port_level_mtls.iter().flatten();
         Self {
             name: format!("{}/{namespace}", meta.name),
+            labels: spec.match_labels().cloned().unwrap_or_default(),
             mode: effective(spec.mtls.mode),
             ports: ports
                 .filter_map(|(port, mtls)| Some((port.0, effective(mtls.mode)?)))
                 .collect(),
         }
+    }
+
+    fn selects(&self, workload: &Workload) -> bool {
+        let mut labels = self.labels.iter();
+        labels.all(|(key, value)| workload.labels.get(key) == Some(value))
     }
 }
 

@@ -35,16 +35,24 @@ pub struct Inbound {
 
 /// Accepts connections in the clear until the workload leaves.
 pub async fn serve_plaintext(listener: TcpListener, inbound: Arc<Inbound>) {
-    accept(listener, inbound, |inbound, stream, client| async move { inbound.plaintext(stream, client).await }).await;
+    accept(listener, inbound, |inbound, stream, client| async move {
+        inbound.plaintext(stream, client).await
+    })
+    .await;
 }
 
 /// Accepts HBONE until the workload leaves.
 pub async fn serve_hbone(listener: TcpListener, inbound: Arc<Inbound>) {
     accept(listener, inbound, |inbound, stream, client| async move {
         let identity = &inbound.local.workload.identity;
-        let tls = inbound.certificates.server_config(identity).map_err(io::Error::other)?;
+        let tls = inbound
+            .certificates
+            .server_config(identity)
+            .map_err(io::Error::other)?;
         let drain = inbound.drain.clone();
-        hbone::serve(stream, client, tls, inbound, drain).await.map_err(io::Error::other)
+        hbone::serve(stream, client, tls, inbound, drain)
+            .await
+            .map_err(io::Error::other)
     })
     .await;
 }
@@ -85,7 +93,9 @@ impl Inbound {
         let application = stream.local_addr()?;
         let (mode, policy) = {
             let snapshot = self.node.snapshot.load();
-            let (mode, policy) = snapshot.peer_authentication.mode(&self.local.workload, application.port());
+            let (mode, policy) = snapshot
+                .peer_authentication
+                .mode(&self.local.workload, application.port());
             (mode, policy.map(str::to_owned))
         };
         if mode == MtlsMode::Strict {
@@ -100,11 +110,14 @@ impl Inbound {
             return Ok(());
         }
         let _ = stream.set_nodelay(true);
-        let arrival = Arrival { transport: Transport::Plain, identity: None };
+        let arrival = Arrival {
+            transport: Transport::Plain,
+            identity: None,
+        };
         match self.connect(application, client, arrival).await {
-            Ok(to_application) => {
-                copy_both(stream, to_application, &Transferred::default()).await.map_err(io::Error::other)
-            }
+            Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
+                .await
+                .map_err(io::Error::other),
             Err(error) => {
                 stream.abort();
                 Err(error)
@@ -113,11 +126,25 @@ impl Inbound {
     }
 
     /// To the application, which sees `client` as its peer.
-    async fn connect(&self, application: SocketAddr, client: SocketAddr, arrival: Arrival) -> io::Result<TcpStream> {
+    async fn connect(
+        &self,
+        application: SocketAddr,
+        client: SocketAddr,
+        arrival: Arrival,
+    ) -> io::Result<TcpStream> {
         self.node.notes.inbound(client, application, arrival);
-        let connected = self.local.sockets.connect(Some(application.ip()), application, Some(client)).await;
-        if connected.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-            && let Err(error) = self.node.datapath.sync_listening(self.local.sockets.namespace(), false)
+        let connected = self
+            .local
+            .sockets
+            .connect(Some(application.ip()), application, Some(client))
+            .await;
+        if connected
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            && let Err(error) = self
+                .node
+                .datapath
+                .sync_listening(self.local.sockets.namespace(), false)
         {
             tracing::warn!(workload = %self.local.workload.name, %error, "cannot read listening ports");
         }
@@ -130,14 +157,25 @@ impl TunnelHandler for Inbound {
         Box::pin(async move {
             let application = tunnel.authority;
             if !self.local.workload.addresses.contains(&application.ip()) {
-                let reason = format!("{application} is not an address of {}", self.local.workload.name);
+                let reason = format!(
+                    "{application} is not an address of {}",
+                    self.local.workload.name
+                );
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, reason));
             }
             let client = tunnel.forwarded_for.unwrap_or(tunnel.peer_address);
-            let arrival = Arrival { transport: Transport::Hbone, identity: Some(tunnel.peer_identity) };
-            self.connect(application, client, arrival).await.map_err(|error| {
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("cannot connect to {application}: {error}"))
-            })
+            let arrival = Arrival {
+                transport: Transport::Hbone,
+                identity: Some(tunnel.peer_identity),
+            };
+            self.connect(application, client, arrival)
+                .await
+                .map_err(|error| {
+                    Refusal::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        format!("cannot connect to {application}: {error}"),
+                    )
+                })
         })
     }
 }

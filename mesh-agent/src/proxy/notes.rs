@@ -88,12 +88,18 @@ impl Notes {
 
     /// The way that the last new upstream connection from a workload to a service took.
     pub fn service_path(&self, client: &WorkloadName, service: &str, path: Path) {
-        self.inner.lock().paths.insert((client.clone(), service.to_owned()), path);
+        self.inner
+            .lock()
+            .paths
+            .insert((client.clone(), service.to_owned()), path);
     }
 
     /// A connection to a local application.
     pub fn inbound(&self, client: SocketAddr, application: SocketAddr, arrival: Arrival) {
-        self.inner.lock().inbound.insert((client, application), arrival);
+        self.inner
+            .lock()
+            .inbound
+            .insert((client, application), arrival);
     }
 
     /// What is noted of a connection of a local application.
@@ -103,12 +109,20 @@ impl Notes {
 
     /// What is noted of a connection to a local application.
     pub fn of_inbound(&self, client: SocketAddr, application: SocketAddr) -> Option<Arrival> {
-        self.inner.lock().inbound.get(&(client, application)).cloned()
+        self.inner
+            .lock()
+            .inbound
+            .get(&(client, application))
+            .cloned()
     }
 
     /// The way to a service.
     pub fn path(&self, client: &WorkloadName, service: &str) -> Option<Path> {
-        self.inner.lock().paths.get(&(client.clone(), service.to_owned())).cloned()
+        self.inner
+            .lock()
+            .paths
+            .get(&(client.clone(), service.to_owned()))
+            .cloned()
     }
 
     /// Whether it is time to call [`Self::retain`].

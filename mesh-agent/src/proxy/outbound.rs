@@ -71,15 +71,26 @@ pub async fn serve(listener: TcpListener, outbound: Arc<Outbound>) {
 
 impl Outbound {
     async fn connection(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        let Some((destination, flow)) = self.node.datapath.marks().original_destination(&stream)? else {
+        let Some((destination, flow)) = self.node.datapath.marks().original_destination(&stream)?
+        else {
             // Somebody who found the listener's port. There is nothing for him here.
             stream.abort();
             return Err(io::Error::other("no original destination"));
         };
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
-            self.node.notes.outbound(flow, Note { protocol: "dns", ..Note::default() });
-            return self.dns.clone().serve_tcp(stream, destination, self.drain.clone()).await;
+            self.node.notes.outbound(
+                flow,
+                Note {
+                    protocol: "dns",
+                    ..Note::default()
+                },
+            );
+            return self
+                .dns
+                .clone()
+                .serve_tcp(stream, destination, self.drain.clone())
+                .await;
         }
         let snapshot = self.node.snapshot.load_full();
         let (service, protocol) = match snapshot.registry.service_for(destination) {
@@ -87,20 +98,38 @@ impl Outbound {
                 Some(port) => (service.clone(), port.protocol),
                 None => {
                     stream.abort();
-                    return Err(io::Error::other(format!("{} has no port {}", service.host, destination.port())));
+                    return Err(io::Error::other(format!(
+                        "{} has no port {}",
+                        service.host,
+                        destination.port()
+                    )));
                 }
             },
             None => (Arc::new(self.direct(destination)), Protocol::Tcp),
         };
-        let note = Note { service: Some(service.host.clone()), protocol: "tcp", path: None };
+        let note = Note {
+            service: Some(service.host.clone()),
+            protocol: "tcp",
+            path: None,
+        };
         self.node.notes.outbound(flow, note);
-        let connection = Connection { outbound: self, service, client, destination, flow };
+        let connection = Connection {
+            outbound: self,
+            service,
+            client,
+            destination,
+            flow,
+        };
         let keeps_destination = connection.service.resolution == Resolution::None;
         match protocol {
             _ if keeps_destination => tcp::forward(&connection, stream).await,
-            Protocol::Http | Protocol::Http2 | Protocol::Grpc => self.http(connection, stream).await,
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+                self.http(connection, stream).await
+            }
             Protocol::Auto => self.first_speaker(connection, stream).await,
-            Protocol::Tcp | Protocol::Tls | Protocol::Udp => tcp::forward(&connection, stream).await,
+            Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
+                tcp::forward(&connection, stream).await
+            }
         }
     }
 
@@ -112,12 +141,26 @@ impl Outbound {
         let port = destination.port();
         Service {
             host: destination.ip().to_string(),
-            name: workload.as_ref().map(|workload| workload.name.name.to_string()).unwrap_or_default(),
-            namespace: workload.as_ref().map(|workload| workload.name.namespace.to_string()).unwrap_or_default(),
+            name: workload
+                .as_ref()
+                .map(|workload| workload.name.name.to_string())
+                .unwrap_or_default(),
+            namespace: workload
+                .as_ref()
+                .map(|workload| workload.name.namespace.to_string())
+                .unwrap_or_default(),
             vips: Vec::new(),
             headless: true,
-            ports: vec![ServicePort { name: String::new(), number: port, protocol: Protocol::Tcp }],
-            location: if workload.is_some() { Location::MeshInternal } else { Location::MeshExternal },
+            ports: vec![ServicePort {
+                name: String::new(),
+                number: port,
+                protocol: Protocol::Tcp,
+            }],
+            location: if workload.is_some() {
+                Location::MeshInternal
+            } else {
+                Location::MeshExternal
+            },
             endpoints: vec![Arc::new(Endpoint {
                 address: Some(destination.ip()),
                 host: None,
@@ -140,7 +183,8 @@ impl Outbound {
             // What is no HTTP gets the HTTP server's answer.
             _ => HttpVersion::Http1,
         };
-        self.as_http(connection, version, Replay::new(bytes, stream)).await
+        self.as_http(connection, version, Replay::new(bytes, stream))
+            .await
     }
 
     async fn as_http(
@@ -149,8 +193,16 @@ impl Outbound {
         version: HttpVersion,
         stream: Replay<TcpStream>,
     ) -> io::Result<()> {
-        let protocol = if version == HttpVersion::Http2 { "h2" } else { "http" };
-        let note = Note { service: Some(connection.service.host.clone()), protocol, path: None };
+        let protocol = if version == HttpVersion::Http2 {
+            "h2"
+        } else {
+            "http"
+        };
+        let note = Note {
+            service: Some(connection.service.host.clone()),
+            protocol,
+            path: None,
+        };
         self.node.notes.outbound(connection.flow, note);
         let context = ConnectionContext {
             client: self.local.workload.clone(),
@@ -161,11 +213,17 @@ impl Outbound {
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
         };
-        http::serve(stream, version, Arc::new(context)).await.map_err(io::Error::other)
+        http::serve(stream, version, Arc::new(context))
+            .await
+            .map_err(io::Error::other)
     }
 
     /// No protocol is declared: the first bytes tell, whoever sends them.
-    async fn first_speaker(&self, connection: Connection<'_>, mut stream: TcpStream) -> io::Result<()> {
+    async fn first_speaker(
+        &self,
+        connection: Connection<'_>,
+        mut stream: TcpStream,
+    ) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         let first = read_more(&mut stream, &mut bytes, Some(CLIENT_FIRST)).await?;
         if !bytes.is_empty() {
@@ -232,7 +290,11 @@ async fn read_more(
             },
         };
         if count == 0 {
-            return Ok(if bytes.is_empty() { Sniffed::NeedMore } else { Sniffed::Other });
+            return Ok(if bytes.is_empty() {
+                Sniffed::NeedMore
+            } else {
+                Sniffed::Other
+            });
         }
         match sniff(bytes) {
             Sniffed::NeedMore if bytes.len() < MAX_SNIFF => patience = Some(SNIFF_TIMEOUT),

@@ -17,12 +17,19 @@ pub(super) struct Replay<S> {
 
 impl<S> Replay<S> {
     pub(super) fn new(first: impl Into<Bytes>, stream: S) -> Self {
-        Self { first: first.into(), stream }
+        Self {
+            first: first.into(),
+            stream,
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
@@ -34,7 +41,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -81,7 +92,10 @@ mod tests {
         far.write_all(b"world").await.unwrap();
         drop(far);
         let mut all = String::new();
-        Replay::new(&b"hello "[..], near).read_to_string(&mut all).await.unwrap();
+        Replay::new(&b"hello "[..], near)
+            .read_to_string(&mut all)
+            .await
+            .unwrap();
         assert_eq!(all, "hello world");
     }
 }

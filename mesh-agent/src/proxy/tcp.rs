@@ -27,7 +27,10 @@ pub(super) struct Connection<'a> {
 
 /// Connects to an endpoint and copies. A client whose service cannot be
 /// reached sees a reset, as from a host that is not there.
-pub(super) async fn forward(connection: &Connection<'_>, mut stream: impl Duplex) -> io::Result<()> {
+pub(super) async fn forward(
+    connection: &Connection<'_>,
+    mut stream: impl Duplex,
+) -> io::Result<()> {
     match connect(connection).await {
         Ok(upstream) => copy(connection, stream, upstream).await,
         Err(error) => {
@@ -70,12 +73,18 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
                 return Ok(io);
             }
             Ok(Err(error)) => error,
-            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}")),
+            Err(_) => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no connection within {limit:?}"),
+            ),
         };
         let address = target.address;
         tried.push(EndpointAddress::Socket(address));
         if tried.len() == MAX_ATTEMPTS.min(connection.service.endpoints.len().max(1)) {
-            return Err(io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")));
+            return Err(io::Error::new(
+                error.kind(),
+                format!("cannot connect to {address}: {error}"),
+            ));
         }
     }
 }
@@ -90,21 +99,50 @@ fn note(connection: &Connection<'_>, target: &Target) {
     if let Ok(transport) = upstream::transport(&node.snapshot.load(), target, same_node) {
         let identity = match transport {
             Transport::Plain => None,
-            _ => target.endpoint.workload.as_ref().map(|workload| workload.identity.clone()),
+            _ => target
+                .endpoint
+                .workload
+                .as_ref()
+                .map(|workload| workload.identity.clone()),
         };
-        node.notes.outbound_path(connection.flow, Path { endpoint: target.address, transport, identity });
+        node.notes.outbound_path(
+            connection.flow,
+            Path {
+                endpoint: target.address,
+                transport,
+                identity,
+            },
+        );
     }
 }
 
-fn target(connection: &Connection<'_>, tried: &[EndpointAddress]) -> io::Result<(Target, std::time::Duration)> {
-    let Connection { outbound, service, client, destination, .. } = connection;
+fn target(
+    connection: &Connection<'_>,
+    tried: &[EndpointAddress],
+) -> io::Result<(Target, std::time::Duration)> {
+    let Connection {
+        outbound,
+        service,
+        client,
+        destination,
+        ..
+    } = connection;
     let snapshot = outbound.node.snapshot.load();
     let workload = &outbound.local.workload;
-    let view = ClientView { namespace: &workload.name.namespace, labels: &workload.labels };
+    let view = ClientView {
+        namespace: &workload.name.namespace,
+        labels: &workload.labels,
+    };
     let mut random = rand::rng();
     let plan = snapshot
         .routes
-        .decide_tcp(&view, service, *destination, &snapshot.registry, &mut random)
+        .decide_tcp(
+            &view,
+            service,
+            *destination,
+            &snapshot.registry,
+            &mut random,
+        )
         .map_err(io::Error::other)?;
     let wanted = Wanted {
         port: plan.port,
@@ -118,11 +156,19 @@ fn target(connection: &Connection<'_>, tried: &[EndpointAddress]) -> io::Result<
     } else {
         balance::choose(plan.service, &wanted, &outbound.upstreams.load, &mut random)
             .cloned()
-            .ok_or_else(|| io::Error::other(format!("{} has no endpoint for port {}", plan.service.host, plan.port)))?
+            .ok_or_else(|| {
+                io::Error::other(format!(
+                    "{} has no endpoint for port {}",
+                    plan.service.host, plan.port
+                ))
+            })?
     };
-    let address = endpoint
-        .socket_address(plan.port)
-        .ok_or_else(|| io::Error::other(format!("endpoints of {} are names, which TCP does not use yet", plan.service.host)))?;
+    let address = endpoint.socket_address(plan.port).ok_or_else(|| {
+        io::Error::other(format!(
+            "endpoints of {} are names, which TCP does not use yet",
+            plan.service.host
+        ))
+    })?;
     let target = Target {
         client: workload.clone(),
         client_address: *client,

@@ -37,22 +37,42 @@ impl Upstream {
         let snapshot = self.node.snapshot.load();
         let locals = self.node.locals.load();
         let source = locals.named(&target.client.name).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotConnected, format!("{} has left the mesh", target.client.name))
+            io::Error::new(
+                io::ErrorKind::NotConnected,
+                format!("{} has left the mesh", target.client.name),
+            )
         })?;
-        let destination = target.endpoint.workload.as_ref().and_then(|workload| locals.named(&workload.name));
-        let transport = transport(&snapshot, target, destination.is_some()).map_err(io::Error::other)?;
+        let destination = target
+            .endpoint
+            .workload
+            .as_ref()
+            .and_then(|workload| locals.named(&workload.name));
+        let transport =
+            transport(&snapshot, target, destination.is_some()).map_err(io::Error::other)?;
         let from = source.workload.address_like(target.address.ip());
         let io = match (transport, destination) {
-            (Transport::SameNode, Some(destination)) => Io::Tcp(self.same_node(destination, target).await?),
+            (Transport::SameNode, Some(destination)) => {
+                Io::Tcp(self.same_node(destination, target).await?)
+            }
             (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
             _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
         };
         let identity = match transport {
             Transport::Plain => None,
-            _ => target.endpoint.workload.as_ref().map(|workload| workload.identity.clone()),
+            _ => target
+                .endpoint
+                .workload
+                .as_ref()
+                .map(|workload| workload.identity.clone()),
         };
-        let path = Path { endpoint: target.address, transport, identity };
-        self.node.notes.service_path(&target.client.name, &target.service.host, path);
+        let path = Path {
+            endpoint: target.address,
+            transport,
+            identity,
+        };
+        self.node
+            .notes
+            .service_path(&target.client.name, &target.service.host, path);
         Ok(io)
     }
 
@@ -63,16 +83,36 @@ impl Upstream {
             transport: Transport::SameNode,
             identity: Some(target.client.identity.clone()),
         };
-        self.node.notes.inbound(target.client_address, target.address, arrival);
-        destination.sockets.connect(Some(target.address.ip()), target.address, Some(target.client_address)).await
+        self.node
+            .notes
+            .inbound(target.client_address, target.address, arrival);
+        destination
+            .sockets
+            .connect(
+                Some(target.address.ip()),
+                target.address,
+                Some(target.client_address),
+            )
+            .await
     }
 
     async fn tunnel(&self, source: &Local, target: &Target) -> io::Result<TunnelStream> {
         let ip = target.address.ip();
         let from = source.workload.address_like(ip).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{} has no address of the family of {ip}", source.workload.name))
+            io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!(
+                    "{} has no address of the family of {ip}",
+                    source.workload.name
+                ),
+            )
         })?;
-        let expected = target.endpoint.workload.iter().map(|workload| workload.identity.clone()).collect();
+        let expected = target
+            .endpoint
+            .workload
+            .iter()
+            .map(|workload| workload.identity.clone())
+            .collect();
         let request = TunnelRequest {
             sockets: source.sockets.clone(),
             source: target.client_address,
@@ -82,33 +122,48 @@ impl Upstream {
             authority: target.address,
             expected,
         };
-        self.tunnels.open(request).await.map_err(|error| io::Error::new(io::ErrorKind::ConnectionRefused, error))
+        self.tunnels
+            .open(request)
+            .await
+            .map_err(|error| io::Error::new(io::ErrorKind::ConnectionRefused, error))
     }
 }
 
 /// Which way a connection to an endpoint takes (Istio's auto-mTLS: a
 /// DestinationRule's `tls` block wins; without one the server's mode decides).
-pub fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Transport, String> {
+pub fn transport(
+    snapshot: &Snapshot,
+    target: &Target,
+    same_node: bool,
+) -> Result<Transport, String> {
     let meshed = target.endpoint.workload.as_ref().filter(|workload| {
         workload.tunnel == Tunnel::Hbone && target.service.location == Location::MeshInternal
     });
-    let mode = meshed.map(|workload| snapshot.peer_authentication.mode(workload, target.address.port()).0);
+    let mode = meshed.map(|workload| {
+        snapshot
+            .peer_authentication
+            .mode(workload, target.address.port())
+            .0
+    });
     match (target.tls, mode) {
-        (UpstreamTls::NotApplied, _) => {
-            Err("the DestinationRule asks for a TLS mode that this version does not apply".to_owned())
-        }
-        (UpstreamTls::IstioMutual, None) => {
-            Err("the DestinationRule asks for ISTIO_MUTUAL, but the endpoint is not in the mesh".to_owned())
-        }
-        (UpstreamTls::Disable, Some(MtlsMode::Strict)) if same_node => {
-            Err("the DestinationRule disables mutual TLS, but the server accepts nothing else".to_owned())
-        }
+        (UpstreamTls::NotApplied, _) => Err(
+            "the DestinationRule asks for a TLS mode that this version does not apply".to_owned(),
+        ),
+        (UpstreamTls::IstioMutual, None) => Err(
+            "the DestinationRule asks for ISTIO_MUTUAL, but the endpoint is not in the mesh"
+                .to_owned(),
+        ),
+        (UpstreamTls::Disable, Some(MtlsMode::Strict)) if same_node => Err(
+            "the DestinationRule disables mutual TLS, but the server accepts nothing else"
+                .to_owned(),
+        ),
         (_, None) => Ok(Transport::Plain),
         (UpstreamTls::Disable, Some(_)) => Ok(Transport::Plain),
         (UpstreamTls::Auto, Some(MtlsMode::Disable)) => Ok(Transport::Plain),
-        (UpstreamTls::IstioMutual, Some(MtlsMode::Disable)) => {
-            Err("the DestinationRule asks for ISTIO_MUTUAL, but the server accepts plaintext only".to_owned())
-        }
+        (UpstreamTls::IstioMutual, Some(MtlsMode::Disable)) => Err(
+            "the DestinationRule asks for ISTIO_MUTUAL, but the server accepts plaintext only"
+                .to_owned(),
+        ),
         (_, Some(_)) if same_node => Ok(Transport::SameNode),
         (_, Some(_)) => Ok(Transport::Hbone),
     }
@@ -140,13 +195,21 @@ macro_rules! each {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         each!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         each!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
     }
 

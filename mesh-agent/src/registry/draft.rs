@@ -30,17 +30,10 @@ pub(super) struct Wanted {
 impl Wanted {
     /// IPv4, and IPv6 where an endpoint has it.
     pub(super) fn by_endpoints(endpoints: &[Arc<Endpoint>]) -> Self {
-        let has_v6 = |endpoint: &Arc<Endpoint>| {
-            let of_workload = endpoint.workload.iter().flat_map(|w| &w.addresses);
-            endpoint
-                .address
-                .iter()
-                .chain(of_workload)
-                .any(IpAddr::is_ipv6)
-        };
+        let mut addresses = endpoints.iter().filter_map(|endpoint| endpoint.address);
         Self {
             v4: true,
-            v6: endpoints.iter().any(has_v6),
+            v6: addresses.any(|address| address.is_ipv6()),
         }
     }
 }
@@ -101,15 +94,27 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// A workload as an endpoint; its first address stands for all of them.
-pub(super) fn endpoint(candidate: &Candidate, ports: BTreeMap<u16, u16>) -> Endpoint {
+/// A workload as endpoints: one for each of its addresses, so that clients of
+/// both families are served; by name where it has no address.
+pub(super) fn endpoints(
+    candidate: &Candidate,
+    ports: BTreeMap<u16, u16>,
+) -> impl Iterator<Item = Endpoint> {
     let workload = &candidate.workload;
-    Endpoint {
-        address: workload.addresses.first().copied(),
-        host: candidate.host.as_ref().map(ToString::to_string),
-        ports,
+    let endpoint = move |address, host| Endpoint {
+        address,
+        host,
+        ports: ports.clone(),
         labels: workload.labels.clone(),
         weight: workload.weight,
         workload: Some(workload.clone()),
-    }
+    };
+    let named = candidate
+        .host
+        .iter()
+        .filter(|_| workload.addresses.is_empty());
+    let places = (workload.addresses.iter())
+        .map(|&address| (Some(address), None))
+        .chain(named.map(|host| (None, Some(host.to_string()))));
+    places.map(move |(address, host)| endpoint(address, host))
 }

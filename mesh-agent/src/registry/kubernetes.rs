@@ -149,14 +149,14 @@ fn selected(
         .into_iter()
         .filter(|c| !c.workload.addresses.is_empty());
     addressed
-        .map(|candidate| {
+        .flat_map(|candidate| {
             let mut ports = BTreeMap::new();
             for port in tcp_first(&spec.ports) {
                 if let Some(target) = target(port, &candidate.workload) {
                     ports.entry(port.port.0).or_insert(target);
                 }
             }
-            Arc::new(draft::endpoint(candidate, ports))
+            draft::endpoints(candidate, ports).map(Arc::new)
         })
         .collect()
 }

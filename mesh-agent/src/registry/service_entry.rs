@@ -151,13 +151,15 @@ fn endpoints(
         !candidate.workload.addresses.is_empty() || resolution(spec) == Resolution::Dns
     });
     usable
-        .map(|candidate| {
+        .flat_map(|candidate| {
             let own = |name: &str| candidate.workload.ports.get(name).copied();
-            let mut endpoint = draft::endpoint(candidate, targets(&spec.ports, own));
-            if spec.location == LocationSpec::MeshExternal {
-                endpoint.workload = None;
-            }
-            Arc::new(endpoint)
+            let ports = targets(&spec.ports, own);
+            draft::endpoints(candidate, ports).map(|mut endpoint| {
+                if spec.location == LocationSpec::MeshExternal {
+                    endpoint.workload = None;
+                }
+                Arc::new(endpoint)
+            })
         })
         .collect()
 }

@@ -40,7 +40,11 @@ pub struct Routes {
 
 impl Routes {
     /// The DestinationRule that a client's connections to a service follow.
-    pub fn destination_rule(&self, client: &ClientView<'_>, service: &Service) -> Option<&DestinationRule> {
+    pub fn destination_rule(
+        &self,
+        client: &ClientView<'_>,
+        service: &Service,
+    ) -> Option<&DestinationRule> {
         self.destination_rules.find(client, service)
     }
 }
