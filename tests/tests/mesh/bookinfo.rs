@@ -23,7 +23,7 @@ pub const VIP6: &str = "fd96::a";
 pub struct Bookinfo {
     pub a: Agent,
     pub b: Agent,
-    pub _servers: Vec<Process>,
+    pub servers: Vec<Process>,
     pub sleep: Workload,
     pub v1: Workload,
     pub v2: Workload,
@@ -71,7 +71,7 @@ impl Bookinfo {
         let bookinfo = Self {
             a,
             b,
-            _servers: servers,
+            servers,
             sleep,
             v1,
             v2,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_tests::{Capture, Node, contains, eventually};
+use mesh_tests::{Capture, Node, Process, contains, eventually, wait_until};
 
 use crate::bookinfo::{Bookinfo, VIP4};
 
@@ -65,6 +65,39 @@ fn when_the_servers_agent_is_killed_nobody_gets_past_it() {
             status => Err(format!("status {status}")),
         }
     });
+}
+
+/// Connects, waits for the first answer, and holds the connection.
+const HOLD: &str = r#"
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.sendall(b"GET / HTTP/1.1\r\nHost: reviews\r\n\r\n")
+assert s.recv(100).startswith(b"HTTP/1.1 200")
+print("held", flush=True)
+time.sleep(60)
+"#;
+
+#[test]
+fn a_server_takes_its_port_again_while_connections_are_open() {
+    let mut mesh = Bookinfo::start();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    let (address, log) = (mesh.v1.v4.to_string(), mesh.lab.folder().join("hold.log"));
+    let mut hold = outside.command("/usr/bin/python3");
+    hold.args(["-c", HOLD, &address, "9080"]);
+    let hold = Process::spawn(&mut hold, log).expect("python starts");
+    assert!(
+        wait_until(BACK, || hold.log().contains("held")),
+        "{}",
+        hold.log()
+    );
+
+    mesh.servers.remove(0).terminate();
+    // Fails where the port is not to be had.
+    let _again = mesh
+        .v1
+        .serve(9080, "bookinfo", &["reviews", "--version", "v1"]);
+    let reply = outside.curl(&[&format!("http://{address}:9080/")]);
+    assert_eq!(reply.status, 200, "{reply:?}");
 }
 
 #[test]

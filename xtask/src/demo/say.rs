@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 static COLOURS: LazyLock<bool> =
     LazyLock::new(|| std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
 
-/// How many lines of a command's output are shown.
-const MAX_LINES: usize = 16;
+/// How many lines of a command's output are shown, unless the scene says otherwise.
+const MAX_LINES: usize = 40;
 
 /// A new scene.
 pub fn title(text: &str) {
@@ -22,12 +22,17 @@ pub fn command(text: &str) {
 
 /// What a command printed.
 pub fn printed(text: &str) {
+    beginning(text, MAX_LINES);
+}
+
+/// The first lines of what a command printed.
+pub fn beginning(text: &str, max_lines: usize) {
     let lines: Vec<_> = text.trim_end().lines().collect();
-    for line in lines.iter().take(MAX_LINES) {
+    for line in lines.iter().take(max_lines) {
         println!("   {line}");
     }
-    if lines.len() > MAX_LINES {
-        println!("   ... and {} lines more", lines.len() - MAX_LINES);
+    if lines.len() > max_lines {
+        println!("   ... and {} lines more", lines.len() - max_lines);
     }
 }
 

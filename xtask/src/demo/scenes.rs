@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use mesh_tests::{Agent, Capture, Node, Outcome, contains, outcome};
+use mesh_tests::{Capture, Node, contains, outcome};
 
 use super::say;
 use super::stage::Stage;
@@ -144,14 +144,16 @@ pub fn strict(stage: &Stage) -> Result<()> {
 /// What the operator sees.
 pub fn insight(stage: &Stage) -> Result<()> {
     say::title("Insight: what the kernel and the agents know");
-    for arguments in [
-        &["check"][..],
-        &["workloads"],
-        &["services"],
-        &["authn", "tls-check", "sleep.default"],
-        &["flows"],
+    for (arguments, max_lines) in [
+        (&["check"][..], 40),
+        (&["workloads"], 20),
+        (&["services"], 20),
+        (&["authn", "tls-check", "sleep.default"], 20),
+        (&["flows"], 8),
     ] {
-        let said = meshctl(&stage.a, arguments);
+        say::command(&format!("meshctl {}", arguments.join(" ")));
+        let said = stage.a.meshctl(arguments);
+        say::beginning(&said.stdout, max_lines);
         ensure!(
             said.code == 0,
             "meshctl {} failed: {}",
@@ -159,13 +161,20 @@ pub fn insight(stage: &Stage) -> Result<()> {
             said.stderr
         );
     }
-    let pins = stage.lab.bpffs(Node::A);
-    let shown = outcome(Command::new("ls").arg(&pins))?;
-    say::command(&format!("ls {}", pins.display()));
-    say::printed(&shown.stdout);
-    say::shown(
-        "every map is there for bpftool: `bpftool map dump pinned <map>` prints named fields",
+    let flows = stage.lab.bpffs(Node::A).join("flows");
+    say::command(&format!("bpftool map dump pinned {}", flows.display()));
+    let dump = outcome(
+        Command::new("bpftool")
+            .args(["map", "dump", "pinned"])
+            .arg(&flows),
+    )?;
+    say::beginning(&dump.stdout, 24);
+    ensure!(
+        dump.stdout.contains("bytes_sent"),
+        "bpftool does not name the fields: {}",
+        dump.stderr
     );
+    say::shown("the same account for machines: every map prints named fields");
     Ok(())
 }
 
@@ -203,11 +212,4 @@ fn curl(stage: &Stage, arguments: &[&str]) -> String {
         reply.error
     });
     reply.body
-}
-
-fn meshctl(agent: &Agent, arguments: &[&str]) -> Outcome {
-    say::command(&format!("meshctl {}", arguments.join(" ")));
-    let said = agent.meshctl(arguments);
-    say::printed(&said.stdout);
-    said
 }
