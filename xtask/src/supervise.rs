@@ -2,47 +2,71 @@
 //! and removes what it leaves, whatever ends it: success, failure, a panic,
 //! Ctrl-C or SIGTERM.
 
-use std::process::{Command, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-static CHILD: AtomicI32 = AtomicI32::new(0);
+/// How long processes may take to end after they were asked to.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The child and all it starts, as one process group; 0 where there is none.
+static GROUP: AtomicI32 = AtomicI32::new(0);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// How a supervised command came to its end.
+pub enum Ended {
+    /// By itself, with success.
+    Finished,
+    /// By Ctrl-C or a signal to us.
+    Interrupted,
+}
+
 /// Runs `command` to the end, then removes every laboratory whose process is gone.
-pub fn supervise(command: &mut Command) -> Result<()> {
+pub fn supervise(command: &mut Command) -> Result<Ended> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler does nothing that is not async-signal-safe.
         unsafe { libc::signal(signal, pass_on as *const () as libc::sighandler_t) };
     }
-    let mut child = command.spawn().context("cannot start")?;
-    CHILD.store(child.id().cast_signed(), Ordering::SeqCst);
+    let mut child = command
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("cannot start")?;
+    let group = child.id().cast_signed();
+    GROUP.store(group, Ordering::SeqCst);
     if INTERRUPTED.load(Ordering::SeqCst) {
-        child.kill()?;
+        signal(group, libc::SIGTERM);
     }
-    let status = child.wait();
-    CHILD.store(0, Ordering::SeqCst);
+    let status = child.wait().context("cannot wait")?;
+    if !mesh_tests::wait_until(END_TIMEOUT, || !signal(group, 0)) {
+        signal(group, libc::SIGKILL);
+    }
+    GROUP.store(0, Ordering::SeqCst);
     mesh_tests::sweep().context("cannot clean up")?;
-    ended(status.context("cannot wait")?)
-}
 
-fn ended(status: ExitStatus) -> Result<()> {
     if INTERRUPTED.load(Ordering::SeqCst) {
-        bail!("interrupted; everything has been removed");
+        return Ok(Ended::Interrupted);
     }
     if !status.success() {
         bail!("see above ({status})");
     }
-    Ok(())
+    Ok(Ended::Finished)
 }
 
-/// Ends the child, whose children end with it.
+/// Ends the child and what it has started.
 extern "C" fn pass_on(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::SeqCst);
-    let child = CHILD.load(Ordering::SeqCst);
-    if child > 0 {
-        // SAFETY: kill takes plain numbers and is async-signal-safe; the child has not been waited for.
-        unsafe { libc::kill(child, libc::SIGTERM) };
+    let group = GROUP.load(Ordering::SeqCst);
+    if group > 0 {
+        signal(group, libc::SIGTERM);
     }
+}
+
+/// Sends a signal to a process group; whether there is one.
+fn signal(group: i32, number: libc::c_int) -> bool {
+    // SAFETY: killpg takes plain numbers and is async-signal-safe.
+    unsafe { libc::killpg(group, number) == 0 }
 }

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: unit tests, then the end-to-end tests.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::shell;
-use crate::supervise::supervise;
+use crate::supervise::{Ended, supervise};
 
 /// How many end-to-end tests run at once. Each has namespaces, control groups
 /// and agents of its own; more at once would only make their deadlines tight.
@@ -31,10 +31,14 @@ pub fn run(filter: Option<&str>) -> Result<()> {
             .args(filter),
     )?;
     println!("Running the end-to-end tests");
-    supervise(
+    let ended = supervise(
         shell::cargo()
             .args(["test", "--package", "mesh-tests"])
             .args(filter)
             .args(["--", END_TO_END_THREADS]),
-    )
+    )?;
+    match ended {
+        Ended::Finished => Ok(()),
+        Ended::Interrupted => bail!("interrupted; everything has been removed"),
+    }
 }

@@ -4,12 +4,10 @@ mod say;
 mod scenes;
 mod stage;
 
-use std::process::Stdio;
-
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::shell;
-use crate::supervise::supervise;
+use crate::supervise::{Ended, supervise};
 
 /// Prepares the machine, then plays in a process of its own, after which
 /// everything is removed.
@@ -20,10 +18,12 @@ pub fn run(keep: bool) -> Result<()> {
     }
     crate::build::run()?;
     let mut play = shell::command(std::env::current_exe()?);
-    play.arg("play")
-        .args(keep.then_some("--keep"))
-        .stdin(Stdio::null());
-    supervise(&mut play)
+    play.arg("play").args(keep.then_some("--keep"));
+    match supervise(&mut play)? {
+        // That is how `--keep` ends.
+        Ended::Interrupted if !keep => bail!("interrupted; everything has been removed"),
+        _ => Ok(()),
+    }
 }
 
 /// Plays all scenes.
