@@ -216,6 +216,6 @@ fn spawn(cgroup: &std::path::Path, arguments: &Vec<String>, log: PathBuf) -> Res
         files: &[],
     };
     let mut agent = command(&binary("mesh-agent"), &place)?;
-    agent.arg("run").args(arguments);
+    agent.arg("run").args(arguments).env("NO_COLOR", "1");
     Process::spawn(&mut agent, log).context("run `cargo xtask build` first")
 }

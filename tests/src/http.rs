@@ -60,6 +60,24 @@ impl Workload {
         assert_eq!(outcome.code, 0, "curl failed: {}", outcome.stderr);
         outcome.stdout.lines().map(str::to_owned).collect()
     }
+
+    /// The same over one HTTP/2 connection, all at once, by nghttp (curl 7.88
+    /// cannot use a connection twice with prior knowledge).
+    ///
+    /// # Panics
+    ///
+    /// Where nghttp fails.
+    pub fn nghttp_many(&self, count: u32, url: &str, headers: &[&str]) -> Vec<String> {
+        let count = format!("--multiply={count}");
+        let mut all = vec!["--no-dep", "--timeout=50", &count];
+        all.extend(headers.iter().flat_map(|header| ["--header", header]));
+        all.push(url);
+        self.run("nghttp", &all)
+            .success()
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
 }
 
 /// curl's `header_json`: names in lower case, each with all its values.

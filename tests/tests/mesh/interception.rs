@@ -29,14 +29,18 @@ print("status", answer.split(b" ")[1].decode())
 print("server sees", answer.decode().split("\r\n\r\n", 1)[1].strip())
 "#;
 
-/// Binds every port that a mesh could want for itself.
+/// Binds every port that a mesh could want for itself, as servers do: with
+/// SO_REUSEADDR, since connections of the tunnel may be open.
 const BIND: &str = r#"
 import socket
 held = []
 for port in (53, 15001, 15006, 15008, 15020, 15021, 15053, 15090):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         s = socket.socket(socket.AF_INET6, kind)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
         s.bind(("::", port))
+        if kind == socket.SOCK_STREAM:
+            s.listen()
         held.append(s)
 print("all bound")
 "#;
@@ -74,20 +78,27 @@ fn an_application_sees_the_address_that_it_asked_for() {
 #[test]
 fn a_server_sees_the_true_address_of_its_client() {
     let mesh = Bookinfo::start();
-    for (vip, client) in [
-        (VIP4, mesh.sleep.v4.to_string()),
-        (VIP6, mesh.sleep.v6.to_string()),
-    ] {
-        let family = if vip == VIP4 { "4" } else { "6" };
-        let said = python(&mesh.sleep, WHO_IS_THERE, &[family, vip, "80"]);
+    let (sleep, v1) = (&mesh.sleep, &mesh.v1);
+    let (own4, own6) = (sleep.v4.to_string(), sleep.v6.to_string());
+    let cases = [
+        ("4", VIP4.to_owned(), "80", vec![&own4]),
+        ("4", v1.v4.to_string(), "9080", vec![&own4]),
+        ("6", v1.v6.to_string(), "9080", vec![&own6]),
+        // The mesh chooses the endpoint, which may be of the other family.
+        ("6", VIP6.to_owned(), "80", vec![&own4, &own6]),
+    ];
+    for (family, address, port, clients) in cases {
+        let said = python(sleep, WHO_IS_THERE, &[family, &address, port]);
         let seen = said
             .lines()
             .find_map(|line| line.strip_prefix("server sees "))
             .unwrap_or(&said);
         // The server listens on [::], where IPv4 clients have mapped addresses.
         assert!(
-            seen.contains(&format!("{client}]:")),
-            "{seen} is not {client}"
+            clients
+                .iter()
+                .any(|client| seen.contains(&format!("{client}]:"))),
+            "over {address}: {seen} is not {clients:?}"
         );
     }
 }
@@ -164,7 +175,9 @@ fn loopback_and_a_workloads_own_address_are_untouched() {
 #[test]
 fn no_port_is_reserved_in_a_workload() {
     let mesh = Bookinfo::start();
-    for workload in [&mesh.sleep, &mesh.v1] {
+    // Tunnels to both are open.
+    mesh.sleep.curl_many(20, "http://reviews/", &[]);
+    for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
         assert_eq!(python(workload, BIND, &[]), "all bound\n");
     }
 }

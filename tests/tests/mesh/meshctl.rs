@@ -9,13 +9,17 @@ fn check_has_a_tick_for_everything_that_is_well() {
     let mesh = Bookinfo::start();
     let check = mesh.a.meshctl(&["check"]);
     assert_eq!(check.code, 0, "{check:?}");
-    for subject in ["kernel", "BTF", "bpffs", "cgroup", "certificate"] {
-        let line = check
-            .stdout
-            .lines()
-            .find(|line| line.to_lowercase().contains(&subject.to_lowercase()));
+    for subject in [
+        "kernel is",
+        "BTF",
+        "BPF file system",
+        "cgroup2",
+        "agent is running",
+        "certificates are valid",
+    ] {
+        let line = check.stdout.lines().find(|line| line.contains(subject));
         assert!(
-            line.is_some_and(|line| line.contains('√') || line.contains('✓') || line.contains('✔')),
+            line.is_some_and(|line| line.starts_with('√')),
             "{subject}: {check:?}"
         );
     }
@@ -28,10 +32,7 @@ fn check_says_that_the_agent_is_down() {
     mesh.a.kill();
     let check = mesh.a.meshctl(&["check"]);
     assert_ne!(check.code, 0, "{check:?}");
-    assert!(
-        check.stdout.contains('×') || check.stdout.contains('✗') || check.stdout.contains('✘'),
-        "{check:?}"
-    );
+    assert!(check.stdout.contains("× agent is running"), "{check:?}");
 }
 
 #[test]
