@@ -38,6 +38,9 @@ impl WorkloadSockets {
     /// What the kernel says; `EADDRNOTAVAIL` or `EAFNOSUPPORT` where the address family is off.
     pub fn listen(&self, address: IpAddr) -> io::Result<TcpListener> {
         let socket = self.open(address, Type::STREAM, Protocol::TCP, None)?;
+        // Accepted sockets inherit it, and they have the application's own port: without it,
+        // a server could not start again while connections that we accepted for it are open.
+        socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::new(address, 0).into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())

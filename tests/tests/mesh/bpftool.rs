@@ -60,7 +60,9 @@ fn every_pinned_map_has_btf_and_dumps_named_fields() {
             map["name"]
                 .as_str()
                 .is_some_and(|name| name.to_lowercase().contains("flow"))
-                && map["type"] == "hash"
+                && map["type"]
+                    .as_str()
+                    .is_some_and(|kind| kind.ends_with("hash"))
         })
         .unwrap_or_else(|| panic!("no map of flows among {maps:?}"));
     let dump = bpftool(&["map", "dump", "pinned", flows]);
