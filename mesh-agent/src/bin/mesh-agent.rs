@@ -16,7 +16,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Enrol the workloads of a configuration and carry their connections
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Detach all programs and remove what is pinned: workloads are on their own again
     Uninstall(UninstallOptions),
 }
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let result = match Arguments::parse().command {
-        Command::Run(options) => run(options),
+        Command::Run(options) => run(*options),
         Command::Uninstall(options) => agent::uninstall(&options),
     };
     match result {
