@@ -32,12 +32,22 @@ pub const LOOPBACK6: Ip = Ip::v6([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
 
 #[cgroup_sock_addr(connect4)]
 pub fn um_connect4(ctx: SockAddrContext) -> i32 {
+    #[cfg(feature = "log")]
+    let raw = SockAddrContext::new(ctx.sock_addr);
     let ctx = SockAddr::new(&ctx);
     let destination = ctx.address4();
     match intercept(&ctx, &destination) {
         Next::Pass => PROCEED,
         Next::Refuse => refuse(),
         Next::Proxy(workload, port) => {
+            #[cfg(feature = "log")]
+            aya_log_ebpf::debug!(
+                &raw,
+                "connect to {:i}:{} goes to the agent's port {}",
+                u32::from_be(destination.ip.words[3]),
+                destination.port,
+                port
+            );
             bind4(&ctx, &workload.ip4);
             ctx.set_ip4(LOOPBACK4);
             ctx.set_port(port);

@@ -6,7 +6,7 @@ use crate::shell;
 
 /// Builds the kernel programs, the agent, meshctl and the example application.
 pub fn run() -> Result<()> {
-    crate::build_ebpf::run()?;
+    crate::build_ebpf::run(false)?;
     println!("Building mesh-agent, meshctl and bookinfo (release)");
     shell::run(shell::cargo().args([
         "build",

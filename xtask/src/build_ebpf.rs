@@ -22,8 +22,8 @@ const OBJECT: &str = "target/bpf/undermesh.o";
 /// would make every other build start over.
 const BUILD_FOLDER: &str = "target/bpf-build";
 
-/// Builds `target/bpf/undermesh.o`.
-pub fn run() -> Result<()> {
+/// Builds `target/bpf/undermesh.o`; with `log`, its programs say what they do.
+pub fn run(log: bool) -> Result<()> {
     println!("Building the kernel programs");
     let toolchain = Toolchain::find()?;
     step(&toolchain);
@@ -46,6 +46,7 @@ pub fn run() -> Result<()> {
                 TARGET,
             ])
             .args(["--target-dir", BUILD_FOLDER])
+            .args(log.then_some("--features=log"))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
     )?;
 

@@ -5,6 +5,7 @@ mod bpf;
 mod cgroup;
 mod flows;
 mod inbound;
+mod kernel_log;
 mod listening;
 mod maps;
 mod marks;
@@ -105,6 +106,7 @@ impl Datapath {
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
         maps::check_layout(folder)?;
         let mut object = maps::open_object(folder, None)?;
+        kernel_log::start(&mut object);
         let attached = programs::attach(&mut object, folder, cgroup)?;
         let (maps, marks) = Maps::take(&mut object)?;
         Ok(Self {
