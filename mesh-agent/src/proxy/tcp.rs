@@ -147,7 +147,7 @@ fn target(
     let wanted = Wanted {
         port: plan.port,
         labels: plan.subset.map(|subset| &subset.labels),
-        algorithm: plan.policy.algorithm,
+        algorithm: plan.policy.algorithm(),
         avoid: tried,
         like: Some(client.ip()),
     };

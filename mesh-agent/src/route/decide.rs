@@ -12,9 +12,10 @@ use super::edit::{HeaderEdits, Rewritten, RouteEdits};
 use super::hosts::{candidates, host_of, resolve_host, service_named};
 use super::matching::{Match, Text};
 use super::model::{Action, DirectResponse, Fault, Rule, Rules, Target};
-use super::policy::{Subset, UpstreamPolicy, UpstreamTls};
+use super::policy::Subset;
 use super::redirect::Redirection;
 use super::retry::Retries;
+use super::upstream_policy::{UpstreamPolicy, UpstreamTls};
 use crate::registry::{Registry, Service};
 
 /// What routing looks at in a request.
@@ -139,7 +140,7 @@ pub struct Plan<'r> {
     /// Port of the service.
     pub port: u16,
     /// How connections to it are made.
-    pub policy: &'r UpstreamPolicy,
+    pub policy: &'r Arc<UpstreamPolicy>,
     /// `name/namespace` of the DestinationRule that the policy is from.
     pub destination_rule: Option<&'r str>,
     /// New path and authority.
@@ -168,8 +169,8 @@ impl Plan<'_> {
     }
 }
 
-static DEFAULT_POLICY: std::sync::LazyLock<UpstreamPolicy> =
-    std::sync::LazyLock::new(UpstreamPolicy::default);
+static DEFAULT_POLICY: std::sync::LazyLock<Arc<UpstreamPolicy>> =
+    std::sync::LazyLock::new(Arc::default);
 static DEFAULT_RETRIES: std::sync::LazyLock<Retries> = std::sync::LazyLock::new(Retries::default);
 
 impl Routes {
@@ -284,7 +285,7 @@ impl Routes {
         }
     }
 
-    fn rules_of<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
+    pub(super) fn rules_of<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
         self.virtual_hosts
             .find(host)
             .find(|host| host.0.visibility.includes(client.namespace))

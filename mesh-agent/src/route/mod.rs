@@ -4,23 +4,33 @@
 
 mod compile;
 mod decide;
+pub mod direct;
 mod edit;
+mod hashing;
 mod hosts;
+mod locality;
 mod matching;
 mod model;
 mod policy;
 mod redirect;
 mod retry;
 mod tcp;
+mod upstream_policy;
 
 pub use decide::{Abort, ClientView, Decision, Outcome, Plan, RequestView, Unroutable};
 pub use edit::{HeaderEdits, Rewritten};
+pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
 pub use hosts::{host_of, resolve_host};
+pub use locality::{LocalitySetting, Shares, lies_in};
 pub use model::DirectResponse;
-pub use policy::{Algorithm, DestinationRule, Subset, UpstreamPolicy, UpstreamTls};
+pub use policy::{DestinationRule, Subset};
 pub use redirect::Redirection;
 pub use retry::{Retries, RetryOn};
 pub use tcp::TcpDecision;
+pub use upstream_policy::{
+    Algorithm, Balancer, HttpLimits, Keepalive, OutlierPolicy, ProtocolPolicy, RetryBudget,
+    TcpLimits, UpstreamPolicy, UpstreamTls, Warmup,
+};
 
 use crate::registry::Service;
 use hosts::HostTable;
@@ -46,6 +56,12 @@ impl Routes {
         service: &Service,
     ) -> Option<&DestinationRule> {
         self.destination_rules.find(client, service)
+    }
+
+    /// Whether a VirtualService has rules, of any protocol, for a client's connections to `host`.
+    fn has_rules_for(&self, host: &str, client: &ClientView<'_>) -> bool {
+        self.rules_of(host, client)
+            .is_some_and(|rules| rules.http_is_for(client) || rules.tcp_is_for(client))
     }
 }
 

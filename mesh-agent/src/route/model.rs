@@ -132,4 +132,9 @@ impl Rules {
                 .any(|block| block.client.matches(client))
         })
     }
+
+    /// Whether any rule for connections can ever be for this client.
+    pub(super) fn tcp_is_for(&self, client: &ClientView<'_>) -> bool {
+        self.tcp.iter().any(|rule| rule.is_for(client))
+    }
 }

@@ -2,21 +2,15 @@
 //! subsets, and the policy of a port.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::sync::Arc;
 
 use super::ROOT_NAMESPACE;
 use super::decide::ClientView;
 use super::hosts::{HostTable, expand};
+use super::upstream_policy::{Blocks, UpstreamPolicy};
 use crate::registry::Service;
-use crate::resource::destination_rule::{
-    ConnectionPool, DestinationRuleSpec, LoadBalancer, SimpleLoadBalancer, TlsMode, TrafficPolicy,
-};
+use crate::resource::destination_rule::{DestinationRuleSpec, ProxyProtocolVersion, TrafficPolicy};
 use crate::resource::{Finding, Meta, Resource};
-
-/// Where no `connectionPool.tcp.connectTimeout` is set. Istio waits for 10 s;
-/// a client that waits for 5 s shall still learn why, after the two default
-/// retries, and a lost SYN (repeated after 1 s) shall not end the attempt.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Namespaces that see a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,104 +37,6 @@ impl Visibility {
     }
 }
 
-/// How endpoints are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// The less loaded of two random ones.
-    #[default]
-    LeastRequest,
-    /// Any.
-    Random,
-    /// One after the other.
-    RoundRobin,
-}
-
-/// TLS towards endpoints, as a DestinationRule says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum UpstreamTls {
-    /// Nothing said: mutual TLS to endpoints of the mesh, plaintext to others.
-    #[default]
-    Auto,
-    /// Plaintext.
-    Disable,
-    /// Mutual TLS of the mesh, or no connection.
-    IstioMutual,
-    /// TLS is asked for in a mode that is not applied: no connection.
-    NotApplied,
-}
-
-/// How connections to a service (or a subset of it) are made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamPolicy {
-    /// How endpoints are chosen.
-    pub algorithm: Algorithm,
-    /// TLS.
-    pub tls: UpstreamTls,
-    /// Bound for establishing a connection.
-    pub connect_timeout: Duration,
-}
-
-impl Default for UpstreamPolicy {
-    fn default() -> Self {
-        Self {
-            algorithm: Algorithm::default(),
-            tls: UpstreamTls::default(),
-            connect_timeout: CONNECT_TIMEOUT,
-        }
-    }
-}
-
-/// The blocks of a policy before defaults are filled in.
-#[derive(Clone, Debug, Default)]
-struct Blocks {
-    load_balancer: Option<LoadBalancer>,
-    connection_pool: Option<ConnectionPool>,
-    tls: Option<TlsMode>,
-}
-
-impl Blocks {
-    fn of(policy: &TrafficPolicy) -> Self {
-        Self {
-            load_balancer: policy.load_balancer.clone(),
-            connection_pool: policy.connection_pool.clone(),
-            tls: policy.tls.as_ref().map(|tls| tls.mode),
-        }
-    }
-
-    /// Whole blocks of `self` win.
-    fn over(self, base: &Self) -> Self {
-        Self {
-            load_balancer: self.load_balancer.or_else(|| base.load_balancer.clone()),
-            connection_pool: self
-                .connection_pool
-                .or_else(|| base.connection_pool.clone()),
-            tls: self.tls.or(base.tls),
-        }
-    }
-
-    fn resolve(&self) -> UpstreamPolicy {
-        let simple = self.load_balancer.as_ref().and_then(|block| block.simple);
-        UpstreamPolicy {
-            algorithm: match simple {
-                Some(SimpleLoadBalancer::Random) => Algorithm::Random,
-                Some(SimpleLoadBalancer::RoundRobin) => Algorithm::RoundRobin,
-                _ => Algorithm::LeastRequest,
-            },
-            tls: match self.tls {
-                None => UpstreamTls::Auto,
-                Some(TlsMode::Disable) => UpstreamTls::Disable,
-                Some(TlsMode::IstioMutual) => UpstreamTls::IstioMutual,
-                Some(TlsMode::Simple | TlsMode::Mutual) => UpstreamTls::NotApplied,
-            },
-            connect_timeout: self
-                .connection_pool
-                .as_ref()
-                .and_then(|pool| pool.tcp.as_ref()?.connect_timeout)
-                .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),
-        }
-    }
-}
-
 /// Policies of one level (a rule, or a subset of it): for its ports, and for all others.
 #[derive(Clone, Debug, Default)]
 struct Level {
@@ -159,12 +55,23 @@ impl Level {
             let blocks = Blocks {
                 load_balancer: settings.load_balancer.clone(),
                 connection_pool: settings.connection_pool.clone(),
+                outlier_detection: settings.outlier_detection.clone(),
                 tls: settings.tls.as_ref().map(|tls| tls.mode),
+                // What a port's settings do not know stays the level's.
+                retry_budget: policy.retry_budget.clone(),
+                proxy_protocol: proxy_protocol(policy),
             };
             Some((port, blocks))
         });
         Self {
-            base: Blocks::of(policy),
+            base: Blocks {
+                load_balancer: policy.load_balancer.clone(),
+                connection_pool: policy.connection_pool.clone(),
+                outlier_detection: policy.outlier_detection.clone(),
+                tls: policy.tls.as_ref().map(|tls| tls.mode),
+                retry_budget: policy.retry_budget.clone(),
+                proxy_protocol: proxy_protocol(policy),
+            },
             ports: ports.collect(),
         }
     }
@@ -192,24 +99,29 @@ impl Level {
 
     fn resolve(&self) -> Policies {
         Policies {
-            base: self.base.resolve(),
+            base: self.base.resolve().into(),
             ports: self
                 .ports
                 .iter()
-                .map(|(port, blocks)| (*port, blocks.resolve()))
+                .map(|(port, blocks)| (*port, blocks.resolve().into()))
                 .collect(),
         }
     }
 }
 
+fn proxy_protocol(policy: &TrafficPolicy) -> Option<ProxyProtocolVersion> {
+    let block = policy.proxy_protocol.as_ref()?;
+    Some(block.version.unwrap_or(ProxyProtocolVersion::V1))
+}
+
 #[derive(Debug, Default)]
 struct Policies {
-    base: UpstreamPolicy,
-    ports: BTreeMap<u16, UpstreamPolicy>,
+    base: Arc<UpstreamPolicy>,
+    ports: BTreeMap<u16, Arc<UpstreamPolicy>>,
 }
 
 impl Policies {
-    fn at(&self, port: u16) -> &UpstreamPolicy {
+    fn at(&self, port: u16) -> &Arc<UpstreamPolicy> {
         self.ports.get(&port).unwrap_or(&self.base)
     }
 }
@@ -226,7 +138,7 @@ pub struct Subset {
 
 impl Subset {
     /// The policy for a port of the service.
-    pub fn policy(&self, port: u16) -> &UpstreamPolicy {
+    pub fn policy(&self, port: u16) -> &Arc<UpstreamPolicy> {
         self.policies.at(port)
     }
 }
@@ -244,7 +156,7 @@ pub struct DestinationRule {
 
 impl DestinationRule {
     /// The policy for a port of the service.
-    pub fn policy(&self, port: u16) -> &UpstreamPolicy {
+    pub fn policy(&self, port: u16) -> &Arc<UpstreamPolicy> {
         self.policies.at(port)
     }
 

@@ -61,6 +61,15 @@ impl TcpRule {
             targets: Targets::new(targets.collect()),
         })
     }
+
+    /// Whether it can ever be for this client.
+    pub(super) fn is_for(&self, client: &ClientView<'_>) -> bool {
+        self.matches.is_empty()
+            || self
+                .matches
+                .iter()
+                .any(|block| block.client.matches(client))
+    }
 }
 
 impl Connection {

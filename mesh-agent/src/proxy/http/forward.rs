@@ -272,7 +272,7 @@ impl<C: Connector> Exchange<'_, C> {
         let wanted = balance::Wanted {
             port: self.plan.port,
             labels: self.plan.subset.map(|subset| &subset.labels),
-            algorithm: self.plan.policy.algorithm,
+            algorithm: self.plan.policy.algorithm(),
             avoid: tried,
             like: Some(original.ip()),
         };

@@ -107,7 +107,7 @@ fn short_names_belong_to_the_rules_namespace() {
 
 fn algorithm(mesh: &mut Mesh, client: &Client<'_>) -> Algorithm {
     match mesh.decide(client, "GET reviews.default/").outcome {
-        Outcome::Forward(plan) => plan.policy.algorithm,
+        Outcome::Forward(plan) => plan.policy.algorithm(),
         other => panic!("{other:?}"),
     }
 }
@@ -181,13 +181,13 @@ fn a_block_is_replaced_whole_and_a_ports_settings_replace_all() {
     let mut mesh = Mesh::new(&[("default/myapp", route)], &[("default/myapp", rule)]);
     let top = mesh.plan("GET myapp/top").policy.clone();
     assert_eq!(
-        (top.algorithm, top.tls, top.connect_timeout.as_secs()),
+        (top.algorithm(), top.tls, top.connect_timeout.as_secs()),
         (Algorithm::Random, UpstreamTls::Disable, 3)
     );
     let subset = mesh.plan("GET myapp/").policy.clone();
     assert_eq!(
         (
-            subset.algorithm,
+            subset.algorithm(),
             subset.tls,
             subset.connect_timeout.as_secs()
         ),
@@ -199,7 +199,7 @@ fn a_block_is_replaced_whole_and_a_ports_settings_replace_all() {
     };
     assert_eq!(
         (
-            plan.policy.algorithm,
+            plan.policy.algorithm(),
             plan.policy.tls,
             plan.policy.connect_timeout
         ),
@@ -232,7 +232,7 @@ fn rules_of_one_host_are_merged() {
     assert_eq!(mesh.findings.len(), 1, "{:?}", mesh.findings);
     let plan = mesh.plan("GET reviews/");
     assert_eq!(plan.subset.map(|subset| subset.name.as_str()), Some("v2"));
-    assert_eq!(plan.policy.algorithm, Algorithm::Random);
+    assert_eq!(plan.policy.algorithm(), Algorithm::Random);
     assert_eq!(plan.destination_rule, Some("a/default"));
 }
 
