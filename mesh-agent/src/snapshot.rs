@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::policy::PeerAuthentications;
-use crate::registry::Registry;
+use crate::registry::{Protocol, Registry, Resolution, Served, Service};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::Routes;
 
@@ -79,6 +81,40 @@ impl Snapshot {
             warnings: findings,
         })
     }
+
+    /// Every address that the kernel must hand to the agent, and whether
+    /// somebody serves it.
+    pub fn destinations(&self) -> Vec<(IpNet, Served)> {
+        let networks = self.registry.destinations().into_iter();
+        networks
+            .map(|network| (network, self.served(network)))
+            .collect()
+    }
+
+    fn served(&self, network: IpNet) -> Served {
+        let is_single = network.prefix_len() == network.max_prefix_len();
+        let first = self.registry.by_vip.get(&network.addr());
+        let Some(first) = first.filter(|_| is_single) else {
+            return Served::BySomebody;
+        };
+        let shared = self.registry.shared_vips.get(&network.addr());
+        let mut services = std::iter::once(first).chain(shared.into_iter().flatten());
+        if services.all(|service| self.has_nobody(service)) {
+            Served::ByNobody
+        } else {
+            Served::BySomebody
+        }
+    }
+
+    /// Where HTTP is declared, the client gets an answer that says so (503, as in Istio).
+    fn has_nobody(&self, service: &Service) -> bool {
+        let is_http =
+            |protocol| matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
+        service.endpoints.is_empty()
+            && service.resolution == Resolution::Static
+            && !service.ports.iter().any(|port| is_http(port.protocol))
+            && !self.routes.may_divert(&service.host)
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +151,35 @@ mod tests {
         .unwrap_err();
         assert_eq!(findings[0].severity, Severity::Error);
         assert_eq!(findings[0].object, "WorkloadEntry default/b");
+    }
+
+    #[test]
+    fn only_services_that_nobody_serves_and_no_route_diverts_are_marked() {
+        let service = |name: &str, host: u8, port: &str, extra: &str| {
+            format!(
+                "--- {{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: 10.96.0.{host}, \
+                 ports: [{port}], selector: {{app: {name}}}}}}}\n{extra}"
+            )
+        };
+        let text = [
+            service("dead", 1, "{port: 5432, name: tcp}", ""),
+            service("http", 2, "{port: 80, name: http}", ""),
+            service("diverted", 3, "{port: 5432, name: tcp}",
+                "--- {apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: d}, spec: {hosts: [diverted], \
+                 tcp: [{route: [{destination: {host: alive}}]}]}}\n"),
+            service("alive", 4, "{port: 5432, name: tcp}",
+                "--- {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: w}, spec: {address: 10.0.0.1, \
+                 labels: {app: alive}}}\n"),
+        ]
+        .concat();
+        let nobody: Vec<_> = compile(&text)
+            .unwrap()
+            .destinations()
+            .into_iter()
+            .filter(|(_, served)| *served == Served::ByNobody)
+            .map(|(network, _)| network.to_string())
+            .collect();
+        assert_eq!(nobody, ["10.96.0.1/32"]);
     }
 
     /// The example that people start with must be without a finding.

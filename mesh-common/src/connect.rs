@@ -26,15 +26,38 @@ pub const fn connect_verdict(workload: &Workload, destination: &SocketIp, known:
     {
         return Connect::Pass;
     }
-    let port = if destination.ip.is_v4() {
-        workload.outbound4_port
-    } else {
-        workload.outbound6_port
-    };
+    let port = workload.outbound_port(&destination.ip);
     if port == 0 {
         Connect::Refuse
     } else {
         Connect::Proxy { port }
+    }
+}
+
+/// How a socket gets to the agent's listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the loopback address.
+    Loopback,
+    /// By the workload's own address: the socket is bound to the device that has it.
+    OwnAddress,
+    /// None: it is bound to a device from which the listener cannot be reached.
+    None,
+}
+
+/// Index of the interface `lo` in every namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// Decides by the device that the socket is bound to (`SO_BINDTODEVICE`), 0 for
+/// none. From another device than `lo`, loopback is a black hole.
+#[inline(always)]
+pub const fn way(workload: &Workload, bound_device: u32) -> Way {
+    if bound_device == 0 || bound_device == LOOPBACK_DEVICE {
+        Way::Loopback
+    } else if bound_device == workload.device {
+        Way::OwnAddress
+    } else {
+        Way::None
     }
 }
 
@@ -142,6 +165,19 @@ mod tests {
     fn dns_over_tcp_is_captured_whoever_is_asked() {
         assert_eq!(verdict("192.0.2.1:53", false), Connect::Proxy { port: 4 });
         assert_eq!(verdict("127.0.0.53:53", false), Connect::Proxy { port: 4 });
+    }
+
+    #[test]
+    fn a_socket_that_is_bound_to_a_device_goes_by_that_devices_address() {
+        let workload = Workload {
+            device: 2,
+            ..workload()
+        };
+        assert_eq!(way(&workload, 0), Way::Loopback);
+        assert_eq!(way(&workload, 1), Way::Loopback);
+        assert_eq!(way(&workload, 2), Way::OwnAddress);
+        assert_eq!(way(&workload, 3), Way::None);
+        assert_eq!(way(&Workload::default(), 2), Way::None);
     }
 
     #[test]

@@ -10,6 +10,9 @@ pub enum ListenerKind {
     Inbound = 0,
     /// HBONE, port 15008.
     Hbone = 1,
+    /// Connections of the workload, for sockets that cannot reach loopback
+    /// because they are bound to a device.
+    Outbound = 2,
 }
 
 /// Key of the SOCKHASH `listeners`.

@@ -6,16 +6,28 @@
 mod address;
 mod connect;
 mod flow;
+mod host;
 mod inbound;
 mod nameserver;
 mod workload;
 
 pub use address::{Ip, SocketIp};
-pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, connect_verdict};
+pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, Way, connect_verdict, way};
 pub use flow::{Flow, FlowState};
+pub use host::{CgroupKey, HOST_LEVELS, Host};
 pub use inbound::{ListenerKey, ListenerKind, ListeningPort, Steer, steer};
 pub use nameserver::{Nameserver, alias_of, is_alias};
-pub use workload::{Destination, Workload, WorkloadKey};
+pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
+
+/// Value of the one element of the map `layout`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// [`LAYOUT_VERSION`] of the agent that made the maps.
+    pub version: u32,
+}
+
+assert_layout!(Layout, size = 4, align = 4);
 
 /// Port of HBONE (HTTP/2 CONNECT over mutual TLS), as in Istio ambient.
 pub const HBONE_PORT: u16 = 15008;
@@ -25,7 +37,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 #[cfg(feature = "user")]
 macro_rules! pod {
@@ -48,6 +60,9 @@ pod!(
     ListenerKey,
     ListeningPort,
     Nameserver,
+    CgroupKey,
+    Host,
+    Layout,
     Destination,
     Workload,
     WorkloadKey

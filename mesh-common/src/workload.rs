@@ -30,11 +30,48 @@ pub struct Workload {
     pub dns4_port: u16,
     /// UDP socket for DNS questions over IPv6 (::1).
     pub dns6_port: u16,
+    /// Bits of [`workload_flag`].
+    pub flags: u32,
+    /// Index of the network interface that has the addresses, or 0. A socket
+    /// that is bound to a device cannot reach an address on another one.
+    pub device: u32,
+    /// One more than what `net.ipv4.tcp_tw_reuse` was before the workload was
+    /// enrolled, or 0 where the agent did not change it.
+    pub tcp_tw_reuse_before: u32,
 }
 
-assert_layout!(Workload, size = 40, align = 4);
+assert_layout!(Workload, size = 52, align = 4);
+
+/// Bits of [`Workload::flags`].
+pub mod workload_flag {
+    /// While no agent serves the workload its connections are left alone, instead of refused.
+    pub const FAIL_OPEN: u32 = 1 << 0;
+}
 
 impl Workload {
+    /// Whether it is left alone while no agent serves it.
+    #[inline(always)]
+    pub const fn fails_open(&self) -> bool {
+        self.flags & workload_flag::FAIL_OPEN != 0
+    }
+
+    /// Port of the agent's listener for connections to `ip`, or 0.
+    #[inline(always)]
+    pub const fn outbound_port(&self, ip: &Ip) -> u16 {
+        if ip.is_v4() {
+            self.outbound4_port
+        } else {
+            self.outbound6_port
+        }
+    }
+
+    /// Whether `ip` and `port` are those of a listener of the agent for this
+    /// workload: another instance of the program has sent the socket there.
+    #[inline(always)]
+    pub const fn is_outbound_listener(&self, ip: &Ip, port: u16) -> bool {
+        port != 0 && port == self.outbound_port(ip) && (ip.is_loopback() || self.is_own(ip))
+    }
+
     /// One of the workload's own addresses.
     #[inline(always)]
     pub const fn is_own(&self, ip: &Ip) -> bool {
@@ -53,6 +90,43 @@ impl Workload {
 pub struct Destination {
     /// Generation of the configuration that last named the address.
     pub generation: u32,
+    /// Bits: [`Destination::NOBODY`].
+    pub flags: u32,
 }
 
-assert_layout!(Destination, size = 4, align = 4);
+assert_layout!(Destination, size = 8, align = 4);
+
+impl Destination {
+    /// A service without endpoints: connections are refused at once.
+    pub const NOBODY: u32 = 1 << 0;
+
+    /// Whether nobody serves the address.
+    #[inline(always)]
+    pub const fn has_nobody(&self) -> bool {
+        self.flags & Self::NOBODY != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn the_agents_listener_is_known_by_address_and_port() {
+        let ip = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
+        let workload = Workload {
+            ip4: ip("10.0.0.1"),
+            ip6: ip("fd00::1"),
+            outbound4_port: 4,
+            ..Workload::default()
+        };
+        assert!(workload.is_outbound_listener(&ip("127.0.0.1"), 4));
+        assert!(workload.is_outbound_listener(&ip("10.0.0.1"), 4));
+        assert!(!workload.is_outbound_listener(&ip("10.0.0.2"), 4));
+        assert!(!workload.is_outbound_listener(&ip("127.0.0.1"), 5));
+        // No listener over IPv6: port 0 is not one.
+        assert!(!workload.is_outbound_listener(&ip("::1"), 0));
+    }
+}

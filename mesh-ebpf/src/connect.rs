@@ -3,19 +3,21 @@
 //! namespace, with the workload's own address as its source.
 
 use core::mem::size_of;
+use core::ptr;
 
-use aya_ebpf::bindings::sockaddr;
+use aya_ebpf::bindings::{bpf_sock, sockaddr};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Connect, Ip, Origin, OriginRole, SocketIp, Workload, connect_verdict};
+use mesh_common::{Connect, Ip, Origin, OriginRole, SocketIp, Way, Workload, connect_verdict, way};
 
 use crate::context::{
-    FAIL, PROCEED, SockAddr, agent_socket, clear_origin, netns_cookie, set_origin, socket_cookie,
-    workload,
+    FAIL, PROCEED, SockAddr, agent_socket, caller, clear_origin, netns_cookie, set_origin,
+    socket_cookie,
 };
 use crate::dns;
+use crate::listener::is_served;
 use crate::maps::DESTINATIONS;
 
 const AF_INET: u16 = 2;
@@ -39,7 +41,7 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
     match intercept(&ctx, &destination) {
         Next::Pass => PROCEED,
         Next::Refuse => refuse(),
-        Next::Proxy(workload, port) => {
+        Next::Proxy(workload, port, way) => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(
                 &raw,
@@ -49,7 +51,10 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
                 port
             );
             bind4(&ctx, &workload.ip4);
-            ctx.set_ip4(LOOPBACK4);
+            ctx.set_ip4(match way {
+                Way::OwnAddress => workload.ip4.words[3],
+                _ => LOOPBACK4,
+            });
             ctx.set_port(port);
             PROCEED
         }
@@ -67,14 +72,15 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     match intercept(&ctx, &destination) {
         Next::Pass => PROCEED,
         Next::Refuse => refuse(),
-        Next::Proxy(workload, port) => {
+        Next::Proxy(workload, port, way) => {
+            let own = matches!(way, Way::OwnAddress);
             // A mapped destination stays mapped: the socket speaks IPv4.
             if destination.ip.is_v4() {
                 bind6(&ctx, &workload.ip4);
-                ctx.set_ip6(&Ip::v4(LOOPBACK4));
+                ctx.set_ip6(&if own { workload.ip4 } else { Ip::v4(LOOPBACK4) });
             } else {
                 bind6(&ctx, &workload.ip6);
-                ctx.set_ip6(&LOOPBACK6);
+                ctx.set_ip6(&if own { workload.ip6 } else { LOOPBACK6 });
             }
             ctx.set_port(port);
             PROCEED
@@ -89,7 +95,7 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
 enum Next {
     Pass,
     Refuse,
-    Proxy(&'static Workload, u16),
+    Proxy(&'static Workload, u16, Way),
     Dns(&'static Workload),
 }
 
@@ -99,7 +105,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_MPTCP {
         return Next::Pass;
     }
-    let Some(workload) = workload(netns_cookie(ctx.as_ptr())) else {
+    let Some(workload) = caller(netns_cookie(ctx.as_ptr())) else {
         return Next::Pass;
     };
     let sk = ctx.sk();
@@ -107,35 +113,67 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         return Next::Pass;
     }
     if protocol == IPPROTO_UDP {
-        return if destination.port == mesh_common::DNS_PORT {
+        return if destination.port == mesh_common::DNS_PORT && !dns::left_alone(ctx, workload) {
             Next::Dns(workload)
-        } else {
-            clear_origin(sk);
+        } else if destination.port == workload.dns4_port || destination.port == workload.dns6_port {
             Next::Pass
+        } else {
+            pass(sk)
         };
     }
-    let key = Key::new(128, destination.ip);
-    let known = DESTINATIONS.get(&key).is_some();
-    match connect_verdict(workload, destination, known) {
-        Connect::Pass => {
-            // The same socket may have been proxied before: getpeername must not lie.
-            clear_origin(sk);
+    let known = DESTINATIONS.get(&Key::new(128, destination.ip));
+    match connect_verdict(workload, destination, known.is_some()) {
+        // Sent to the agent by another instance of this program, further down the hierarchy.
+        Connect::Pass if workload.is_outbound_listener(&destination.ip, destination.port) => {
             Next::Pass
         }
+        Connect::Pass => pass(sk),
+        Connect::Refuse if workload.fails_open() => pass(sk),
         Connect::Refuse => Next::Refuse,
         Connect::Proxy { port } => {
+            let loopback = if destination.ip.is_v4() {
+                Ip::v4(LOOPBACK4)
+            } else {
+                LOOPBACK6
+            };
+            if workload.fails_open() && !is_served(ctx, &loopback, port) {
+                return pass(sk);
+            }
+            if let Some(known) = known {
+                if known.has_nobody() {
+                    return Next::Refuse;
+                }
+            }
+            let way = way(workload, bound_device(sk));
+            if matches!(way, Way::None) {
+                return Next::Refuse;
+            }
             let origin = Origin {
                 flow: socket_cookie(ctx.as_ptr()),
                 address: *destination,
                 role: OriginRole::Application as u32,
             };
             if set_origin(sk, &origin) {
-                Next::Proxy(workload, port)
+                Next::Proxy(workload, port, way)
             } else {
                 Next::Refuse
             }
         }
     }
+}
+
+/// The same socket may have been proxied before: getpeername must not lie.
+#[inline(always)]
+fn pass(sk: *mut bpf_sock) -> Next {
+    clear_origin(sk);
+    Next::Pass
+}
+
+/// The device that `SO_BINDTODEVICE` has bound the socket to, or 0.
+#[inline(always)]
+fn bound_device(sk: *mut bpf_sock) -> u32 {
+    // SAFETY: a field of the context's socket.
+    unsafe { ptr::read_volatile(&raw const (*sk).bound_dev_if) }
 }
 
 /// The application sees what a closed port gives it, not EPERM.

@@ -5,11 +5,13 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated};
+use aya_ebpf::helpers::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, generated,
+};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Ip, Origin, Socket, SocketIp, Workload, WorkloadKey};
+use mesh_common::{CgroupKey, HOST_LEVELS, Ip, Origin, Socket, SocketIp, Workload, WorkloadKey};
 
-use crate::maps::{AGENT_SOCKETS, ORIGINS, WORKLOADS};
+use crate::maps::{AGENT_SOCKETS, HOST, HOST_WORKLOADS, ORIGINS, WORKLOADS};
 
 /// Result of a cgroup program: go on.
 pub const PROCEED: i32 = 1;
@@ -35,6 +37,43 @@ pub fn socket_cookie(ctx: *mut core::ffi::c_void) -> u64 {
 pub fn workload(netns_cookie: u64) -> Option<&'static Workload> {
     // SAFETY: the agent replaces whole values; a torn read is prevented by the hash map's element copy.
     unsafe { WORKLOADS.get(WorkloadKey { netns_cookie }) }
+}
+
+/// Whether the namespace is the host's own, and has workloads.
+#[inline(always)]
+pub fn is_host(netns_cookie: u64) -> bool {
+    match HOST.get(0) {
+        Some(host) => host.netns_cookie == netns_cookie,
+        None => false,
+    }
+}
+
+/// The workload whose process has made the system call that the program runs
+/// in: by namespace or, in the host's own, by control group.
+#[inline(always)]
+pub fn caller(netns_cookie: u64) -> Option<&'static Workload> {
+    if let Some(workload) = workload(netns_cookie) {
+        return Some(workload);
+    }
+    let host = HOST.get(0)?;
+    if host.netns_cookie != netns_cookie {
+        return None;
+    }
+    let levels = host.levels;
+    // The innermost group first.
+    let mut level = HOST_LEVELS;
+    while level > 0 {
+        if levels & (1 << level) != 0 {
+            // SAFETY: no preconditions; 0 for a level that the process has no group at.
+            let cgroup_id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+            // SAFETY: the agent replaces whole values.
+            if let Some(workload) = unsafe { HOST_WORKLOADS.get(CgroupKey { cgroup_id }) } {
+                return Some(workload);
+            }
+        }
+        level -= 1;
+    }
+    None
 }
 
 /// The agent's mark on a socket.

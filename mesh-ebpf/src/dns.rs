@@ -8,8 +8,9 @@ use mesh_common::{
     DNS_PORT, Ip, Nameserver, Origin, OriginRole, SocketIp, Workload, alias_of, is_alias,
 };
 
-use crate::connect::LOOPBACK6;
-use crate::context::{PROCEED, SockAddr, agent_socket, netns_cookie, origin, set_origin, workload};
+use crate::connect::{LOOPBACK4, LOOPBACK6};
+use crate::context::{PROCEED, SockAddr, agent_socket, caller, netns_cookie, origin, set_origin};
+use crate::listener::is_served;
 use crate::maps::NAMESERVERS;
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -58,19 +59,26 @@ pub fn um_recvmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn captured(ctx: &SockAddr) -> Option<&'static Workload> {
-    let workload = workload(netns_cookie(ctx.as_ptr()))?;
-    if agent_socket(ctx.sk()).is_some() {
+    let workload = caller(netns_cookie(ctx.as_ptr()))?;
+    if agent_socket(ctx.sk()).is_some() || left_alone(ctx, workload) {
         None
     } else {
         Some(workload)
     }
 }
 
+/// Whether the workload's questions are none of ours, because no agent is
+/// there and it fails open.
+#[inline(always)]
+pub fn left_alone(ctx: &SockAddr, workload: &Workload) -> bool {
+    workload.fails_open() && !is_served(ctx, &Ip::v4(LOOPBACK4), workload.outbound4_port)
+}
+
 /// The server behind the address that an answer came from.
 #[inline(always)]
 fn asked(ctx: &SockAddr, source: &SocketIp) -> Option<SocketIp> {
     let netns_cookie = netns_cookie(ctx.as_ptr());
-    let workload = workload(netns_cookie)?;
+    let workload = caller(netns_cookie)?;
     if let Some(alias) = source.ip.as_v4() {
         if source.port != workload.dns4_port || !is_alias(alias) || agent_socket(ctx.sk()).is_some()
         {

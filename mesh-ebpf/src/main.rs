@@ -8,6 +8,7 @@
 mod connect;
 mod context;
 mod dns;
+mod listener;
 mod maps;
 mod original_dst;
 mod peername;

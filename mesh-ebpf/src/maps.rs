@@ -1,11 +1,11 @@
 //! Every map, with BTF and a name that `bpftool` shows (at most 15 characters).
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, LruHashMap, SkStorage, SockHash};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, SkStorage, SockHash};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    Destination, Flow, Ip, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp, Tuple,
-    Workload, WorkloadKey,
+    CgroupKey, Destination, Flow, Host, Ip, Layout, ListenerKey, ListeningPort, Nameserver, Origin,
+    Socket, SocketIp, Tuple, Workload, WorkloadKey,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -13,6 +13,18 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Enrolled workloads of the node, by namespace cookie. Written by the agent.
 #[btf_map(name = "workloads")]
 pub static WORKLOADS: HashMap<WorkloadKey, Workload, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Version of all that is pinned here. Written by the agent.
+#[btf_map(name = "layout")]
+pub static LAYOUT: Array<Layout, 1> = Array::new();
+
+/// The host's own namespace, while it has workloads. Written by the agent.
+#[btf_map(name = "host")]
+pub static HOST: Array<Host, 1> = Array::new();
+
+/// Workloads in the host's own namespace, by control group. Written by the agent.
+#[btf_map(name = "host_workloads")]
+pub static HOST_WORKLOADS: HashMap<CgroupKey, Workload, 1024, NO_PREALLOC> = HashMap::new();
 
 /// Addresses and networks that the mesh knows. Written by the agent.
 #[btf_map(name = "destinations")]

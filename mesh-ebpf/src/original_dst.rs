@@ -8,7 +8,7 @@ use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
 use mesh_common::OriginRole;
 
-use crate::context::{PROCEED, netns_cookie, origin, workload};
+use crate::context::{PROCEED, origin};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -37,9 +37,6 @@ pub fn um_original_dst(ctx: SockoptContext) -> i32 {
                 ptr::write_volatile(&raw mut (*raw).optlen, 0);
             }
         }
-        return PROCEED;
-    }
-    if workload(netns_cookie(raw.cast())).is_none() {
         return PROCEED;
     }
     // SAFETY: fields of the context; `optval` and `optval_end` bound the kernel's buffer.

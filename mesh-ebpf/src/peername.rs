@@ -5,7 +5,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{OriginRole, SocketIp};
 
-use crate::context::{PROCEED, SockAddr, netns_cookie, origin, workload};
+use crate::context::{PROCEED, SockAddr, origin};
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn um_getpeername4(ctx: SockAddrContext) -> i32 {
@@ -31,7 +31,7 @@ pub fn um_getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn visible(ctx: &SockAddr) -> Option<SocketIp> {
-    workload(netns_cookie(ctx.as_ptr()))?;
+    // Also for connections of a workload that has left: they go on as they were.
     let origin = origin(ctx.sk())?;
     if origin.role == OriginRole::Application as u32 {
         Some(origin.address)

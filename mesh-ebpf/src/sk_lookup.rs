@@ -6,9 +6,9 @@ use core::ptr;
 
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{Ip, ListenerKey, ListenerKind, ListeningPort, Steer, steer};
+use mesh_common::{Ip, ListenerKey, ListenerKind, ListeningPort, Steer, WorkloadKey, steer};
 
-use crate::maps::{LISTENERS, LISTENING};
+use crate::maps::{LISTENERS, LISTENING, WORKLOADS};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -49,8 +49,17 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
     };
     // SAFETY: a constant of the loaded program.
     let netns_cookie = unsafe { ptr::read_volatile(&raw const NETNS_COOKIE) };
+    // SAFETY: the agent replaces whole values.
+    let workload = unsafe { WORKLOADS.get(WorkloadKey { netns_cookie }) };
     let kind = match steer(&remote, &local, local_port) {
-        Steer::Pass => return SK_PASS,
+        // From the namespace to itself: a connection to the agent, of a socket that is bound to a
+        // device, or one that is none of ours.
+        Steer::Pass => match workload {
+            Some(workload) if workload.is_outbound_listener(&local, local_port) => {
+                ListenerKind::Outbound
+            }
+            _ => return SK_PASS,
+        },
         Steer::Hbone => ListenerKind::Hbone,
         Steer::Application => {
             let port = ListeningPort {
@@ -72,11 +81,13 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         ip_version,
         reserved: 0,
     };
-    // No listener means no agent: fail closed, or plaintext would reach the application.
     if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() {
-        SK_PASS
-    } else {
-        SK_DROP
+        return SK_PASS;
+    }
+    // No listener means no agent: plaintext reaches the application only where the operator wants it so.
+    match workload {
+        Some(workload) if workload.fails_open() => SK_PASS,
+        _ => SK_DROP,
     }
 }
 

@@ -14,7 +14,9 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{Flow, FlowState, Ip, ListeningPort, Origin, OriginRole, SocketIp, Tuple};
 
-use crate::context::{agent_socket, netns_cookie, origin, set_origin, socket_cookie, workload};
+use crate::context::{
+    agent_socket, is_host, netns_cookie, origin, set_origin, socket_cookie, workload,
+};
 use crate::maps::{CONNECTING, FLOWS, LISTENING};
 
 const AF_INET: u32 = 2;
@@ -37,7 +39,8 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         _ => return 1,
     }
     let netns_cookie = netns_cookie(raw.cast());
-    if workload(netns_cookie).is_none() {
+    let host = workload(netns_cookie).is_none();
+    if host && !is_host(netns_cookie) {
         return 1;
     }
     // SAFETY: a pointer field of the context, null for request sockets.
@@ -45,15 +48,29 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
     if sk.is_null() {
         return 1;
     }
+    if host && !is_of_host_workload(op, sk) {
+        return 1;
+    }
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(raw, sk, netns_cookie),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => update(raw, FlowState::Open),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie, host),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(raw, sk, netns_cookie),
         BPF_SOCK_OPS_STATE_CB => state(raw, netns_cookie),
         _ => update(raw, FlowState::Open),
     }
     1
+}
+
+/// In the host's own namespace only sockets count that the connect program has
+/// sent to the agent, and the agent's ends of them, which `accepted` tells apart.
+#[inline(always)]
+fn is_of_host_workload(op: u32, sk: *mut bpf_sock) -> bool {
+    match op {
+        BPF_SOCK_OPS_TCP_LISTEN_CB => false,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => true,
+        _ => origin(sk).is_some(),
+    }
 }
 
 /// Before the SYN leaves; the source port is chosen by now.
@@ -103,8 +120,11 @@ fn connecting(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
 }
 
 #[inline(always)]
-fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
+fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64, host: bool) {
     let (local, remote) = ends(raw);
+    if host && !local.ip.is_loopback() {
+        return;
+    }
     let tuple = Tuple {
         netns_cookie,
         source: remote.ip,
@@ -125,7 +145,7 @@ fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
             origin.address
         }
         // From outside, before the agent: the flow towards the application counts.
-        None if !remote.ip.same(&local.ip) && !local.ip.is_loopback() => return,
+        None if host || (!remote.ip.same(&local.ip) && !local.ip.is_loopback()) => return,
         None => remote,
     };
     open(raw, netns_cookie, true, &local, &client, FlowState::Open);

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::WorkloadState;
-use crate::datapath::{Datapath, ListenerPorts};
+use crate::datapath::{self, Datapath, ListenerPorts};
 use crate::dns::{DnsServer, Nameservers};
 use crate::identity::Certificates;
 use crate::netns::{Namespace, NamespaceError, WorkloadSockets};
@@ -18,7 +18,7 @@ use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Local, Locals, Node};
-use crate::registry::{Workload, WorkloadName};
+use crate::registry::{WhenAgentIsDown, Workload, WorkloadName};
 
 /// Enrols and removes workloads as the configuration and the namespaces change.
 pub(super) struct Enrolment {
@@ -26,6 +26,7 @@ pub(super) struct Enrolment {
     node: Arc<Node>,
     upstreams: Arc<Upstreams<Upstream>>,
     certificates: Arc<Certificates>,
+    when_agent_is_down: WhenAgentIsDown,
     stop: CancellationToken,
     members: Mutex<HashMap<WorkloadName, Member>>,
 }
@@ -47,6 +48,7 @@ impl Enrolment {
         node: Arc<Node>,
         upstreams: Arc<Upstreams<Upstream>>,
         certificates: Arc<Certificates>,
+        when_agent_is_down: WhenAgentIsDown,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -54,6 +56,7 @@ impl Enrolment {
             node,
             upstreams,
             certificates,
+            when_agent_is_down,
             stop,
             members: Mutex::default(),
         }
@@ -242,6 +245,7 @@ impl Enrolment {
             } else {
                 (ports.outbound6, ports.dns6) = (outbound_port, dns_port);
             }
+            datapath.set_listener(sockets.namespace(), ListenerKind::Outbound, &listener)?;
             tokio::spawn(outbound::serve(listener, outbound.clone()));
             let nameservers = Arc::new(Aliases {
                 datapath: datapath.clone(),
@@ -262,7 +266,16 @@ impl Enrolment {
             datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
             tokio::spawn(inbound::serve_hbone(tunnels, inbound.clone()));
         }
-        datapath.enrol(sockets.namespace(), &local.workload.addresses, ports)?;
+        let enrolled = datapath::Enrolled {
+            addresses: local.workload.addresses.clone(),
+            ports,
+            fails_open: local
+                .workload
+                .when_agent_is_down
+                .unwrap_or(self.when_agent_is_down)
+                == WhenAgentIsDown::Pass,
+        };
+        datapath.enrol(sockets.namespace(), &enrolled)?;
         guard.disarm();
         Ok(Enrolled { local, drain })
     }

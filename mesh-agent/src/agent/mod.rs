@@ -82,6 +82,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         node.clone(),
         upstreams,
         certificates.clone(),
+        options.when_agent_is_down,
         stop.clone(),
     );
     let socket =
@@ -167,7 +168,7 @@ impl Agent {
         });
         match compiled {
             Ok((snapshot, resources)) => {
-                let destinations = snapshot.registry.destinations();
+                let destinations = snapshot.destinations();
                 if let Err(error) = self
                     .node
                     .datapath

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
+use crate::registry::WhenAgentIsDown;
 
 /// Where programs, maps and links are pinned.
 const BPFFS: &str = "/sys/fs/bpf/undermesh";
@@ -45,6 +46,10 @@ pub struct RunOptions {
     /// Namespace whose security policies hold for the whole mesh
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
+    /// What becomes of the connections of enrolled workloads while no agent runs; the annotation
+    /// undermesh.io/fail-open of a workload beats it
+    #[arg(long, value_name = "WHAT", default_value = "refuse", value_parser = when_agent_is_down)]
+    pub when_agent_is_down: WhenAgentIsDown,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,
@@ -74,6 +79,14 @@ fn host_name() -> String {
         "localhost".to_owned()
     } else {
         name.to_owned()
+    }
+}
+
+fn when_agent_is_down(text: &str) -> Result<WhenAgentIsDown, String> {
+    match text {
+        "refuse" => Ok(WhenAgentIsDown::Refuse),
+        "pass" => Ok(WhenAgentIsDown::Pass),
+        _ => Err("neither \"refuse\" nor \"pass\"".to_owned()),
     }
 }
 

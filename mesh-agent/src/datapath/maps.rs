@@ -1,72 +1,31 @@
 //! The maps, pinned by name below the agent's bpffs folder.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapInfo, SkStorage, SockHash};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, SkStorage, SockHash};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    Destination, Flow, Ip, ListenerKey, ListenerKind, ListeningPort, Nameserver, Origin, Socket,
-    SocketIp, Tuple, Workload, WorkloadKey,
+    Destination, Flow, Ip, ListenerKey, ListenerKind, ListeningPort, Nameserver, Socket, SocketIp,
+    Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
 use super::flows::{FlowRecord, monotonic_ns};
 use super::marks::SocketMarks;
-use super::{DatapathError, ListenerPorts, OBJECT};
-
-/// Name, size of key and of value in bytes. A pin of another size is another layout.
-const LAYOUT: [(&str, usize, usize); 9] = [
-    ("workloads", size_of::<WorkloadKey>(), size_of::<Workload>()),
-    (
-        "destinations",
-        4 + size_of::<Ip>(),
-        size_of::<Destination>(),
-    ),
-    ("agent_sockets", size_of::<i32>(), size_of::<Socket>()),
-    ("origins", size_of::<i32>(), size_of::<Origin>()),
-    ("connecting", size_of::<Tuple>(), size_of::<Origin>()),
-    ("listeners", size_of::<ListenerKey>(), size_of::<u32>()),
-    ("listening", size_of::<ListeningPort>(), size_of::<u64>()),
-    (
-        "nameservers",
-        size_of::<Nameserver>(),
-        size_of::<SocketIp>(),
-    ),
-    ("flows", size_of::<u64>(), size_of::<Flow>()),
-];
-
-/// Refuses pins that another version of the agent has left.
-pub(super) fn check_layout(folder: &Path) -> Result<(), DatapathError> {
-    for (name, key, value) in LAYOUT {
-        let path = folder.join(name);
-        if !path.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&path).map_err(|error| refused(name, &error))?;
-        let found = format!("{}/{} bytes", info.key_size(), info.value_size());
-        let wanted = format!("{key}/{value} bytes");
-        if found != wanted {
-            return Err(DatapathError::Layout {
-                path,
-                found,
-                wanted,
-            });
-        }
-    }
-    Ok(())
-}
+use super::{DatapathError, OBJECT, layout};
+use crate::registry::Served;
 
 /// Reads the object with its maps pinned, or taken from their pins.
 pub(super) fn open_object(folder: &Path, netns_cookie: Option<u64>) -> Result<Ebpf, DatapathError> {
     let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader.btf(btf.as_ref());
-    for (name, _, _) in LAYOUT {
+    for name in layout::pinned_maps() {
         loader.map_pin_path(name, folder.join(name));
     }
     if let Some(cookie) = &netns_cookie {
@@ -99,7 +58,10 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    pub(super) fn take(object: &mut Ebpf) -> Result<(Self, SocketMarks), DatapathError> {
+    pub(super) fn take(
+        object: &mut Ebpf,
+        folder: &Path,
+    ) -> Result<(Self, SocketMarks), DatapathError> {
         fn take<T: TryFrom<Map, Error: std::error::Error>>(
             object: &mut Ebpf,
             name: &str,
@@ -112,6 +74,7 @@ impl Maps {
                 })?;
             T::try_from(map).map_err(|error| refused(name, &error))
         }
+        layout::settle(take(object, layout::MAP)?, folder)?;
         let agent_sockets: SkStorage<_, Socket> = take(object, "agent_sockets")?;
         let marks = SocketMarks::new(agent_sockets, take(object, "origins")?);
         let maps = Self {
@@ -127,44 +90,35 @@ impl Maps {
 
     pub(super) fn set_destinations(
         &self,
-        networks: &[IpNet],
+        networks: &[(IpNet, Served)],
         generation: u32,
     ) -> Result<(), DatapathError> {
         let failed = |error| refused("destinations", &error);
         let mut destinations = self.destinations.lock();
-        let wanted: HashSet<(u32, Ip)> = networks.iter().map(prefix).collect();
-        for (length, ip) in &wanted {
+        let wanted: std::collections::HashMap<(u32, Ip), Served> = networks
+            .iter()
+            .map(|(network, served)| (prefix(network), *served))
+            .collect();
+        for ((length, ip), served) in &wanted {
+            let flags = match served {
+                Served::BySomebody => 0,
+                Served::ByNobody => Destination::NOBODY,
+            };
+            let value = Destination { generation, flags };
             destinations
-                .insert(&Key::new(*length, *ip), Destination { generation }, 0)
+                .insert(&Key::new(*length, *ip), value, 0)
                 .map_err(failed)?;
         }
         let old: Vec<Key<Ip>> = destinations.keys().filter_map(Result::ok).collect();
         for key in old {
-            if !wanted.contains(&(key.prefix_len(), key.data())) {
+            if !wanted.contains_key(&(key.prefix_len(), key.data())) {
                 destinations.remove(&key).map_err(failed)?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn set_workload(
-        &self,
-        cookie: u64,
-        addresses: &[IpAddr],
-        ports: ListenerPorts,
-    ) -> Result<(), DatapathError> {
-        let first = |is_v4: bool| {
-            let address = addresses.iter().find(|address| address.is_ipv4() == is_v4);
-            address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
-        };
-        let value = Workload {
-            ip4: first(true),
-            ip6: first(false),
-            outbound4_port: ports.outbound4,
-            outbound6_port: ports.outbound6,
-            dns4_port: ports.dns4,
-            dns6_port: ports.dns6,
-        };
+    pub(super) fn set_workload(&self, cookie: u64, value: Workload) -> Result<(), DatapathError> {
         let key = WorkloadKey {
             netns_cookie: cookie,
         };
@@ -172,6 +126,13 @@ impl Maps {
             .lock()
             .insert(key, value, 0)
             .map_err(|error| refused("workloads", &error))
+    }
+
+    pub(super) fn workload(&self, cookie: u64) -> Option<Workload> {
+        let key = WorkloadKey {
+            netns_cookie: cookie,
+        };
+        self.workloads.lock().get(&key, 0).ok()
     }
 
     pub(super) fn set_listener(

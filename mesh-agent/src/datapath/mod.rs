@@ -6,10 +6,12 @@ mod cgroup;
 mod flows;
 mod inbound;
 mod kernel_log;
+mod layout;
 mod listening;
 mod maps;
 mod marks;
 mod programs;
+mod tune;
 
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use flows::FlowRecord;
@@ -22,9 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_common::{ListenerKind, Nameserver};
+use mesh_common::{Ip, ListenerKind, Nameserver, Workload, workload_flag};
 
 use crate::netns::Namespace;
+use crate::registry::Served;
 use maps::Maps;
 
 /// The object with all programs, built by `cargo xtask build-ebpf`.
@@ -45,15 +48,18 @@ pub enum DatapathError {
     },
     /// A pinned map has another layout.
     #[error(
-        "{} was made by another version of the agent (layout {found}, this one has {wanted}): \
-         `mesh-agent uninstall` removes it", path.display()
+        "{} has another layout than this version of the agent can use ({what} {found}, not \
+         {wanted}): stop the agent that made it, then `mesh-agent uninstall --bpffs` removes it",
+        path.display()
     )]
     Layout {
         /// The pin.
         path: PathBuf,
-        /// Sizes that were found.
+        /// In what it differs.
+        what: String,
+        /// What was found.
         found: String,
-        /// Sizes that were wanted.
+        /// What was wanted.
         wanted: String,
     },
     /// The object or one of its programs was refused.
@@ -77,6 +83,42 @@ pub struct ListenerPorts {
     pub dns4: u16,
     /// DNS over UDP and IPv6.
     pub dns6: u16,
+}
+
+/// What the kernel is told of a workload.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    /// Its addresses; the kernel knows the first of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Listeners for it.
+    pub ports: ListenerPorts,
+    /// Its connections are left alone while no agent serves it, instead of refused.
+    pub fails_open: bool,
+}
+
+impl Enrolled {
+    fn value(&self) -> Workload {
+        let first = |is_v4: bool| {
+            let mut addresses = self.addresses.iter();
+            let address = addresses.find(|address| address.is_ipv4() == is_v4);
+            address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
+        };
+        Workload {
+            ip4: first(true),
+            ip6: first(false),
+            outbound4_port: self.ports.outbound4,
+            outbound6_port: self.ports.outbound6,
+            dns4_port: self.ports.dns4,
+            dns6_port: self.ports.dns6,
+            flags: if self.fails_open {
+                workload_flag::FAIL_OPEN
+            } else {
+                0
+            },
+            device: 0,
+            tcp_tw_reuse_before: 0,
+        }
+    }
 }
 
 /// The loaded programs and their maps.
@@ -104,11 +146,11 @@ impl Datapath {
             }
         };
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
-        maps::check_layout(folder)?;
+        layout::check(folder)?;
         let mut object = maps::open_object(folder, None)?;
         kernel_log::start(&mut object);
+        let (maps, marks) = Maps::take(&mut object, folder)?;
         let attached = programs::attach(&mut object, folder, cgroup)?;
-        let (maps, marks) = Maps::take(&mut object)?;
         Ok(Self {
             folder: folder.to_owned(),
             maps,
@@ -151,7 +193,7 @@ impl Datapath {
     /// Where the map is full or refused.
     pub fn set_destinations(
         &self,
-        networks: &[IpNet],
+        networks: &[(IpNet, Served)],
         generation: u32,
     ) -> Result<(), DatapathError> {
         self.maps.set_destinations(networks, generation)
@@ -161,14 +203,19 @@ impl Datapath {
     ///
     /// # Errors
     /// Where a map or the namespace refuses.
-    pub fn enrol(
-        &self,
-        namespace: &Namespace,
-        addresses: &[IpAddr],
-        ports: ListenerPorts,
-    ) -> Result<(), DatapathError> {
-        self.maps
-            .set_workload(namespace.cookie(), addresses, ports)?;
+    pub fn enrol(&self, namespace: &Namespace, enrolled: &Enrolled) -> Result<(), DatapathError> {
+        let cookie = namespace.cookie();
+        let before = self.maps.workload(cookie);
+        let value = Workload {
+            device: namespace.device_of(&enrolled.addresses).unwrap_or(0),
+            // An agent before this one may have changed it.
+            tcp_tw_reuse_before: match before.map_or(0, |before| before.tcp_tw_reuse_before) {
+                0 => tune::enter(namespace),
+                before => before,
+            },
+            ..enrolled.value()
+        };
+        self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
         inbound::attach(&self.folder, namespace)
     }
@@ -191,6 +238,9 @@ impl Datapath {
     /// Leaves the workload's connections alone from now on; open ones go on.
     pub fn remove(&self, namespace: &Namespace) {
         inbound::detach(&self.folder, namespace.cookie());
+        if let Some(workload) = self.maps.workload(namespace.cookie()) {
+            tune::leave(namespace, workload.tcp_tw_reuse_before);
+        }
         self.maps.remove_workload(namespace.cookie());
     }
 

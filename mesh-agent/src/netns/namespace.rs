@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::interface;
 use crate::registry::Placement;
 
 /// Where `ip netns` keeps its names.
@@ -84,6 +86,11 @@ impl Namespace {
     /// The kernel's name for the namespace; never used twice.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Index of the interface that has the first of these addresses that any has.
+    pub fn device_of(&self, addresses: &[IpAddr]) -> Option<u32> {
+        self.run(|| interface::with_one_of(addresses)).ok()?
     }
 
     /// Runs `action` with the calling thread inside the namespace. The action

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Placement, Tunnel, Workload, WorkloadName};
+use super::{Placement, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 use crate::identity::Identity;
 use crate::resource::scalar::HostName;
 use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec};
@@ -21,6 +21,8 @@ const CONTAINER: &str = "undermesh.io/container";
 const NODE: &str = "undermesh.io/node";
 /// Further addresses, with commas between them.
 const ADDRESSES: &str = "undermesh.io/addresses";
+/// What becomes of its connections while no agent runs: `true` for left alone, `false` for refused.
+const FAIL_OPEN: &str = "undermesh.io/fail-open";
 /// Label of workloads that speak HBONE (Istio ambient).
 const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
 /// Service account of workloads that do not name one.
@@ -109,6 +111,7 @@ fn workload(
     workload.labels = labels;
     workload.placement = annotations.placement;
     workload.node = annotations.node;
+    workload.when_agent_is_down = annotations.when_agent_is_down;
     workload
 }
 
@@ -141,6 +144,7 @@ pub(super) fn endpoint_workload(
             .collect(),
         node: None,
         placement: None,
+        when_agent_is_down: None,
         tunnel: if is_tunnelled(&spec.labels) {
             Tunnel::Hbone
         } else {
@@ -162,6 +166,7 @@ struct Annotations {
     placement: Option<Placement>,
     node: Option<String>,
     addresses: Vec<IpAddr>,
+    when_agent_is_down: Option<WhenAgentIsDown>,
 }
 
 impl Annotations {
@@ -182,11 +187,22 @@ impl Annotations {
                     }
                     continue;
                 }
+                FAIL_OPEN => {
+                    match value.as_str() {
+                        "true" => read.when_agent_is_down = Some(WhenAgentIsDown::Pass),
+                        "false" => read.when_agent_is_down = Some(WhenAgentIsDown::Refuse),
+                        _ => {
+                            let reason = format!("{value:?} is neither \"true\" nor \"false\"");
+                            findings.push(Finding::error(meta, field(), reason));
+                        }
+                    }
+                    continue;
+                }
                 NETNS => netns(value),
                 PID => pid(value),
                 CONTAINER => container(value),
                 _ => {
-                    let known = [NETNS, PID, CONTAINER, NODE, ADDRESSES].join(", ");
+                    let known = [NETNS, PID, CONTAINER, NODE, ADDRESSES, FAIL_OPEN].join(", ");
                     let reason =
                         format!("is not an annotation that the mesh knows; it knows {known}");
                     findings.push(Finding::warning(meta, field(), reason));

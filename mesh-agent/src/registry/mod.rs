@@ -17,7 +17,7 @@ mod vip;
 mod workload;
 
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
-pub use workload::{Placement, Tunnel, Workload, WorkloadName};
+pub use workload::{Placement, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,6 +26,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::resource::{Finding, ResourceSet};
+
+/// Whether somebody serves a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Connections go somewhere, as far as is known.
+    BySomebody,
+    /// It is a service without endpoints: connections are refused at once.
+    ByNobody,
+}
 
 /// Everything that the mesh knows of, indexed for the data path. Immutable:
 /// a change of configuration makes a new one.

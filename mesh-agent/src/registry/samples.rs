@@ -23,6 +23,7 @@ pub fn workload(name: &str, namespace: &str, addresses: &[&str]) -> Workload {
         ports: BTreeMap::new(),
         node: None,
         placement: Some(Placement::Netns(name.to_owned())),
+        when_agent_is_down: None,
         tunnel: Tunnel::Hbone,
         locality: String::new(),
         weight: 1,

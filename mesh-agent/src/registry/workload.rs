@@ -33,6 +33,15 @@ pub enum Placement {
     Container(String),
 }
 
+/// What becomes of the connections of an enrolled workload while no agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenAgentIsDown {
+    /// They are refused: nothing passes in the clear that was not meant to.
+    Refuse,
+    /// They are left alone, as if the workload were not enrolled.
+    Pass,
+}
+
 /// How connections to a workload travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tunnel {
@@ -60,6 +69,8 @@ pub struct Workload {
     pub node: Option<String>,
     /// Where its sockets are; `None` for a workload that is not enrolled by annotation.
     pub placement: Option<Placement>,
+    /// What becomes of its connections while no agent runs; `None` as the agent was told.
+    pub when_agent_is_down: Option<WhenAgentIsDown>,
     /// How it is reached from another node.
     pub tunnel: Tunnel,
     /// `region/zone/subzone`, or empty.

@@ -49,6 +49,12 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// Whether a VirtualService may send connections to this host (fully
+    /// qualified, in lower case) elsewhere.
+    pub fn may_divert(&self, host: &str) -> bool {
+        self.virtual_hosts.find(host).next().is_some()
+    }
+
     /// The DestinationRule that a client's connections to a service follow.
     pub fn destination_rule(
         &self,

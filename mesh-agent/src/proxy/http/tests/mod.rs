@@ -143,6 +143,7 @@ fn workload() -> Arc<Workload> {
         ports: Default::default(),
         node: None,
         placement: None,
+        when_agent_is_down: None,
         tunnel: Tunnel::None,
         locality: String::new(),
         weight: 1,
