@@ -178,6 +178,7 @@ impl Lab {
             v4,
             v6,
             labels,
+            annotations: BTreeMap::new(),
             cgroup: self.cgroup(node),
             folder: self.folder.clone(),
             files: vec![
@@ -185,6 +186,31 @@ impl Lab {
                 (self.folder.join("nsswitch.conf"), "/etc/nsswitch.conf"),
             ],
         }
+    }
+
+    /// A cable of their own between two workloads, which all takes that they
+    /// send to each other by IPv4: no bridge is on the way.
+    pub fn cable(&self, one: &Workload, other: &Workload) -> Result<()> {
+        ip_batch(
+            &one.netns,
+            &format!(
+                "link add cable type veth peer name cable netns {}\n",
+                other.netns
+            ),
+        )?;
+        for (here, there) in [(one, other), (other, one)] {
+            ip_batch(
+                &here.netns,
+                &format!(
+                    "addr add {here}/32 dev cable\n\
+                     link set cable up\n\
+                     route add {there}/32 dev cable src {here}\n",
+                    here = here.v4,
+                    there = there.v4,
+                ),
+            )?;
+        }
+        Ok(())
     }
 
     /// Name of the namespace that holds the bridges and the wire between them.

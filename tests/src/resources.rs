@@ -28,6 +28,11 @@ fn workload_entry(workload: &Workload) -> String {
         .iter()
         .map(|(key, value)| format!("    {key}: {value}\n"))
         .collect();
+    let annotations: String = workload
+        .annotations
+        .iter()
+        .map(|(key, value)| format!("    {key}: \"{value}\"\n"))
+        .collect();
     format!(
         r#"---
 apiVersion: networking.istio.io/v1
@@ -39,7 +44,7 @@ metadata:
     undermesh.io/netns: {netns}
     undermesh.io/node: {node}
     undermesh.io/addresses: "{v6}"
-spec:
+{annotations}spec:
   address: {v4}
   serviceAccount: {account}
   labels:

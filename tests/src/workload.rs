@@ -61,6 +61,8 @@ pub struct Workload {
     pub v6: Ipv6Addr,
     /// Labels of its WorkloadEntry.
     pub labels: BTreeMap<String, String>,
+    /// Annotations of its WorkloadEntry, beside those that place it.
+    pub annotations: BTreeMap<String, String>,
     pub(crate) cgroup: PathBuf,
     pub(crate) folder: PathBuf,
     /// Our resolv.conf and nsswitch.conf.
@@ -75,6 +77,13 @@ impl Workload {
             namespace: namespace.to_owned(),
             ..self
         }
+    }
+
+    /// The same workload with an annotation more.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     /// The network namespace as a file.

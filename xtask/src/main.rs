@@ -2,6 +2,7 @@
 //!
 //! Each command prints what it does and ends with how long it took.
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
@@ -49,6 +50,14 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure the mesh beside no mesh and beside Envoy with iptables (as root).
+    Bench(bench::Options),
+    /// The benchmark's own process.
+    #[command(hide = true)]
+    Measure(bench::Options),
+    /// A client of the benchmark.
+    #[command(hide = true, subcommand)]
+    Load(bench::Load),
     /// The demo's own process.
     #[command(hide = true)]
     Play {
@@ -65,6 +74,9 @@ impl Command {
             Self::Build => "build",
             Self::Lint => "lint",
             Self::Test { .. } => "test",
+            Self::Bench(_) => "bench",
+            Self::Measure(_) => "measure",
+            Self::Load(_) => "load",
             Self::Demo { .. } => "demo",
             Self::Play { .. } => "play",
         }
@@ -77,6 +89,9 @@ impl Command {
             Self::Build => build::run(),
             Self::Lint => lint::run(),
             Self::Test { filter } => test::run(filter.as_deref()),
+            Self::Bench(options) => bench::run(options),
+            Self::Measure(options) => bench::measure(options),
+            Self::Load(load) => bench::load(load),
             Self::Demo { keep } => demo::run(*keep),
             Self::Play { keep } => demo::play(*keep),
         }
@@ -89,8 +104,15 @@ fn main() -> ExitCode {
     let result = command.run();
     let (name, seconds) = (command.name(), start.elapsed().as_secs_f32());
     match result {
-        // The demo around it says how long all took.
-        Ok(()) if matches!(command, Command::Play { .. }) => ExitCode::SUCCESS,
+        // Whoever started these says how long all took.
+        Ok(())
+            if matches!(
+                command,
+                Command::Play { .. } | Command::Measure(_) | Command::Load(_)
+            ) =>
+        {
+            ExitCode::SUCCESS
+        }
         Ok(()) => {
             println!("{name}: done in {seconds:.1} s");
             ExitCode::SUCCESS

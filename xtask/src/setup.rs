@@ -60,10 +60,21 @@ pub fn is_complete() -> bool {
 }
 
 fn packages() -> Result<()> {
-    let wanted = missing(BUILD.iter().chain(RUN).copied());
+    let unknown = install(BUILD.iter().chain(RUN).copied())?;
+    if !unknown.is_empty() {
+        step(format!("this release has no {}", unknown.join(" ")));
+        nightly()?;
+    }
+    Ok(())
+}
+
+/// Installs those of these packages that are missing, and returns those that
+/// this release does not have.
+pub fn install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<Vec<&'a str>> {
+    let wanted = missing(packages);
     if wanted.is_empty() {
         step("all packages are there");
-        return Ok(());
+        return Ok(Vec::new());
     }
     shell::require_root("installing packages")?;
     step(format!("installing {}", wanted.join(" ")));
@@ -76,11 +87,7 @@ fn packages() -> Result<()> {
             .args(&known)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )?;
-    if !unknown.is_empty() {
-        step(format!("this release has no {}", unknown.join(" ")));
-        nightly()?;
-    }
-    Ok(())
+    Ok(unknown)
 }
 
 /// Without a packaged compiler for the kernel's target: rustup's nightly,
