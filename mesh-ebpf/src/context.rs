@@ -163,6 +163,13 @@ impl SockAddr {
         unsafe { ptr::read_volatile(&raw const (*self.raw).protocol) }
     }
 
+    /// Type of the socket, such as `SOCK_STREAM`.
+    #[inline(always)]
+    pub fn kind(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { ptr::read_volatile(&raw const (*self.raw).type_) }
+    }
+
     #[inline(always)]
     pub fn port(&self) -> u16 {
         // SAFETY: a field of the context; the port is in network order in the low half.

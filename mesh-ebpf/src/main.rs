@@ -5,6 +5,7 @@
 // Inline assembly for the kernel's target; see `sockops::add`.
 #![feature(asm_experimental_arch)]
 
+mod bind;
 mod connect;
 mod context;
 mod dns;
@@ -21,8 +22,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_sk_storage_get` are free to programs of any licence
-/// but some of those that we use are not (`bpf_ktime_get_ns` aside).
+/// The kernel gives some of the helpers that are used here only to programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -16,6 +16,8 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 #[repr(u32)]
 pub(super) enum AttachType {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
     Sendmsg4 = 14,

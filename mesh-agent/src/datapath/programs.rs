@@ -16,9 +16,11 @@ use super::{DatapathError, cgroup};
 pub(super) const LINKS: &str = "links";
 
 /// Programs for the sockets of workloads.
-const FOR_WORKLOADS: [(&str, AttachType); 10] = [
+const FOR_WORKLOADS: [(&str, AttachType); 12] = [
     // Before the others: a listener that opens in between is counted.
     ("um_sockops", AttachType::SockOps),
+    ("um_bind4", AttachType::Bind4),
+    ("um_bind6", AttachType::Bind6),
     ("um_getpeername4", AttachType::Getpeername4),
     ("um_getpeername6", AttachType::Getpeername6),
     ("um_original_dst", AttachType::Getsockopt),

@@ -29,20 +29,37 @@ print("status", answer.split(b" ")[1].decode())
 print("server sees", answer.decode().split("\r\n\r\n", 1)[1].strip())
 "#;
 
-/// Binds every port that a mesh could want for itself, as servers do: with
-/// SO_REUSEADDR, since connections of the tunnel may be open.
+/// Binds every port that a mesh could want for itself, without any socket
+/// option, over the address family of its argument, and serves a connection on
+/// HBONE's from the workload's own address.
 const BIND: &str = r#"
-import socket
+import socket, sys
+family, any, own = {
+    "4": (socket.AF_INET, "0.0.0.0", sys.argv[2]),
+    "6": (socket.AF_INET6, "::", sys.argv[3]),
+}[sys.argv[1]]
 held = []
 for port in (53, 15001, 15006, 15008, 15020, 15021, 15053, 15090):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        s = socket.socket(socket.AF_INET6, kind)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
-        s.bind(("::", port))
+        s = socket.socket(family, kind)
+        s.bind((any, port))
+        held.append(s)
         if kind == socket.SOCK_STREAM:
             s.listen()
-        held.append(s)
-print("all bound")
+        if kind == socket.SOCK_STREAM and port == 15008:
+            client = socket.create_connection((own, port), timeout=5)
+            client.sendall(b"x")
+            served, _ = s.accept()
+            assert served.recv(1) == b"x"
+            held += [client, served]
+# Whoever comes second is told so, as always.
+try:
+    second = socket.socket(family, socket.SOCK_STREAM)
+    second.bind((any, 15008))
+    second.listen()
+    print("two servers on one port")
+except OSError as error:
+    print("all bound,", error.strerror)
 "#;
 
 fn python(workload: &Workload, script: &str, arguments: &[&str]) -> String {
@@ -178,7 +195,15 @@ fn no_port_is_reserved_in_a_workload() {
     // Tunnels to both are open.
     mesh.sleep.curl_many(20, "http://reviews/", &[]);
     for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
-        assert_eq!(python(workload, BIND, &[]), "all bound\n");
+        let (own4, own6) = (workload.v4.to_string(), workload.v6.to_string());
+        for family in ["4", "6"] {
+            assert_eq!(
+                python(workload, BIND, &[family, &own4, &own6]),
+                "all bound, Address already in use\n",
+                "{} over IPv{family}",
+                workload.name
+            );
+        }
     }
 }
 
