@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::api::CheckItem;
+use crate::datapath::mount_point;
 
 /// Oldest kernel with the hooks that the mesh needs (ebpf-notes, section 1.0).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -22,17 +23,6 @@ const SECTION: &str = "kernel";
 /// All checks, for this process on this node.
 pub fn run() -> Vec<CheckItem> {
     Host::default().checks()
-}
-
-/// Mount point of the cgroup2 hierarchy: `/sys/fs/cgroup` where it is the only one,
-/// elsewhere on hybrid layouts, `None` where there is none.
-pub fn cgroup2_mount() -> Option<PathBuf> {
-    Host::default().mount("cgroup2").ok().flatten()
-}
-
-/// Mount point of the BPF file system, the usual one first.
-pub fn bpffs_mount() -> Option<PathBuf> {
-    Host::default().mount("bpf").ok().flatten()
 }
 
 /// Where the kernel shows itself.
@@ -168,11 +158,7 @@ impl Host {
     /// The first mount point of this type of file system.
     fn mount(&self, kind: &str) -> io::Result<Option<PathBuf>> {
         let mounts = fs::read_to_string(self.mounts())?;
-        Ok(mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let point = fields.next()?;
-            (fields.next()? == kind).then(|| PathBuf::from(unescape(point)))
-        }))
+        Ok(mount_point(&mounts, kind))
     }
 }
 
@@ -189,30 +175,6 @@ fn unreadable(name: &str, path: &Path, error: &io::Error) -> CheckItem {
 fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// `/proc/mounts` writes blanks and backslashes as three octal digits (proc_pid_mounts(5)).
-fn unescape(field: &str) -> String {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let code = (first == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                bytes.push(code);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -3,14 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use super::mounts::mount_point;
+
 /// Mount point of the cgroup2 hierarchy, from `/proc/self/mounts`.
 pub fn cgroup2_mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| path.replace("\\040", " ").into())
-    })
+    mount_point(&fs::read_to_string("/proc/self/mounts").ok()?, "cgroup2")
 }
 
 /// The cgroup of this process, as a path below the mount point.

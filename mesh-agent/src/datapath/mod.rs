@@ -10,12 +10,14 @@ mod layout;
 mod listening;
 mod maps;
 mod marks;
+mod mounts;
 mod programs;
 mod tune;
 
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use flows::FlowRecord;
 pub use marks::SocketMarks;
+pub use mounts::mount_point;
 
 use std::fs;
 use std::io;

@@ -41,45 +41,6 @@ impl Registry {
             .find(|workload| workload.name == *name)
     }
 
-    /// The service with exactly this host or, where there is none, with the
-    /// most specific wildcard. `host` is in lower case and fully qualified.
-    pub fn service_of_host(&self, host: &str) -> Option<&Arc<Service>> {
-        self.by_host.get(host).or_else(|| {
-            // `*.b.c`, then `*.c` for `a.b.c`.
-            let dots = host.match_indices('.').map(|(at, _)| at);
-            dots.filter_map(|at| self.by_host.get(&format!("*{}", &host[at..])))
-                .next()
-        })
-    }
-
-    /// The service that a client in `client_namespace` means by a `Host` header
-    /// (without its port): the fully qualified name, the name shortened as in
-    /// Kubernetes, or an address of the service, in any case and with or
-    /// without a dot at the end.
-    pub fn resolve_host(&self, host: &str, client_namespace: &str) -> Option<&Arc<Service>> {
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
-        if let Ok(address) = bare.unwrap_or(&host).parse::<IpAddr>() {
-            return self.service_at(address.to_canonical());
-        }
-        if let Some(exact) = self.by_host.get(&host) {
-            return Some(exact);
-        }
-        let domain = &self.cluster_domain;
-        let labels = host.split('.').count();
-        let full = match labels {
-            1 => format!("{host}.{client_namespace}.svc.{domain}"),
-            2 => format!("{host}.svc.{domain}"),
-            3 if host.ends_with(".svc") => format!("{host}.{domain}"),
-            _ => return self.service_of_host(&host),
-        };
-        self.by_host
-            .get(&full)
-            .or_else(|| self.service_of_host(&host))
-    }
-
     /// Every address that the kernel must hand to the agent: of services,
     /// their ranges, their endpoints, and workloads; sorted, each once.
     /// Loopback addresses are left out: the mesh never touches them.

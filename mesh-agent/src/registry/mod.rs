@@ -4,6 +4,7 @@
 mod compile;
 mod draft;
 mod enrol;
+mod host;
 mod kubernetes;
 mod lookup;
 mod protocol;
@@ -16,6 +17,7 @@ mod tests;
 mod vip;
 mod workload;
 
+pub(crate) use host::{canonical_host, full_names};
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 pub use workload::{Placement, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 

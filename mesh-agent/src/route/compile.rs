@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::decide::Abort;
 use super::edit::{PathRewrite, RouteEdits};
-use super::hosts::{expand, service_named};
+use super::hosts::expand;
 use super::matching::Match;
 use super::model::{
     Action, DirectResponse, Fault, Forward, Rule, Rules, Target, Targets, VirtualHost,
@@ -51,7 +51,7 @@ impl Routes {
                 &resource.meta.namespace,
                 cluster_domain,
             );
-            if !host.starts_with('*') && service_named(registry, &host).is_none() {
+            if !host.starts_with('*') && registry.service_of_host(&host).is_none() {
                 findings.push(Finding::warning(
                     &resource.meta,
                     "spec.host",
@@ -134,7 +134,7 @@ impl Routes {
     ) -> Option<(&'static str, String)> {
         let namespace = resource.meta.namespace.as_str();
         let host = expand(&to.host, namespace, &self.cluster_domain);
-        let Some(service) = service_named(registry, &host) else {
+        let Some(service) = registry.service_of_host(&host) else {
             return Some(("host", format!("no service is named {host}")));
         };
         if let Some(port) = to.port

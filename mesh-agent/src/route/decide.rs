@@ -9,14 +9,14 @@ use rand::Rng;
 
 use super::Routes;
 use super::edit::{HeaderEdits, Rewritten, RouteEdits};
-use super::hosts::{candidates, host_of, resolve_host, service_named};
+use super::hosts::host_of;
 use super::matching::{Match, Text};
 use super::model::{Action, DirectResponse, Fault, Rule, Rules, Target};
 use super::policy::Subset;
 use super::redirect::Redirection;
 use super::retry::Retries;
 use super::upstream_policy::{UpstreamPolicy, UpstreamTls};
-use crate::registry::{Registry, Service};
+use crate::registry::{Registry, Service, full_names};
 
 /// What routing looks at in a request.
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +186,7 @@ impl Routes {
         random: &mut impl Rng,
     ) -> Decision<'r> {
         let host = host_of(request.authority);
-        let (service, rules) = match resolve_host(registry, &host, client.namespace) {
+        let (service, rules) = match registry.resolve_host(&host, client.namespace) {
             Some(named) if named.port(port).is_some() => {
                 (named, self.rules_of(&named.host, client))
             }
@@ -297,7 +297,7 @@ impl Routes {
         if host.is_empty() {
             return None;
         }
-        candidates(host, client.namespace, &self.cluster_domain)
+        full_names(host, client.namespace, &self.cluster_domain)
             .find_map(|name| self.rules_of(&name, client))
     }
 
@@ -340,7 +340,7 @@ impl Routes {
         registry: &'r Registry,
     ) -> Result<Plan<'r>, Unroutable> {
         let host = target.host.as_str();
-        let Some(service) = service_named(registry, host) else {
+        let Some(service) = registry.service_of_host(host) else {
             return Err(Unroutable::no_cluster(format!(
                 "no service is named {host}"
             )));

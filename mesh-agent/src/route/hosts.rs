@@ -2,10 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Arc;
 
-use crate::registry::{Registry, Service};
+use crate::registry::canonical_host;
 
 /// Values by host: exact names first, then the longest wildcard; several
 /// values of one host stay in order.
@@ -65,19 +63,9 @@ fn is_under(host: &str, suffix: &str) -> bool {
     }
 }
 
-/// Lower case where there is something to lower, without a final dot.
-fn lower(host: &str) -> Cow<'_, str> {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(host.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(host)
-    }
-}
-
 /// The full name of a host in a rule: a name without dots belongs to the rule's namespace.
 pub(super) fn expand(host: &str, namespace: &str, cluster_domain: &str) -> String {
-    let host = lower(host);
+    let host = canonical_host(host);
     if host.contains('.') || host.contains('*') {
         host.into_owned()
     } else {
@@ -93,75 +81,14 @@ pub fn host_of(authority: &str) -> Cow<'_, str> {
     if let Some(rest) = authority.strip_prefix('[')
         && let Some((address, _)) = rest.split_once(']')
     {
-        return lower(address);
+        return canonical_host(address);
     }
     match authority.split_once(':') {
         // More than one colon: an IPv6 address without brackets.
-        Some((_, port)) if port.contains(':') => lower(authority),
-        Some((host, _)) => lower(host),
-        None => lower(authority),
+        Some((_, port)) if port.contains(':') => canonical_host(authority),
+        Some((host, _)) => canonical_host(host),
+        None => canonical_host(authority),
     }
-}
-
-/// The service of this full name, or of the wildcard over it.
-pub(super) fn service_named<'r>(registry: &'r Registry, host: &str) -> Option<&'r Arc<Service>> {
-    if let Some(service) = registry.by_host.get(host) {
-        return Some(service);
-    }
-    let mut rest = host;
-    // The number of labels bounds the look-ups; most registries have no wildcard at all.
-    while let Some(dot) = rest.find('.') {
-        let suffix = &rest[dot..];
-        let mut key = String::with_capacity(suffix.len() + 1);
-        key.push('*');
-        key.push_str(suffix);
-        if let Some(service) = registry.by_host.get(&key) {
-            return Some(service);
-        }
-        rest = &rest[dot + 1..];
-    }
-    None
-}
-
-/// The full name that `host`, as a client of `client_namespace` writes it, may
-/// stand for: `reviews`, `reviews.default`, `reviews.default.svc` or all of it.
-pub(super) fn candidates<'h>(
-    host: &'h str,
-    client_namespace: &str,
-    cluster_domain: &str,
-) -> impl Iterator<Item = Cow<'h, str>> {
-    let expanded = match host.bytes().filter(|byte| *byte == b'.').count() {
-        0 => Some(format!("{host}.{client_namespace}.svc.{cluster_domain}")),
-        1 => Some(format!("{host}.svc.{cluster_domain}")),
-        2 if host.ends_with(".svc") => Some(format!("{host}.{cluster_domain}")),
-        _ => None,
-    };
-    [Some(Cow::Borrowed(host)), expanded.map(Cow::Owned)]
-        .into_iter()
-        .flatten()
-}
-
-/// The service that a client of `client_namespace` means by `host`, which is
-/// lower case and without a port: a name in one of its four forms, or an address.
-pub fn resolve_host<'r>(
-    registry: &'r Registry,
-    host: &str,
-    client_namespace: &str,
-) -> Option<&'r Arc<Service>> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return registry.service_at(address);
-    }
-    if host.is_empty() {
-        return None;
-    }
-    if let Some(service) = registry.by_host.get(host) {
-        return Some(service);
-    }
-    // Its own short names before a wildcard that happens to cover them.
-    candidates(host, client_namespace, &registry.cluster_domain)
-        .skip(1)
-        .find_map(|name| registry.by_host.get(name.as_ref()))
-        .or_else(|| service_named(registry, host))
 }
 
 #[cfg(test)]

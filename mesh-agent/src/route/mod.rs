@@ -20,7 +20,7 @@ mod upstream_policy;
 pub use decide::{Abort, ClientView, Decision, Outcome, Plan, RequestView, Unroutable};
 pub use edit::{HeaderEdits, Rewritten};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
-pub use hosts::{host_of, resolve_host};
+pub use hosts::host_of;
 pub use locality::{LocalitySetting, Shares, lies_in};
 pub use model::DirectResponse;
 pub use policy::{DestinationRule, Subset};
