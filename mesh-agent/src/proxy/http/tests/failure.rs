@@ -155,12 +155,7 @@ async fn a_rule_answers_redirects_and_aborts() {
 #[tokio::test]
 async fn a_request_without_a_host_is_refused() {
     let endpoint = echo("v1").await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     for request in [
         "GET / HTTP/1.1\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
@@ -180,12 +175,7 @@ async fn a_body_that_breaks_off_breaks_off_for_the_client() {
             .await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     client.write(GET).await;
     assert!(client.head().await.contains("content-length: 10\r\n"));

@@ -5,12 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_connection_is_used_again() {
     let endpoint = echo("v1").await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     for _ in 0..20 {
         client.write(GET).await;
@@ -46,12 +41,7 @@ async fn hop_by_hop_fields_end_here_and_the_rest_goes_on() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let answer = proxy
         .request("GET /a%20b HTTP/1.1\r\nHost: reviews:80\r\nConnection: close, x-hop, host\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTE: trailers, gzip\r\nX-Two: a\r\nX-Two: b\r\n\r\n")
         .await;
@@ -92,12 +82,7 @@ async fn chunks_and_trailers_pass() {
             .await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     client
         .write("POST / HTTP/1.1\r\nhost: reviews\r\nte: trailers\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n")
@@ -123,12 +108,7 @@ async fn answers_without_a_body_leave_the_connection_usable() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     for _ in 0..3 {
         client
@@ -157,12 +137,7 @@ async fn http_1_0_clients_and_servers_are_served() {
         client.write("HTTP/1.0 200 OK\r\n\r\nuntil the end").await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let answer = proxy.request("GET /old HTTP/1.0\r\n\r\n").await;
     assert!(
         answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nuntil the end"),
@@ -186,12 +161,7 @@ async fn a_protocol_can_be_switched() {
         client.write("bye").await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     client.write("GET /chat HTTP/1.1\r\nhost: reviews\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
     let head = client.head().await;
@@ -209,12 +179,7 @@ async fn a_protocol_can_be_switched() {
 #[tokio::test]
 async fn an_upgrade_may_be_declined() {
     let endpoint = echo("v1").await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     for _ in 0..2 {
         client
@@ -245,12 +210,7 @@ async fn the_server_says_when_a_body_may_come() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let request =
         "POST / HTTP/1.1\r\nhost: reviews\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
     let mut client = proxy.connect().await;
@@ -291,12 +251,7 @@ async fn bodies_stream_with_back_pressure() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     client.write(GET).await;
     client.head().await;
@@ -330,12 +285,7 @@ async fn a_closed_connection_costs_no_request() {
             .await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     for _ in 0..200 {
         client.write(GET).await;
@@ -356,12 +306,7 @@ async fn a_connection_that_closes_under_a_request_costs_none_that_may_be_repeate
         client.head().await;
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     for _ in 0..50 {
         client.write(GET).await;
@@ -434,12 +379,7 @@ async fn a_drained_connection_ends_after_its_request() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let mut client = proxy.connect().await;
     client.write(GET).await;
     while proxy.connections() == 0 {

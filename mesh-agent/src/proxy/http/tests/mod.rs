@@ -101,6 +101,15 @@ impl Mesh<'_> {
     }
 }
 
+/// A proxy for HTTP/1 clients of a service with one endpoint and no rules.
+async fn proxy_to(endpoint: SocketAddr) -> Proxy {
+    let mesh = Mesh {
+        endpoints: &[(endpoint, "v1")],
+        ..Mesh::default()
+    };
+    mesh.proxy(HttpVersion::Http1).await
+}
+
 struct Proxy {
     address: SocketAddr,
     /// Connections that were made to endpoints.

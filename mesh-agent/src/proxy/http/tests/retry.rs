@@ -126,12 +126,7 @@ async fn a_request_that_may_have_acted_is_not_repeated() {
         }
     })
     .await;
-    let proxy = Mesh {
-        endpoints: &[(endpoint, "v1")],
-        ..Mesh::default()
-    }
-    .proxy(HttpVersion::Http1)
-    .await;
+    let proxy = proxy_to(endpoint).await;
     let answer = proxy
         .request("POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 4\r\n\r\nbody")
         .await;
