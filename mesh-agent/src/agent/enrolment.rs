@@ -79,7 +79,10 @@ impl Enrolment {
             let keep = match (wanted.get(name), &*member) {
                 (None, _) => false,
                 (Some(workload), Member::Enrolled(enrolled)) => {
-                    **workload == enrolled.local.workload && same_namespace(workload, enrolled)
+                    let namespace = enrolled.local.sockets.namespace();
+                    let placement = workload.placement.as_ref();
+                    **workload == enrolled.local.workload
+                        && placement.is_some_and(|placement| namespace.is_at(placement))
                 }
                 (Some(_), _) => true,
             };
@@ -89,6 +92,8 @@ impl Enrolment {
                 self.node
                     .datapath
                     .remove(enrolled.local.sockets.namespace());
+                self.upstreams.forget(name);
+                self.upstreams.connector().forget(&enrolled.local.workload);
                 changed = true;
             }
             keep
@@ -279,14 +284,6 @@ impl Enrolment {
         guard.disarm();
         Ok(Enrolled { local, drain })
     }
-}
-
-/// The name of a namespace can come to stand for another one: a pod that was made again.
-fn same_namespace(workload: &Workload, enrolled: &Enrolled) -> bool {
-    let placement = workload.placement.as_ref();
-    placement
-        .and_then(|placement| Namespace::open(placement).ok())
-        .is_some_and(|now| now.cookie() == enrolled.local.sockets.namespace().cookie())
 }
 
 /// Name servers behind the aliases that a namespace's questions arrive at.

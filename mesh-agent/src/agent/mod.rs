@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, ControlSocket};
 use crate::datapath::{Datapath, cgroup2_mount};
 use crate::identity::{Authority, Certificates};
+use crate::netns::NamespaceWatch;
 use crate::proxy::Node;
 use crate::proxy::hbone::TunnelPool;
 use crate::proxy::http::Upstreams;
@@ -28,10 +29,6 @@ use crate::resource::Finding;
 use crate::snapshot::{Options, Snapshot};
 use crate::source::{Loaded, directory};
 use enrolment::Enrolment;
-
-/// How often namespaces that are not there yet are looked for, and those of
-/// workloads that have gone are left.
-const ENROLMENT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// What was wrong with the configuration that was refused last.
 struct Refused {
@@ -117,11 +114,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut enrol = tokio::time::interval(ENROLMENT_INTERVAL);
+    // Namespaces that are not there yet may come, those of workloads may go.
+    let mut namespaces = NamespaceWatch::start();
     loop {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
-            _ = enrol.tick() => agent.enrol(),
+            () = namespaces.changed() => agent.enrol(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

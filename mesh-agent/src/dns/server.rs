@@ -21,6 +21,8 @@ use crate::registry::Registry;
 
 /// Most forwarded questions of a workload that wait for an answer; more are refused.
 pub const MAX_QUERIES_IN_FLIGHT: usize = 256;
+/// Most connections of a workload that ask over TCP; further ones are closed unheard.
+pub const MAX_TCP_CONNECTIONS: usize = 256;
 /// How long a nameserver may take, unless the server is told otherwise.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after an error of the socket that is not of one datagram, such as no memory.
@@ -38,6 +40,7 @@ pub struct DnsServer {
     registry: Box<dyn Fn() -> Arc<Registry> + Send + Sync>,
     pub(super) sockets: Arc<dyn Sockets>,
     pub(super) in_flight: Arc<Semaphore>,
+    pub(super) tcp_connections: Arc<Semaphore>,
     pub(super) query_timeout: Duration,
     rotation: AtomicUsize,
 }
@@ -55,6 +58,7 @@ impl DnsServer {
             registry: Box::new(registry),
             sockets,
             in_flight: Arc::new(Semaphore::new(MAX_QUERIES_IN_FLIGHT)),
+            tcp_connections: Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS)),
             query_timeout: QUERY_TIMEOUT,
             rotation: AtomicUsize::new(0),
         }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::message::{self, Key, Reaction, Transport};
-use super::server::DnsServer;
+use super::server::{DnsServer, MAX_TCP_CONNECTIONS};
 
 /// How long a connection may be idle (RFC 7766, section 6.2.3, wants seconds).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,12 +27,20 @@ const MAX_PENDING: usize = 64;
 impl DnsServer {
     /// Answers on `stream` until its client closes it, is idle for too long, or `stop`.
     /// `original` is the nameserver that the client wanted to connect to.
+    ///
+    /// # Errors
+    /// At [`MAX_TCP_CONNECTIONS`], on what is no DNS, and where the stream fails.
     pub async fn serve_tcp(
         self: Arc<Self>,
         stream: TcpStream,
         original: SocketAddr,
         stop: CancellationToken,
     ) -> io::Result<()> {
+        let Ok(_slot) = self.tcp_connections.clone().try_acquire_owned() else {
+            return Err(io::Error::other(format!(
+                "the workload has {MAX_TCP_CONNECTIONS} connections for DNS already"
+            )));
+        };
         // Answers are small and complete: nothing is gained by waiting for more.
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();

@@ -205,17 +205,19 @@ async fn read_answer(stream: &mut TcpStream) -> Message {
     Message::from_vec(&packet.expect("no answer").unwrap()).unwrap()
 }
 
-/// A connection to the server, whose nameserver is `original`.
+/// A connection to a server of its own, whose nameserver is `original`.
 async fn connect(original: SocketAddr) -> TcpStream {
+    connect_to(&Arc::new(server()), original).await
+}
+
+async fn connect_to(server: &Arc<DnsServer>, original: SocketAddr) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap())
         .await
         .unwrap();
     let (stream, _) = listener.accept().await.unwrap();
-    tokio::spawn(async move {
-        let stop = CancellationToken::new();
-        Arc::new(server()).serve_tcp(stream, original, stop).await
-    });
+    let stop = CancellationToken::new();
+    tokio::spawn(server.clone().serve_tcp(stream, original, stop));
     client
 }
 
@@ -293,4 +295,34 @@ async fn tcp_failures_are_told() {
     // What is not DNS ends the connection.
     client.write_all(b"\0\x03xyz").await.unwrap();
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn tcp_connections_have_a_bound() {
+    let (server, nobody) = (Arc::new(server()), ([127, 0, 0, 1], 1).into());
+    let mut open = Vec::new();
+    let asked = query("reviews.", RecordType::A).to_vec().unwrap();
+    for _ in 0..server::MAX_TCP_CONNECTIONS {
+        let mut client = connect_to(&server, nobody).await;
+        write_message(&mut client, &asked).await;
+        read_answer(&mut client).await;
+        open.push(client);
+    }
+    let mut further = connect_to(&server, nobody).await;
+    assert_eq!(further.read(&mut [0; 8]).await.unwrap_or(0), 0, "closed");
+
+    // One that ends makes room for another.
+    let mut first = open.swap_remove(0);
+    first.shutdown().await.unwrap();
+    assert_eq!(first.read(&mut [0; 8]).await.unwrap(), 0);
+    let room = async {
+        loop {
+            let mut client = connect_to(&server, nobody).await;
+            write_message(&mut client, &asked).await;
+            if read_message(&mut client).await.is_ok() {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(5), room).await.expect("room");
 }

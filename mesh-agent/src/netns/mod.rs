@@ -3,9 +3,11 @@
 mod interface;
 mod namespace;
 mod sockets;
+mod watch;
 
 pub use namespace::{Namespace, NamespaceError};
 pub use sockets::{HostSockets, WorkloadSockets};
+pub use watch::NamespaceWatch;
 
 use std::future::Future;
 use std::io;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,7 +12,7 @@ use super::interface;
 use crate::registry::Placement;
 
 /// Where `ip netns` keeps its names.
-const NAMED: &str = "/run/netns";
+pub(super) const NAMED: &str = "/run/netns";
 /// `SO_NETNS_COOKIE` (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -47,6 +48,10 @@ pub enum NamespaceError {
 pub struct Namespace {
     file: OwnedFd,
     cookie: u64,
+    /// Device and inode on nsfs. Nobody else gets them while the file is open.
+    id: (u64, u64),
+    /// Where it was found.
+    path: PathBuf,
 }
 
 impl Namespace {
@@ -80,7 +85,25 @@ impl Namespace {
         if cookie == host {
             return Err(NamespaceError::Host { what });
         }
-        Ok(Self { file, cookie })
+        let id = File::from(file.try_clone().map_err(failed("keep"))?)
+            .metadata()
+            .map(|data| (data.dev(), data.ino()))
+            .map_err(failed("identify"))?;
+        Ok(Self {
+            file,
+            cookie,
+            id,
+            path,
+        })
+    }
+
+    /// Whether `placement` still means this namespace. A name, a process or a
+    /// container can come to stand for another one: a pod that was made again.
+    pub fn is_at(&self, placement: &Placement) -> bool {
+        let is_ours =
+            |path: &Path| fs::metadata(path).is_ok_and(|data| (data.dev(), data.ino()) == self.id);
+        // Looking for a container's processes takes longer than a look at the one that was found.
+        is_ours(&self.path) || locate(placement).is_ok_and(|(path, _)| is_ours(&path))
     }
 
     /// The kernel's name for the namespace; never used twice.

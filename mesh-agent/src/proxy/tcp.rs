@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::copy::{Duplex, Transferred, copy_both};
-use super::http::{Connector, Target};
-use super::notes::{Path, Transport};
+use super::http::Target;
 use super::outbound::Outbound;
-use super::upstream::{self, Io};
+use super::upstream::Io;
 use crate::balance::{self, EndpointAddress, Wanted};
 use crate::registry::{Endpoint, Resolution, Service};
 use crate::route::ClientView;
@@ -66,10 +65,11 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
     loop {
         let (target, limit) = target(connection, &tried)?;
         let connector = connection.outbound.upstreams.connector();
-        let attempt = tokio::time::timeout(limit, connector.connect(&target)).await;
+        let attempt = tokio::time::timeout(limit, connector.open(&target)).await;
         let error = match attempt {
-            Ok(Ok(io)) => {
-                note(connection, &target);
+            Ok(Ok((io, path))) => {
+                let notes = &connection.outbound.node.notes;
+                notes.outbound_path(connection.flow, path);
                 return Ok(io);
             }
             Ok(Err(error)) => error,
@@ -86,33 +86,6 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
                 format!("cannot connect to {address}: {error}"),
             ));
         }
-    }
-}
-
-fn note(connection: &Connection<'_>, target: &Target) {
-    let node = &connection.outbound.node;
-    let same_node = target
-        .endpoint
-        .workload
-        .as_ref()
-        .is_some_and(|workload| node.locals.load().named(&workload.name).is_some());
-    if let Ok(transport) = upstream::transport(&node.snapshot.load(), target, same_node) {
-        let identity = match transport {
-            Transport::Plain => None,
-            _ => target
-                .endpoint
-                .workload
-                .as_ref()
-                .map(|workload| workload.identity.clone()),
-        };
-        node.notes.outbound_path(
-            connection.flow,
-            Path {
-                endpoint: target.address,
-                transport,
-                identity,
-            },
-        );
     }
 }
 

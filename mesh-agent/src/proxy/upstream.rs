@@ -17,7 +17,7 @@ use super::notes::{Path, Transport};
 use super::{Local, Node};
 use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
-use crate::registry::{Location, Tunnel};
+use crate::registry::{Location, Tunnel, Workload};
 use crate::route::UpstreamTls;
 use crate::snapshot::Snapshot;
 
@@ -33,7 +33,19 @@ impl Upstream {
         Self { node, tunnels }
     }
 
-    async fn open(&self, target: &Target) -> io::Result<Io> {
+    /// Opens no more tunnels from a workload that has left: a connection of its
+    /// old namespace would carry them. Open tunnels go on.
+    pub fn forget(&self, workload: &Workload) {
+        for address in &workload.addresses {
+            self.tunnels.forget(*address);
+        }
+    }
+
+    /// Connects, and says which way.
+    ///
+    /// # Errors
+    /// Where the endpoint cannot be reached, or must not be.
+    pub async fn open(&self, target: &Target) -> io::Result<(Io, Path)> {
         let snapshot = self.node.snapshot.load();
         let locals = self.node.locals.load();
         let source = locals.named(&target.client.name).ok_or_else(|| {
@@ -72,8 +84,8 @@ impl Upstream {
         };
         self.node
             .notes
-            .service_path(&target.client.name, &target.service.host, path);
-        Ok(io)
+            .service_path(&target.client.name, &target.service.host, path.clone());
+        Ok((io, path))
     }
 
     /// Straight into the other namespace, as its own address, which the
@@ -131,11 +143,7 @@ impl Upstream {
 
 /// Which way a connection to an endpoint takes (Istio's auto-mTLS: a
 /// DestinationRule's `tls` block wins; without one the server's mode decides).
-pub fn transport(
-    snapshot: &Snapshot,
-    target: &Target,
-    same_node: bool,
-) -> Result<Transport, String> {
+fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Transport, String> {
     let meshed = target.endpoint.workload.as_ref().filter(|workload| {
         workload.tunnel == Tunnel::Hbone && target.service.location == Location::MeshInternal
     });
@@ -173,7 +181,7 @@ impl Connector for Upstream {
     type Io = Io;
 
     fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Io>> {
-        Box::pin(self.open(target))
+        Box::pin(async move { self.open(target).await.map(|(io, _)| io) })
     }
 }
 

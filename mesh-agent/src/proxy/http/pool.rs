@@ -113,6 +113,15 @@ impl Pool {
         Arc::clone(shard.http2.entry(key.clone()).or_default())
     }
 
+    /// Closes what waits for requests of a client that is gone.
+    pub(super) fn forget(&self, client: &WorkloadName) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.http1.retain(|key, _| key.client != *client);
+            shard.http2.retain(|key, _| key.client != *client);
+        }
+    }
+
     fn sweep(&self, now: Instant) {
         for shard in &self.shards {
             let mut shard = shard.lock();

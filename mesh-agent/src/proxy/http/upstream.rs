@@ -13,6 +13,7 @@ use super::connector::{Connector, Target};
 use super::pool::{Key, Multiplexed, Pool, Stream, UpstreamProtocol};
 use super::request_body::RequestBody;
 use crate::balance::{EndpointAddress, Load};
+use crate::registry::WorkloadName;
 
 /// HTTP/2 flow control window of a stream, in bytes.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -43,6 +44,12 @@ impl<C: Connector> Upstreams<C> {
     /// The connector.
     pub fn connector(&self) -> &C {
         &self.connector
+    }
+
+    /// Closes the waiting connections of a workload that has left; those with
+    /// requests end with them.
+    pub fn forget(&self, client: &WorkloadName) {
+        self.pool.forget(client);
     }
 
     /// Sends a request. `fresh`: over a new connection, because one that waited has just failed.
