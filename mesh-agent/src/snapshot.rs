@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::policy::PeerAuthentications;
+use crate::policy::{Authorization, PathNormalization, PeerAuthentications, authorization};
 use crate::registry::{Protocol, Registry, Resolution, Served, Service};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::Routes;
@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub routes: Arc<Routes>,
     /// PeerAuthentication.
     pub peer_authentication: PeerAuthentications,
+    /// AuthorizationPolicy.
+    pub authorization: Authorization,
     /// Fields that are not applied, and the like.
     pub warnings: Vec<Finding>,
 }
@@ -34,6 +36,10 @@ pub struct Options {
     pub cluster_domain: String,
     /// Namespace whose security policies apply to the whole mesh.
     pub root_namespace: String,
+    /// Further names of the trust domain.
+    pub trust_domain_aliases: Vec<String>,
+    /// The form in which policies compare paths.
+    pub path_normalization: PathNormalization,
 }
 
 impl Default for Options {
@@ -42,6 +48,8 @@ impl Default for Options {
             trust_domain: "cluster.local".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
+            trust_domain_aliases: Vec::new(),
+            path_normalization: PathNormalization::default(),
         }
     }
 }
@@ -59,13 +67,29 @@ impl Snapshot {
             Registry::compile(resources, &options.trust_domain, cluster_domain);
         let (peer_authentication, of_policy) =
             PeerAuthentications::compile(&resources.peer_authentications, &options.root_namespace);
+        let (authorization, of_authorization) = Authorization::compile(
+            &resources.authorization_policies,
+            &registry,
+            &authorization::Options {
+                root_namespace: options.root_namespace.clone(),
+                trust_domain: options.trust_domain.clone(),
+                trust_domain_aliases: options.trust_domain_aliases.clone(),
+                path_normalization: options.path_normalization,
+            },
+        );
         let (routes, of_routes) = Routes::compile(
             &resources.virtual_services,
             &resources.destination_rules,
             &registry,
             cluster_domain,
         );
-        let findings = [&resources.warnings, &of_registry, &of_policy, &of_routes];
+        let findings = [
+            &resources.warnings,
+            &of_registry,
+            &of_policy,
+            &of_authorization,
+            &of_routes,
+        ];
         let findings: Vec<Finding> = findings.into_iter().flatten().cloned().collect();
         if findings
             .iter()
@@ -78,6 +102,7 @@ impl Snapshot {
             registry: Arc::new(registry),
             routes: Arc::new(routes),
             peer_authentication,
+            authorization,
             warnings: findings,
         })
     }

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
+
 pub use crate::policy::tls_check::{Observed, TlsCheckError, TlsCheckRow, TlsCheckStatus};
 
 /// What a running agent can be asked. Every method returns a view of this
@@ -32,6 +34,11 @@ pub trait Agent: Send + Sync + 'static {
     fn config(&self) -> ConfigView;
     /// Certificates in use, the CA's first.
     fn certificates(&self) -> Vec<CertificateView>;
+    /// Whether a connection or a request may reach a workload, and why; the
+    /// error says what cannot be answered.
+    fn authz_check(&self, question: &AuthzQuestion) -> Result<AuthzAnswer, String>;
+    /// Who was denied, would be, and was to be audited.
+    fn authz_report(&self) -> Vec<AuthzReport>;
 }
 
 /// `meshctl version`.

@@ -1,6 +1,7 @@
 //! The control socket: what a running agent tells `meshctl` about itself.
 
 pub mod api;
+pub mod authz;
 pub(crate) mod checks;
 pub mod host_checks;
 mod observed;

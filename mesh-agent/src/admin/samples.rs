@@ -1,6 +1,7 @@
 //! An agent with something of everything, for the tests of the control socket and of `meshctl`.
 
 use super::api::*;
+use super::authz::*;
 
 /// An [`Agent`] that shows the samples of this module.
 pub struct SampleAgent;
@@ -42,6 +43,65 @@ impl Agent for SampleAgent {
     fn certificates(&self) -> Vec<CertificateView> {
         certificates()
     }
+    fn authz_check(&self, _question: &AuthzQuestion) -> Result<AuthzAnswer, String> {
+        Ok(authz_answer())
+    }
+    fn authz_report(&self) -> Vec<AuthzReport> {
+        authz_reports()
+    }
+}
+
+pub fn authz_answer() -> AuthzAnswer {
+    let opinion = |policy: &str, action: &str, dry_run, rule, depends| AuthzOpinion {
+        policy: policy.to_owned(),
+        action: action.to_owned(),
+        dry_run,
+        rule,
+        depends,
+    };
+    AuthzAnswer {
+        workload: "reviews-v1.default".to_owned(),
+        port: 9080,
+        source: Some("spiffe://cluster.local/ns/default/sa/sleep".to_owned()),
+        source_ip: "10.0.1.2".parse().unwrap(),
+        verdict: AuthzVerdict::Denied,
+        reason: "explicitly denied by default/no-sleep, rule 0".to_owned(),
+        policies: vec![
+            opinion("default/no-sleep", "DENY", false, Some(0), false),
+            opinion("istio-system/all", "DENY", true, None, false),
+            opinion("default/get", "ALLOW", false, Some(1), true),
+        ],
+    }
+}
+
+pub fn authz_reports() -> Vec<AuthzReport> {
+    let report = |event, source: &str, by: &str, count, last_seen_s| AuthzReport {
+        event,
+        workload: "reviews-v1.default".to_owned(),
+        port: 9080,
+        source: source.to_owned(),
+        by: by.to_owned(),
+        count,
+        last_seen_s,
+    };
+    let sleep = "spiffe://cluster.local/ns/default/sa/sleep";
+    vec![
+        report(
+            AuthzEvent::Denied,
+            "10.0.9.9",
+            "allow policies exist, but none allowed",
+            3,
+            5,
+        ),
+        report(
+            AuthzEvent::WouldBeDenied,
+            sleep,
+            "explicitly denied by default/try, rule 0",
+            120,
+            0,
+        ),
+        report(AuthzEvent::Audited, sleep, "default/watch", 1, 3700),
+    ]
 }
 
 pub fn version() -> VersionView {

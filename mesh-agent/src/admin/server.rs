@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Agent, ErrorView};
+use super::authz;
 use super::checks::all_checks;
 use super::observed::observe;
 use super::socket::ControlSocket;
@@ -105,6 +106,8 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/certificates" => json(StatusCode::OK, &agent.certificates()),
         "/v1/checks" => json(StatusCode::OK, &all_checks(agent)),
         "/v1/tls-check" => tls_check(agent, query),
+        "/v1/authz-check" => authz_check(agent, query),
+        "/v1/authz-report" => json(StatusCode::OK, &agent.authz_report()),
         _ => error(StatusCode::NOT_FOUND, "no such view"),
     }
 }
@@ -122,6 +125,20 @@ fn tls_check(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
             json(StatusCode::OK, &rows)
         }
         Err(reason) => error(StatusCode::NOT_FOUND, &reason.to_string()),
+    }
+}
+
+fn authz_check(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
+    let question = parameter(query, "question").unwrap_or_default();
+    match authz::decode(question) {
+        Err(reason) => {
+            let text = format!("authz-check needs ?question=<JSON in hexadecimal>: {reason}");
+            error(StatusCode::BAD_REQUEST, &text)
+        }
+        Ok(question) => match agent.authz_check(&question) {
+            Ok(answer) => json(StatusCode::OK, &answer),
+            Err(reason) => error(StatusCode::NOT_FOUND, &reason),
+        },
     }
 }
 
@@ -202,6 +219,13 @@ mod tests {
             ("GET /v1/tls-check?workload=sleep", "200", "\"observed\":{"),
             ("GET /v1/tls-check?workload=nope", "404", "no workload nope"),
             ("GET /v1/tls-check?service=x", "400", "workload="),
+            ("GET /v1/authz-report", "200", "would_be_denied"),
+            (
+                "GET /v1/authz-check?question=7b7d",
+                "200",
+                "\"verdict\":\"denied\"",
+            ),
+            ("GET /v1/authz-check?question=7b", "400", "question="),
             ("GET /nope", "404", "error"),
             ("POST /v1/version", "405", "error"),
         ] {

@@ -1,5 +1,6 @@
 //! The agent as a whole: puts the parts together and takes them apart.
 
+mod authz;
 mod enrolment;
 mod options;
 mod view;
@@ -21,6 +22,7 @@ use crate::datapath::{Datapath, cgroup2_mount};
 use crate::identity::{Authority, Certificates};
 use crate::netns::NamespaceWatch;
 use crate::proxy::Node;
+use crate::proxy::application::{self, Reports};
 use crate::proxy::hbone::TunnelPool;
 use crate::proxy::http::Upstreams;
 use crate::proxy::notes::Notes;
@@ -71,6 +73,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         datapath,
         locals: ArcSwap::default(),
         notes: Notes::default(),
+        admissions: Arc::default(),
+        reports: Reports::default(),
     });
     let tunnels = TunnelPool::new(certificates.clone());
     let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
@@ -159,13 +163,15 @@ impl Agent {
             trust_domain: self.options.trust_domain.clone(),
             cluster_domain: self.options.cluster_domain.clone(),
             root_namespace: self.options.root_namespace.clone(),
+            trust_domain_aliases: self.options.trust_domain_aliases.clone(),
+            path_normalization: self.options.path_normalization,
         };
         let compiled = loaded.and_then(|resources| {
             let snapshot = Snapshot::compile(generation, &resources, &options)?;
             Ok((snapshot, resources.len()))
         });
         match compiled {
-            Ok((snapshot, resources)) => {
+            Ok((mut snapshot, resources)) => {
                 let destinations = snapshot.destinations();
                 if let Err(error) = self
                     .node
@@ -177,7 +183,11 @@ impl Agent {
                 for warning in &snapshot.warnings {
                     tracing::warn!("{warning}");
                 }
-                self.node.snapshot.store(Arc::new(snapshot));
+                (snapshot.authorization)
+                    .succeed(&self.node.snapshot.load().authorization, generation);
+                let snapshot = Arc::new(snapshot);
+                self.node.snapshot.store(snapshot.clone());
+                application::recheck(&self.node, &snapshot);
                 self.resources
                     .store(resources, std::sync::atomic::Ordering::Relaxed);
                 *self.refused.lock() = None;

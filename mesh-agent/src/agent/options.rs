@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
+use crate::policy::PathNormalization;
 use crate::registry::WhenAgentIsDown;
 
 /// Where programs, maps and links are pinned.
@@ -50,6 +51,13 @@ pub struct RunOptions {
     /// undermesh.io/fail-open of a workload beats it
     #[arg(long, value_name = "WHAT", default_value = "refuse", value_parser = when_agent_is_down)]
     pub when_agent_is_down: WhenAgentIsDown,
+    /// Further name of the trust domain, in policies and in peers' certificates (may be repeated)
+    #[arg(long = "trust-domain-alias", value_name = "NAME")]
+    pub trust_domain_aliases: Vec<String>,
+    /// How paths are normalised before policies compare them and applications get them: NONE,
+    /// BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES, as in Istio
+    #[arg(long, value_name = "HOW", default_value = "BASE")]
+    pub path_normalization: PathNormalization,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,

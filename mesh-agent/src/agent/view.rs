@@ -9,6 +9,7 @@ use crate::admin::api::{
     FindingView, FlowState, FlowView, PortView, RefusedView, Security, ServiceView, TlsCheckError,
     TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
 };
+use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
 use crate::datapath::FlowRecord;
 use crate::policy::tls_check::{DestinationRule, DestinationTls, TlsCheck, tls_check};
 use crate::proxy::Local;
@@ -133,6 +134,14 @@ impl api::Agent for Agent {
                 not_after: leaf.not_after,
             });
         roots.chain(leaves).collect()
+    }
+
+    fn authz_check(&self, question: &AuthzQuestion) -> Result<AuthzAnswer, String> {
+        self.authorization(question)
+    }
+
+    fn authz_report(&self) -> Vec<AuthzReport> {
+        self.authorization_reports()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `meshctl`: what people type to see what an agent does. One file per command.
 
+mod authz;
 mod certificates;
 mod check;
 mod client;
@@ -82,6 +83,11 @@ enum Command {
         #[command(subcommand)]
         command: Authn,
     },
+    /// Questions about authorization
+    Authz {
+        #[command(subcommand)]
+        command: authz::Command,
+    },
     /// Shows the configuration in force, its warnings, and the last one that was refused
     Config,
     /// Lists certificates and when they expire
@@ -136,6 +142,7 @@ async fn carry_out(cli: &Cli, printer: &mut Printer<impl Write>) -> Result<u8, C
         Command::Authn {
             command: Authn::TlsCheck(arguments),
         } => return tls_check::run(&client()?, printer, arguments).await,
+        Command::Authz { command } => return authz::run(&client()?, printer, command).await,
         Command::Config => config::run(&client()?, printer).await?,
         Command::Certificates => certificates::run(&client()?, printer).await?,
         Command::Version => version::run(client(), printer).await?,
@@ -228,6 +235,12 @@ mod tests {
             ),
             ("authn tls-check nope", ERROR, "no workload nope"),
             ("authn tls-check no&pe", ERROR, "is not a name"),
+            (
+                "authz check reviews --from sleep --port 9080 --path /",
+                FOUND,
+                "DENIED: explicitly denied by default/no-sleep",
+            ),
+            ("authz report", 0, "would be denied"),
             ("config", 0, "Refused 1m5s ago"),
             ("certificates", 0, "Root"),
             ("version -o json", 0, "\"node\": \"n1\""),

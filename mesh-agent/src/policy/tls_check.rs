@@ -146,7 +146,13 @@ pub fn tls_check(
 }
 
 /// The workload that `text` (`<name>[.<namespace>]`) names.
-fn find_workload<'a>(registry: &'a Registry, text: &str) -> Result<&'a Workload, TlsCheckError> {
+///
+/// # Errors
+/// Where there is none.
+pub fn find_workload<'a>(
+    registry: &'a Registry,
+    text: &str,
+) -> Result<&'a Workload, TlsCheckError> {
     let in_default = format!("{text}.{DEFAULT_NAMESPACE}");
     // Names may contain dots, so whole names are compared, the longer reading last.
     [text, &in_default]

@@ -10,12 +10,13 @@ use http::StatusCode;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::application::{self, Application, Caller, Refused};
 use super::copy::{Duplex, Transferred, copy_both};
 use super::hbone::{self, IncomingTunnel, Refusal, TunnelHandler};
-use super::notes::{Arrival, Transport};
+use super::notes::Transport;
 use super::{Local, Node};
 use crate::identity::Certificates;
-use crate::netns::{BoxFuture, Sockets};
+use crate::netns::BoxFuture;
 use crate::policy::MtlsMode;
 
 /// Pause after a failed accept, such as on too many open files.
@@ -110,50 +111,27 @@ impl Inbound {
             return Ok(());
         }
         let _ = stream.set_nodelay(true);
-        let arrival = Arrival {
-            transport: Transport::Plain,
+        let caller = Caller {
+            address: client,
             identity: None,
+            transport: Transport::Plain,
         };
-        match self.connect(application, client, arrival).await {
+        match application::open(&self.node, &self.local, caller, application).await {
             Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
                 .await
                 .map_err(io::Error::other),
             Err(error) => {
                 stream.abort();
-                Err(error)
+                Err(error.into())
             }
         }
-    }
-
-    /// To the application, which sees `client` as its peer.
-    async fn connect(
-        &self,
-        application: SocketAddr,
-        client: SocketAddr,
-        arrival: Arrival,
-    ) -> io::Result<TcpStream> {
-        self.node.notes.inbound(client, application, arrival);
-        let connected = self
-            .local
-            .sockets
-            .connect(Some(application.ip()), application, Some(client))
-            .await;
-        if connected
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-            && let Err(error) = self
-                .node
-                .datapath
-                .sync_listening(self.local.sockets.namespace(), false)
-        {
-            tracing::warn!(workload = %self.local.workload.name, %error, "cannot read listening ports");
-        }
-        connected
     }
 }
 
 impl TunnelHandler for Inbound {
-    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<TcpStream, Refusal>> {
+    type Io = Application;
+
+    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Application, Refusal>> {
         Box::pin(async move {
             let application = tunnel.authority;
             if !self.local.workload.addresses.contains(&application.ip()) {
@@ -163,18 +141,22 @@ impl TunnelHandler for Inbound {
                 );
                 return Err(Refusal::new(StatusCode::BAD_REQUEST, reason));
             }
-            let client = tunnel.forwarded_for.unwrap_or(tunnel.peer_address);
-            let arrival = Arrival {
-                transport: Transport::Hbone,
+            let caller = Caller {
+                address: tunnel.forwarded_for.unwrap_or(tunnel.peer_address),
                 identity: Some(tunnel.peer_identity),
+                transport: Transport::Hbone,
             };
-            self.connect(application, client, arrival)
+            application::open(&self.node, &self.local, caller, application)
                 .await
-                .map_err(|error| {
-                    Refusal::new(
+                .map_err(|refused| match refused {
+                    // As ztunnel answers.
+                    Refused::Policy(_) => {
+                        Refusal::new(StatusCode::UNAUTHORIZED, refused.to_string())
+                    }
+                    Refused::Unreachable(error) => Refusal::new(
                         StatusCode::SERVICE_UNAVAILABLE,
                         format!("cannot connect to {application}: {error}"),
-                    )
+                    ),
                 })
         })
     }

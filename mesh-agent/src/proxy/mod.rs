@@ -1,7 +1,8 @@
 //! Connections in user space, in the order in which they travel: outbound
 //! (from an application), http or tcp, upstream (this node, hbone, or plain),
-//! inbound (to an application).
+//! inbound and application (to an application).
 
+pub mod application;
 pub mod copy;
 pub mod hbone;
 pub mod http;
@@ -34,6 +35,10 @@ pub struct Node {
     pub locals: ArcSwap<Locals>,
     /// What became of connections, for people.
     pub notes: notes::Notes,
+    /// What is open by leave of the policies.
+    pub admissions: Arc<application::Admissions>,
+    /// What the policies had to say, for people.
+    pub reports: application::Reports,
 }
 
 /// The workloads of this node. Immutable: an enrolment makes a new one.

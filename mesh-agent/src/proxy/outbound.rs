@@ -24,7 +24,7 @@ use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, Service
 
 /// On a port without a declared protocol the client has this long to speak
 /// first; then the server is connected to, in case it is its turn.
-const CLIENT_FIRST: Duration = Duration::from_millis(50);
+pub(super) const CLIENT_FIRST: Duration = Duration::from_millis(50);
 /// A client that has begun to speak has this long to say enough to tell HTTP from others.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, such as on too many open files.
@@ -274,7 +274,7 @@ impl Outbound {
 
 /// Reads until the bytes tell the protocol, the stream ends, or time is up:
 /// `patience` for the first byte (none: as long as it takes), then [`SNIFF_TIMEOUT`].
-async fn read_more(
+pub(super) async fn read_more(
     stream: &mut (impl AsyncRead + Unpin),
     bytes: &mut BytesMut,
     patience: Option<Duration>,

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::application::{self, Application, Caller};
 use super::copy::Duplex;
 use super::hbone::{HBONE_PORT, TunnelPool, TunnelRequest, TunnelStream};
 use super::http::{Connector, Target};
@@ -64,7 +65,7 @@ impl Upstream {
         let from = source.workload.address_like(target.address.ip());
         let io = match (transport, destination) {
             (Transport::SameNode, Some(destination)) => {
-                Io::Tcp(self.same_node(destination, target).await?)
+                Io::Application(Box::new(self.same_node(destination, target).await?))
             }
             (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
             _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
@@ -89,23 +90,19 @@ impl Upstream {
     }
 
     /// Straight into the other namespace, as its own address, which the
-    /// kernel's inbound steering leaves alone.
-    async fn same_node(&self, destination: &Local, target: &Target) -> io::Result<TcpStream> {
-        let arrival = super::notes::Arrival {
-            transport: Transport::SameNode,
+    /// kernel's inbound steering leaves alone. The same policies hold as for
+    /// connections that come in there.
+    async fn same_node(
+        &self,
+        destination: &Arc<Local>,
+        target: &Target,
+    ) -> io::Result<Application> {
+        let caller = Caller {
+            address: target.client_address,
             identity: Some(target.client.identity.clone()),
+            transport: Transport::SameNode,
         };
-        self.node
-            .notes
-            .inbound(target.client_address, target.address, arrival);
-        destination
-            .sockets
-            .connect(
-                Some(target.address.ip()),
-                target.address,
-                Some(target.client_address),
-            )
-            .await
+        Ok(application::open(&self.node, destination, caller, target.address).await?)
     }
 
     async fn tunnel(&self, source: &Local, target: &Target) -> io::Result<TunnelStream> {
@@ -134,10 +131,14 @@ impl Upstream {
             authority: target.address,
             expected,
         };
-        self.tunnels
-            .open(request)
-            .await
-            .map_err(|error| io::Error::new(io::ErrorKind::ConnectionRefused, error))
+        self.tunnels.open(request).await.map_err(|error| {
+            let kind = if error.is_denied() {
+                io::ErrorKind::PermissionDenied
+            } else {
+                io::ErrorKind::ConnectionRefused
+            };
+            io::Error::new(kind, error)
+        })
     }
 }
 
@@ -187,8 +188,10 @@ impl Connector for Upstream {
 
 /// A connection to an endpoint.
 pub enum Io {
-    /// On this node, or plain.
+    /// Plain.
     Tcp(TcpStream),
+    /// On this node.
+    Application(Box<Application>),
     /// A stream of a tunnel.
     Tunnel(Box<TunnelStream>),
 }
@@ -197,6 +200,7 @@ macro_rules! each {
     ($self:expr, $io:ident => $call:expr) => {
         match $self {
             Io::Tcp($io) => $call,
+            Io::Application($io) => $call,
             Io::Tunnel($io) => $call,
         }
     };

@@ -9,6 +9,7 @@ pub(super) enum Kind {
     VirtualService,
     DestinationRule,
     PeerAuthentication,
+    AuthorizationPolicy,
 }
 
 /// What happens to an object of some kind.
@@ -31,13 +32,14 @@ const NETWORKING: &[&str] = &[
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Service,
         Self::WorkloadEntry,
         Self::ServiceEntry,
         Self::VirtualService,
         Self::DestinationRule,
         Self::PeerAuthentication,
+        Self::AuthorizationPolicy,
     ];
 
     /// As it stands in `kind`.
@@ -49,6 +51,7 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
@@ -56,7 +59,7 @@ impl Kind {
     pub(super) fn api_versions(self) -> &'static [&'static str] {
         match self {
             Self::Service => SERVICE,
-            Self::PeerAuthentication => SECURITY,
+            Self::PeerAuthentication | Self::AuthorizationPolicy => SECURITY,
             _ => NETWORKING,
         }
     }
@@ -68,7 +71,7 @@ pub(super) fn treatment(name: &str) -> Treatment {
         return Treatment::Applied(kind);
     }
     match name {
-        "AuthorizationPolicy" | "RequestAuthentication" => Treatment::Refused,
+        "RequestAuthentication" => Treatment::Refused,
         _ => Treatment::NotApplied,
     }
 }

@@ -2,6 +2,7 @@
 //! checked field by field. Every message names file, document, object, field
 //! and reason.
 
+pub mod authorization_policy;
 pub mod destination_rule;
 mod documents;
 mod kinds;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+pub use authorization_policy::AuthorizationPolicySpec;
 pub use destination_rule::DestinationRuleSpec;
 pub use documents::MAX_FILE_BYTES;
 pub use parse::parse;
@@ -94,6 +96,8 @@ pub struct ResourceSet {
     pub destination_rules: Vec<Resource<DestinationRuleSpec>>,
     /// Istio `PeerAuthentication`.
     pub peer_authentications: Vec<Resource<PeerAuthenticationSpec>>,
+    /// Istio `AuthorizationPolicy`.
+    pub authorization_policies: Vec<Resource<AuthorizationPolicySpec>>,
     /// What was noticed while they were read.
     pub warnings: Vec<Finding>,
 }
@@ -107,6 +111,7 @@ impl ResourceSet {
             + self.virtual_services.len()
             + self.destination_rules.len()
             + self.peer_authentications.len()
+            + self.authorization_policies.len()
     }
 
     /// Whether there is none.

@@ -11,7 +11,8 @@ use super::documents;
 use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
 use super::{
-    Finding, Meta, Origin, Resource, ResourceSet, Severity, destination_rule, virtual_service,
+    Finding, Meta, Origin, Resource, ResourceSet, Severity, authorization_policy, destination_rule,
+    virtual_service,
 };
 
 /// Namespace of objects that do not name one.
@@ -202,6 +203,11 @@ impl Reader {
                 let check = super::PeerAuthenticationSpec::check;
                 set.peer_authentications
                     .push(typed(meta, spec, check, findings)?);
+            }
+            Kind::AuthorizationPolicy => {
+                let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(authorization_policy::validate(&resource));
+                set.authorization_policies.push(resource);
             }
             Kind::VirtualService => {
                 let resource = typed(meta, spec, |_, _, _| {}, findings)?;

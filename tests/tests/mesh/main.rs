@@ -1,6 +1,7 @@
 //! What Undermesh promises, shown with real kernel programs, real namespaces,
 //! real TLS and unmodified clients and servers.
 
+mod authorization;
 mod bookinfo;
 mod bpftool;
 mod canary;

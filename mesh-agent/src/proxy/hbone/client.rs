@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use http::{Method, Request, Uri, header};
+use http::{Method, Request, StatusCode, Uri, header};
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -88,6 +88,14 @@ pub enum TunnelError {
         /// The peer.
         node: SocketAddr,
     },
+}
+
+impl TunnelError {
+    /// Whether the peer said that the source may not talk to the destination.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. }
+            if matches!(refusal.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+    }
 }
 
 /// All connections to other nodes. Clones share them; when the last clone is

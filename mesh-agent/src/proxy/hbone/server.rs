@@ -76,9 +76,12 @@ pub struct IncomingTunnel {
 
 /// Decides about tunnels.
 pub trait TunnelHandler: Send + Sync + 'static {
+    /// A connection to an application.
+    type Io: Duplex;
+
     /// Connects to the application, or says why not. Dropped when the client
     /// gives up first.
-    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<TcpStream, Refusal>>;
+    fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Self::Io, Refusal>>;
 
     /// A tunnel that was opened has ended. Not called for tunnels that are cut
     /// off because `serve` was dropped.

@@ -43,6 +43,15 @@ impl Failure {
         }
     }
 
+    /// As if the destination had looked at the request and answered.
+    fn denied() -> Self {
+        Self {
+            status: StatusCode::FORBIDDEN,
+            flag: "-",
+            reason: "RBAC: access denied".to_owned(),
+        }
+    }
+
     fn timeout() -> Self {
         Self {
             status: StatusCode::GATEWAY_TIMEOUT,
@@ -196,6 +205,9 @@ impl<C: Connector> Exchange<'_, C> {
                     }
                     None
                 }
+                Ok(Err(SendError::Connect { cause, .. })) if cause.is_denied() => {
+                    return Err(Failure::denied());
+                }
                 Ok(Err(SendError::Connect {
                     cause,
                     head: unsent,
@@ -314,6 +326,7 @@ impl<C: Connector> Exchange<'_, C> {
             endpoint,
             protocol,
             tls: self.plan.policy.tls,
+            policy_epoch: self.context.snapshot.load().authorization.epoch,
         }
     }
 }

@@ -17,7 +17,7 @@ const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path
 
 /// Why a request cannot be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadRequest {
+pub(in crate::proxy) enum BadRequest {
     /// HTTP/1.1 requires one (RFC 9112, section 3.2).
     #[error("the request has no Host header")]
     NoHost,
@@ -33,7 +33,7 @@ pub(super) enum BadRequest {
 }
 
 /// Host and port that a request is for; empty only for HTTP/1.0.
-pub(super) fn authority<B>(request: &Request<B>) -> Result<&str, BadRequest> {
+pub(in crate::proxy) fn authority<B>(request: &Request<B>) -> Result<&str, BadRequest> {
     if let Some(authority) = request.uri().authority() {
         return Ok(authority.as_str());
     }
@@ -47,7 +47,7 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<&str, BadRequest> {
 }
 
 /// Whether a request is gRPC: its content type says so (gRPC over HTTP/2, "Content-Type").
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(in crate::proxy) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
@@ -55,7 +55,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Whether a request asks for another protocol on its connection.
-pub(super) fn is_upgrade(parts: &request::Parts) -> bool {
+pub(in crate::proxy) fn is_upgrade(parts: &request::Parts) -> bool {
     parts.version == Version::HTTP_11
         && (parts.method == Method::CONNECT
             || (parts.headers.contains_key(UPGRADE) && names(&parts.headers, "upgrade")))

@@ -4,7 +4,7 @@ mod answer;
 mod connector;
 mod exchange;
 mod forward;
-mod message;
+pub(super) mod message;
 mod pool;
 mod record;
 mod request_body;
@@ -30,11 +30,11 @@ use crate::registry::{Service, Workload};
 use crate::snapshot::Snapshot;
 
 /// Streams that a client may have open on one HTTP/2 connection; more have to wait.
-const MAX_CONCURRENT_STREAMS: u32 = 1000;
+pub(super) const MAX_CONCURRENT_STREAMS: u32 = 1000;
 /// HTTP/2 flow control window of a stream, in bytes.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
 /// HTTP/2 flow control window of a connection, in bytes.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+pub(super) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// Version that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,6 +36,8 @@ pub(super) struct Key {
     pub(super) endpoint: EndpointAddress,
     pub(super) protocol: UpstreamProtocol,
     pub(super) tls: UpstreamTls,
+    /// Under which policies it was made: others decide about a new one.
+    pub(super) policy_epoch: u64,
 }
 
 /// Protocol of a connection to an endpoint.

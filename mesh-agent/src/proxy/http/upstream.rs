@@ -336,3 +336,12 @@ pub(super) enum ConnectError {
     #[error("HTTP handshake: {0}")]
     Handshake(hyper::Error),
 }
+
+impl ConnectError {
+    /// Whether a policy of the destination forbids the connection (not the
+    /// system, whose refusals have a number).
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::Io(error)
+            if error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none())
+    }
+}

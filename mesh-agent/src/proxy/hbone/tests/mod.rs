@@ -77,6 +77,8 @@ const FORBIDDEN_PORT: u16 = 1;
 const SILENT_PORT: u16 = 2;
 
 impl TunnelHandler for Handler {
+    type Io = TcpStream;
+
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<TcpStream, Refusal>> {
         Box::pin(async move {
             let authority = tunnel.authority;

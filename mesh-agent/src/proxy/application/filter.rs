@@ -1,0 +1,92 @@
+//! Stands between a caller and an application where policies ask for what the
+//! bytes say: finds out whether they are HTTP, and goes on accordingly.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::pipe::Pipe;
+use super::{Caller, admitted, denied, http, told};
+use crate::policy::authorization::{Payload, Verdict};
+use crate::proxy::copy::{Duplex, Transferred, copy_both};
+use crate::proxy::http::HttpVersion;
+use crate::proxy::outbound::{CLIENT_FIRST, read_more};
+use crate::proxy::replay::Replay;
+use crate::proxy::sniff::Sniffed;
+use crate::proxy::{Local, Node};
+use crate::registry::Protocol;
+
+/// Serves one connection to its end.
+pub(super) async fn run(
+    node: Arc<Node>,
+    local: Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+    pipe: Pipe,
+) {
+    let client = caller.address;
+    let workload = local.workload.name.clone();
+    if let Err(error) = filter(&node, &local, caller, application, pipe).await {
+        tracing::debug!(%workload, %client, %error, "filtered connection ended");
+    }
+}
+
+async fn filter(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+    mut pipe: Pipe,
+) -> io::Result<()> {
+    let declared = {
+        let snapshot = node.snapshot.load();
+        (snapshot.authorization).protocol(&local.workload, application.port())
+    };
+    let is_http = matches!(declared, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
+    let mut bytes = BytesMut::new();
+    // Where HTTP is not declared it may be the server that speaks first.
+    let patience = (!is_http).then_some(CLIENT_FIRST);
+    let sniffed = read_more(&mut pipe, &mut bytes, patience).await?;
+    let stream = Replay::new(bytes, pipe);
+    let version = match sniffed {
+        Sniffed::Http2 => HttpVersion::Http2,
+        Sniffed::Http1 => HttpVersion::Http1,
+        // What is no HTTP gets the HTTP server's answer.
+        _ if is_http => HttpVersion::Http1,
+        _ => return as_bytes(node, local, caller, application, stream).await,
+    };
+    http::serve(node, local, caller, application, version, stream).await
+}
+
+/// Not HTTP, or not known: nothing may pass by an attribute of HTTP. So what
+/// passes here may pass whatever it turns out to be.
+async fn as_bytes(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+    mut stream: Replay<Pipe>,
+) -> io::Result<()> {
+    let decision = {
+        let snapshot = node.snapshot.load();
+        let connection = caller.connection(application);
+        (snapshot.authorization).decide(&local.workload, &connection, Payload::Tcp)
+    };
+    if decision.verdict != Verdict::Allow {
+        denied(node, local, &caller, application, &decision.reason);
+        stream.abort();
+        return Ok(());
+    }
+    told(node, &local.workload, &caller, application, decision);
+    match admitted(node, local, caller, application).await {
+        Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
+            .await
+            .map_err(io::Error::other),
+        Err(error) => {
+            stream.abort();
+            Err(error.into())
+        }
+    }
+}

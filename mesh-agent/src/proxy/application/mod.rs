@@ -1,0 +1,277 @@
+//! The last step of every connection to a local application, however it came:
+//! AuthorizationPolicy, then the application's socket. Where only the requests
+//! can tell, a filter stands between.
+
+mod admissions;
+mod filter;
+mod http;
+mod pipe;
+mod reports;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+pub use admissions::{Admissions, Revocable};
+use pipe::Pipe;
+pub use reports::{Event, Report, Reports};
+
+use super::copy::Duplex;
+use super::notes::{Arrival, Transport};
+use super::{Local, Node};
+use crate::identity::Identity;
+use crate::netns::Sockets;
+use crate::policy::authorization::{Connection, Decision, Reason, Verdict};
+use crate::registry::Workload;
+use crate::snapshot::Snapshot;
+
+/// Who connects to an application.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The client's address, which the application sees.
+    pub address: SocketAddr,
+    /// Who it is, where that is known.
+    pub identity: Option<Identity>,
+    /// How the bytes came.
+    pub transport: Transport,
+}
+
+impl Caller {
+    /// The connection as policies see it.
+    fn connection(&self, destination: SocketAddr) -> Connection<'_> {
+        Connection {
+            source: self.identity.as_ref(),
+            source_ip: self.address.ip(),
+            destination,
+        }
+    }
+}
+
+/// Why there is no connection to an application.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// A policy forbids it.
+    #[error("connection closed due to policy rejection: {0}")]
+    Policy(Reason),
+    /// The application does not accept it.
+    #[error(transparent)]
+    Unreachable(#[from] io::Error),
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Unreachable(error) => error,
+            Refused::Policy(_) => Self::new(io::ErrorKind::PermissionDenied, refused),
+        }
+    }
+}
+
+/// A connection to an application, or to the filter before it.
+pub enum Application {
+    /// To the application; a change of policy may revoke it.
+    Direct(Revocable<TcpStream>),
+    /// To the filter that looks at the requests.
+    Filtered(Pipe),
+}
+
+/// Connects to an application of this node on behalf of `caller`, if the
+/// policies let it.
+///
+/// # Errors
+/// Where a policy forbids it, or the application does not accept it.
+pub async fn open(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+) -> Result<Application, Refused> {
+    let decision = {
+        let snapshot = node.snapshot.load();
+        let connection = caller.connection(application);
+        (snapshot.authorization).connection(&local.workload, &connection)
+    };
+    match decision.verdict {
+        Verdict::Deny => {
+            denied(node, local, &caller, application, &decision.reason);
+            Err(Refused::Policy(decision.reason))
+        }
+        Verdict::NeedsHttp => {
+            let (near, far) = Pipe::pair();
+            let (node, local) = (node.clone(), local.clone());
+            tokio::spawn(filter::run(node, local, caller, application, far));
+            Ok(Application::Filtered(near))
+        }
+        Verdict::Allow => {
+            told(node, &local.workload, &caller, application, decision);
+            let stream = admitted(node, local, caller, application).await?;
+            Ok(Application::Direct(stream))
+        }
+    }
+}
+
+/// After a change of the configuration: closes what it forbids, and reports of
+/// what is open what policies that only report have to say.
+pub fn recheck(node: &Node, snapshot: &Snapshot) {
+    let rechecked = node.admissions.recheck(snapshot);
+    if rechecked.closed > 0 {
+        let closed = rechecked.closed;
+        tracing::info!(closed, "connections that the policies forbid are closed");
+    }
+    // Once for each change of the policies, not of anything else.
+    if snapshot.authorization.epoch != snapshot.generation {
+        return;
+    }
+    for (workload, caller, to, decision) in rechecked.open {
+        told(node, &workload, &caller, to, decision);
+    }
+}
+
+/// A connection that was allowed: open until its end, or until a policy forbids it.
+async fn admitted(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+) -> Result<Revocable<TcpStream>, Refused> {
+    // Before the connection is made: a policy that comes meanwhile finds it.
+    let admission = node
+        .admissions
+        .bytes(local.workload.clone(), caller.clone(), application);
+    let stream = connect(node, local, &caller, application).await?;
+    Ok(Revocable::new(stream, admission))
+}
+
+/// To the application, which sees the caller's address as its peer.
+async fn connect(
+    node: &Node,
+    local: &Local,
+    caller: &Caller,
+    application: SocketAddr,
+) -> io::Result<TcpStream> {
+    let arrival = Arrival {
+        transport: caller.transport,
+        identity: caller.identity.clone(),
+    };
+    node.notes.inbound(caller.address, application, arrival);
+    let connected = local
+        .sockets
+        .connect(Some(application.ip()), application, Some(caller.address))
+        .await;
+    let refused = connected
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if refused
+        && let Err(error) = node
+            .datapath
+            .sync_listening(local.sockets.namespace(), false)
+    {
+        tracing::warn!(workload = %local.workload.name, %error, "cannot read listening ports");
+    }
+    connected
+}
+
+/// Counts a refusal, and says so.
+fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &Reason) {
+    tracing::info!(
+        workload = %local.workload.name,
+        client = %caller.address,
+        identity = caller.identity.as_ref().map(tracing::field::display),
+        port = to.port(),
+        %reason,
+        "connection denied"
+    );
+    let reason = reason.to_string();
+    report(node, &local.workload, caller, to, Event::Denied, reason);
+}
+
+/// Reports what policies that only report have to say.
+fn told(node: &Node, workload: &Workload, caller: &Caller, to: SocketAddr, decision: Decision) {
+    if let Some(reason) = decision.would_deny {
+        let reason = reason.to_string();
+        report(node, workload, caller, to, Event::WouldBeDenied, reason);
+    }
+    for policy in decision.audited {
+        report(node, workload, caller, to, Event::Audited, policy);
+    }
+}
+
+fn report(
+    node: &Node,
+    workload: &Workload,
+    caller: &Caller,
+    to: SocketAddr,
+    event: Event,
+    by: String,
+) {
+    let source = match &caller.identity {
+        Some(identity) => identity.to_string(),
+        None => caller.address.ip().to_string(),
+    };
+    let workload = workload.name.to_string();
+    node.reports.add(event, workload, to.port(), source, by);
+}
+
+macro_rules! each {
+    ($self:expr, $io:ident => $call:expr) => {
+        match $self {
+            Application::Direct($io) => $call,
+            Application::Filtered($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Application {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Application {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, io => io.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+impl Duplex for Application {
+    fn abort(&mut self) {
+        each!(self, io => io.abort());
+    }
+
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        each!(self, io => io.poll_aborted(cx))
+    }
+}

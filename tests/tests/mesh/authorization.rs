@@ -1,0 +1,312 @@
+//! AuthorizationPolicy: who may reach what, between nodes, on one node, and
+//! from outside of the mesh.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use mesh_tests::{
+    Agent, Lab, Node, Process, Reply, ServicePort, Workload, eventually, service, workload_entries,
+};
+
+/// How long a change of policy may take until it holds.
+const LIVE: Duration = Duration::from_secs(5);
+
+/// `friend` and `stranger` on node a ask `near` on node a and `far` on node b,
+/// each of which serves HTTP on port 80 and echoes on port 90; `outside` is not in the mesh.
+struct Shop {
+    a: Agent,
+    _b: Agent,
+    _servers: Vec<Process>,
+    friend: Workload,
+    stranger: Workload,
+    outside: Workload,
+    near: Workload,
+    far: Workload,
+    lab: Lab,
+}
+
+impl Shop {
+    fn start() -> Self {
+        let lab = Lab::new();
+        let workload = |node, name| lab.workload(node, name, &[("app", name)]);
+        let (friend, stranger) = (workload(Node::A, "friend"), workload(Node::A, "stranger"));
+        let (near, far) = (workload(Node::A, "near"), workload(Node::B, "far"));
+        let outside = lab.workload(Node::Outside, "outside", &[]);
+        let mut servers = Vec::new();
+        for server in [&near, &far] {
+            servers.push(server.serve(9080, "bookinfo", &["details"]));
+            servers.push(server.serve(9090, "bookinfo", &["echo", "--listen", "[::]:9090"]));
+        }
+        let all = [&friend, &stranger, &near, &far];
+        lab.configure("workloads.yaml", &workload_entries(&all));
+        for (name, host) in [("near", 40), ("far", 41)] {
+            let port = |name, port, target| ServicePort { name, port, target };
+            let ports = [port("http", 80, 9080), port("tcp", 90, 9090)];
+            lab.configure(&format!("{name}.yaml"), &service(name, host, &ports));
+        }
+        let shop = Self {
+            a: Agent::start(&lab, Node::A),
+            _b: Agent::start(&lab, Node::B),
+            _servers: servers,
+            friend,
+            stranger,
+            outside,
+            near,
+            far,
+            lab,
+        };
+        for url in ["http://near/", "http://far/"] {
+            shop.until(&shop.friend, &[url], 200);
+        }
+        shop
+    }
+
+    /// Puts a policy for both servers in force, and waits until it holds on both nodes.
+    fn policy(&self, spec: &str) {
+        let document = |name: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{name: {name}}}\nspec: {{selector: {{matchLabels: {{app: {name}}}}}, {spec}}}\n"
+            )
+        };
+        self.lab
+            .configure("policy.yaml", &(document("near") + &document("far")));
+    }
+
+    fn until(&self, from: &Workload, arguments: &[&str], status: u16) -> Reply {
+        let mut last = None;
+        eventually(LIVE, "the policy holds", || {
+            let reply = from.curl(arguments);
+            let right = reply.status == status;
+            let said = format!("{arguments:?}: {reply:?}");
+            last = Some(reply);
+            if right { Ok(()) } else { Err(said) }
+        });
+        last.expect("there was a reply")
+    }
+}
+
+#[test]
+fn only_who_is_allowed_passes_on_one_node_and_between_nodes() {
+    let shop = Shop::start();
+    shop.policy("rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/friend]}}]}]");
+    for url in ["http://near/", "http://far/"] {
+        let denied = shop.until(&shop.stranger, &[url], 403);
+        assert_eq!(denied.body.trim_end(), "RBAC: access denied");
+        assert_eq!(shop.friend.curl(&[url]).status, 200);
+    }
+    for server in [&shop.near, &shop.far] {
+        // Without an identity, and without a service that declares HTTP.
+        let address = format!("http://{}:9080/", server.v4);
+        let reply = shop.outside.curl(&[&address]);
+        assert!(
+            reply.status == 0 && reply.body.is_empty(),
+            "a reset, before or after the first byte: {reply:?}"
+        );
+        let reply = shop.stranger.curl(&[&address]);
+        assert_eq!(reply.status, 0, "{reply:?}");
+        assert_eq!(shop.friend.curl(&[&address]).status, 200);
+    }
+    let report = shop.a.meshctl(&["authz", "report"]).success();
+    assert!(
+        report.contains("near.default")
+            && report.contains("spiffe://cluster.local/ns/default/sa/stranger"),
+        "{report}"
+    );
+}
+
+#[test]
+fn requests_are_allowed_and_denied_one_by_one() {
+    let shop = Shop::start();
+    shop.policy(
+        "action: DENY, rules: [{to: [{operation: {paths: [\"/admin*\"], ports: [\"9080\"]}}]}, \
+         {to: [{operation: {methods: [DELETE], ports: [\"9080\"]}}], \
+          from: [{source: {namespaces: [default]}}]}]",
+    );
+    let by_address = format!("http://{}:9080", shop.near.v4);
+    for (client, base) in [
+        (&shop.friend, "http://near"),
+        (&shop.friend, "http://far"),
+        (&shop.friend, by_address.as_str()),
+        (&shop.outside, by_address.as_str()),
+    ] {
+        for version in ["--http1.1", "--http2-prior-knowledge"] {
+            let ask = |path: &str, status| {
+                let url = format!("{base}{path}");
+                shop.until(client, &[version, "--path-as-is", &url], status)
+            };
+            let denied = ask("/admin", 403);
+            assert_eq!(denied.body, "RBAC: access denied");
+            ask("/x/../admin", 403);
+            ask("/%61dmin?x", 403);
+            ask("/", 200);
+            let seen = ask("/x/.././headers?a=/../b", 200);
+            assert!(seen.body.contains("/headers?a=/../b"), "{seen:?}");
+        }
+        let posted = client.curl(&["--data-binary", "some bytes", &format!("{base}/echo")]);
+        assert_eq!((posted.status, posted.body.as_str()), (200, "some bytes"));
+        let deleted = client.curl(&["-X", "DELETE", &format!("{base}/")]);
+        let expected = if client.name == "outside" { 200 } else { 403 };
+        assert_eq!(deleted.status, expected, "{deleted:?}");
+    }
+    let peer = shop.friend.curl(&["-4", "http://far/peer"]);
+    assert!(
+        peer.body.contains(&shop.friend.v4.to_string()),
+        "the application sees the true client through the filter: {peer:?}"
+    );
+    // Several requests over one connection, some of them denied.
+    let urls = [
+        "http://near/",
+        "http://near/admin",
+        "http://near/",
+        "http://near/",
+    ];
+    let said = shop.friend.run(
+        "curl",
+        &[
+            &["-s", "-w", "%{http_code},%{num_connects}\n"][..],
+            &urls.map(|u| u),
+        ]
+        .concat()
+        .into_iter()
+        .flat_map(|word| {
+            if word.starts_with("http") {
+                vec!["-o", "/dev/null", word]
+            } else {
+                vec![word]
+            }
+        })
+        .collect::<Vec<_>>(),
+    );
+    assert_eq!(said.stdout, "200,1\n403,0\n200,0\n200,0\n", "{said:?}");
+}
+
+#[test]
+fn an_attribute_of_http_closes_a_tcp_port() {
+    let shop = Shop::start();
+    shop.policy("action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]");
+    for name in ["near", "far"] {
+        shop.until(
+            &shop.friend,
+            &["-X", "DELETE", &format!("http://{name}/")],
+            403,
+        );
+        let mut connection = Connection::open(&shop.friend, name);
+        assert_eq!(connection.say("hello"), None, "{name}: port 90 is TCP");
+    }
+}
+
+/// An open connection to the echo server of a service.
+struct Connection {
+    client: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Connection {
+    fn open(from: &Workload, name: &str) -> Self {
+        let script = format!(
+            "import socket, sys\n\
+             s = socket.create_connection(('{name}', 90))\n\
+             for line in sys.stdin:\n\
+             \ttry:\n\
+             \t\ts.sendall(line.encode())\n\
+             \t\tgot = s.recv(100).decode()\n\
+             \t\tprint(got.strip() or 'END', flush=True)\n\
+             \texcept OSError as e:\n\
+             \t\tprint('ERROR', e, flush=True)\n"
+        );
+        let mut client = from
+            .command("/usr/bin/python3")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python runs");
+        let lines = BufReader::new(client.stdout.take().expect("piped"));
+        Self { client, lines }
+    }
+
+    /// What comes back; `None` where the connection is gone.
+    fn say(&mut self, text: &str) -> Option<String> {
+        let stdin = self.client.stdin.as_mut().expect("piped");
+        writeln!(stdin, "{text}").ok()?;
+        let mut line = String::new();
+        self.lines.read_line(&mut line).ok()?;
+        let line = line.trim_end();
+        (!line.is_empty() && line != "END" && !line.starts_with("ERROR")).then(|| line.to_owned())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+#[test]
+fn a_change_of_policy_closes_open_connections_that_it_forbids_and_no_other() {
+    let shop = Shop::start();
+    for name in ["near", "far"] {
+        let mut friend = Connection::open(&shop.friend, name);
+        let mut stranger = Connection::open(&shop.stranger, name);
+        assert_eq!(friend.say("one").as_deref(), Some("one"));
+        assert_eq!(stranger.say("one").as_deref(), Some("one"));
+        shop.policy("action: DENY, rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]");
+        shop.until(&shop.stranger, &[&format!("http://{name}/")], 403);
+        assert_eq!(stranger.say("two"), None, "{name}");
+        assert_eq!(friend.say("two").as_deref(), Some("two"), "{name}");
+        shop.lab.unconfigure("policy.yaml");
+        shop.until(&shop.stranger, &[&format!("http://{name}/")], 200);
+        assert_eq!(friend.say("three").as_deref(), Some("three"), "{name}");
+    }
+}
+
+#[test]
+fn a_dry_run_denies_nobody_and_says_whom_it_would() {
+    let shop = Shop::start();
+    shop.lab.configure(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {name: p, annotations: {istio.io/dry-run: \"true\"}}\n\
+         spec: {selector: {matchLabels: {app: near}}, action: DENY, \
+         rules: [{from: [{source: {serviceAccounts: [stranger]}}], to: [{operation: {methods: [GET]}}]}]}\n",
+    );
+    eventually(LIVE, "the report names the stranger", || {
+        assert_eq!(shop.stranger.curl(&["http://near/"]).status, 200);
+        assert_eq!(shop.friend.curl(&["http://near/"]).status, 200);
+        let report = shop.a.meshctl(&["authz", "report"]).success();
+        let line = report.lines().find(|line| line.contains("/sa/stranger"));
+        match line {
+            Some(line) if line.contains("would be denied") && line.contains("default/p") => Ok(()),
+            _ => Err(report),
+        }
+    });
+    let report = shop.a.meshctl(&["authz", "report"]).success();
+    assert!(!report.contains("/sa/friend"), "{report}");
+}
+
+#[test]
+fn a_policy_that_is_not_valid_changes_nothing() {
+    let shop = Shop::start();
+    shop.policy("action: DENY, rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]");
+    shop.until(&shop.stranger, &["http://near/"], 403);
+    shop.policy("action: DENY, rules: [{from: [{source: {serviceAcounts: [stranger]}}]}]");
+    eventually(LIVE, "the error is told", || {
+        let said = shop.a.meshctl(&["config"]).stdout;
+        let wanted = [
+            "policy.yaml",
+            "serviceAcounts",
+            "AuthorizationPolicy default/near",
+        ];
+        if wanted.iter().all(|word| said.contains(word)) {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+    assert_eq!(shop.stranger.curl(&["http://near/"]).status, 403);
+    assert_eq!(shop.friend.curl(&["http://near/"]).status, 200);
+}
