@@ -31,7 +31,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
     remove_folders(path)
 }
 
-fn remove_folders(path: &Path) -> io::Result<()> {
+/// Removes a group and those below, which hold no process. Nothing to do where it is not there.
+pub fn remove_folders(path: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,

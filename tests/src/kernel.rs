@@ -34,14 +34,24 @@ pub fn cgroup2() -> Result<PathBuf> {
     mount_point("cgroup2")?.context("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
 }
 
+/// The mount points of cgroup version 1, where a hybrid system has them: container runtimes use those, too.
+pub fn cgroup1() -> Result<Vec<PathBuf>> {
+    mount_points("cgroup")
+}
+
 fn mount_point(kind: &str) -> Result<Option<PathBuf>> {
+    Ok(mount_points(kind)?.into_iter().next())
+}
+
+fn mount_points(kind: &str) -> Result<Vec<PathBuf>> {
     let mounts =
         fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    Ok(mounts.lines().find_map(|line| {
+    let points = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let (_, path, found) = (fields.next()?, fields.next()?, fields.next()?);
         (found == kind).then(|| PathBuf::from(path))
-    }))
+    });
+    Ok(points.collect())
 }
 
 fn mount_bpffs() -> Result<()> {

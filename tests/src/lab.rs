@@ -341,6 +341,10 @@ fn abandoned(name: &str) -> Option<String> {
 /// Ends everything that runs in the lab of this name and removes all of it.
 fn clean_up(name: &str) -> Result<()> {
     cgroup::remove(&kernel::cgroup2()?.join(name)).context("cannot remove the control groups")?;
+    for hierarchy in kernel::cgroup1()? {
+        cgroup::remove_folders(&hierarchy.join(name))
+            .context("cannot remove control groups of version 1")?;
+    }
     let of_this_lab = format!("{name}-");
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let netns = entry.file_name().to_string_lossy().into_owned();

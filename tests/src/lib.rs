@@ -31,6 +31,6 @@ pub use command::{Outcome, Process, binary, outcome};
 pub use http::Reply;
 pub use kernel::is_root;
 pub use lab::{Lab, sweep};
-pub use resources::{ServicePort, service, workload_entries};
+pub use resources::{ServicePort, container_entries, service, workload_entries};
 pub use wait::{eventually, wait_until};
 pub use workload::{Node, Workload};

@@ -14,6 +14,17 @@ pub struct ServicePort<'a> {
     pub target: u16,
 }
 
+/// The same workloads, found by the ids of their containers.
+pub fn container_entries(containers: &[(&Workload, &str)]) -> String {
+    containers
+        .iter()
+        .map(|(workload, id)| {
+            let netns = format!("undermesh.io/netns: {}", workload.netns);
+            workload_entry(workload).replace(&netns, &format!("undermesh.io/container: \"{id}\""))
+        })
+        .collect()
+}
+
 /// One Istio `WorkloadEntry` for each.
 pub fn workload_entries(workloads: &[&Workload]) -> String {
     workloads

@@ -38,6 +38,7 @@ const RUN: &[&str] = &[
     "bind9-dnsutils",
     "python3",
     "python3-grpcio",
+    "runc",
 ];
 
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
@@ -147,6 +148,7 @@ fn other_systems() -> Result<()> {
         "dnsmasq",
         "dig",
         "python3",
+        "runc",
         "bpf-linker",
     ];
     let missing: Vec<_> = programs

@@ -1,5 +1,6 @@
 //! Sockets inside a workload's network namespace.
 
+mod container;
 mod interface;
 mod namespace;
 mod sockets;

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::container::{self, Found};
 use super::interface;
 use crate::registry::Placement;
 
@@ -24,6 +25,14 @@ pub enum NamespaceError {
     Missing {
         /// What was looked for.
         what: String,
+    },
+    /// Several containers' ids begin so.
+    #[error("{what} is not the only one, write more of its id: {ids}")]
+    Ambiguous {
+        /// What was looked for.
+        what: String,
+        /// Their ids.
+        ids: String,
     },
     /// It is the namespace of the agent itself.
     #[error("{what} is the host's own network namespace, which is not enrolled by namespace")]
@@ -147,30 +156,24 @@ fn locate(placement: &Placement) -> Result<(PathBuf, String), NamespaceError> {
         ),
         Placement::Container(id) => {
             let what = format!("container {id}");
-            match process_of_container(id) {
-                Some(pid) => (format!("/proc/{pid}/ns/net").into(), what),
-                None => return Err(NamespaceError::Missing { what }),
+            match container::find(Path::new("/proc"), id) {
+                Ok(Found::Process(pid)) => (format!("/proc/{pid}/ns/net").into(), what),
+                Ok(Found::Nothing) => return Err(NamespaceError::Missing { what }),
+                Ok(Found::Several(ids)) => {
+                    return Err(NamespaceError::Ambiguous {
+                        what,
+                        ids: ids.join(", "),
+                    });
+                }
+                Err(source) => {
+                    return Err(NamespaceError::Io {
+                        action: "look for",
+                        what,
+                        source,
+                    });
+                }
             }
         }
-    })
-}
-
-/// Container runtimes name the cgroup of a container after its id.
-fn process_of_container(id: &str) -> Option<u32> {
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let named = groups
-            .lines()
-            .filter_map(|line| line.rsplit('/').next())
-            .any(|group| {
-                let group = group.strip_suffix(".scope").unwrap_or(group);
-                group
-                    .rsplit(['-', ':'])
-                    .next()
-                    .is_some_and(|name| name.starts_with(id))
-            });
-        named.then_some(pid)
     })
 }
 

@@ -6,6 +6,7 @@ mod bookinfo;
 mod bpftool;
 mod canary;
 mod configuration;
+mod container;
 mod dns;
 mod interception;
 mod laboratory;
