@@ -47,6 +47,7 @@ impl Lab {
     /// Makes the nodes and the wire.
     pub fn create() -> Result<Self> {
         kernel::check()?;
+        kernel::end_with_parent();
         sweep()?;
         let name = format!(
             "{PREFIX}{}-{}",

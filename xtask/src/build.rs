@@ -4,6 +4,20 @@ use anyhow::Result;
 
 use crate::shell;
 
+/// Where the end-to-end tests look for the project's programs, other than the release build.
+const BINARIES: &str = "UNDERMESH_BIN";
+
+/// The same as [`run`], unless the caller has said where the programs are.
+pub fn unless_given() -> Result<()> {
+    match std::env::var(BINARIES) {
+        Ok(folder) => {
+            println!("Using the programs in {folder} ({BINARIES})");
+            Ok(())
+        }
+        Err(_) => run(),
+    }
+}
+
 /// Builds the kernel programs, the agent, meshctl and the example application.
 pub fn run() -> Result<()> {
     crate::build_ebpf::run(false)?;

@@ -58,13 +58,11 @@ pub fn clean_environment(command: &mut Command) -> &mut Command {
 /// Runs to the end; an error where it does not succeed.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = show(command);
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    if !status.success() {
-        bail!("`{line}` ended with {status}");
+    match crate::supervise::run(command).with_context(|| format!("`{line}`"))? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => bail!("`{line}` ended with {status}"),
+        None => bail!("interrupted"),
     }
-    Ok(())
 }
 
 /// What a command prints, where it succeeds.

@@ -1,9 +1,12 @@
-//! Runs what makes namespaces, control groups and pinned programs as a child,
-//! and removes what it leaves, whatever ends it: success, failure, a panic,
-//! Ctrl-C or SIGTERM.
+//! Runs programs so that none outlives us: each is a process group of its own,
+//! which ends with Ctrl-C, SIGTERM or SIGHUP to us. What makes namespaces,
+//! control groups and pinned programs has them removed, whatever ends it:
+//! success, failure, a panic or a signal. Where we are killed ourselves, the
+//! child is told to end, and the next run removes what it has left.
 
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -26,15 +29,32 @@ pub enum Ended {
 
 /// Runs `command` to the end, then removes every laboratory whose process is gone.
 pub fn supervise(command: &mut Command) -> Result<Ended> {
+    let status = run(command);
+    mesh_tests::sweep().context("cannot clean up")?;
+    match status? {
+        None => Ok(Ended::Interrupted),
+        Some(status) if status.success() => Ok(Ended::Finished),
+        Some(status) => bail!("see above ({status})"),
+    }
+}
+
+/// Runs `command` to the end; no status where a signal to us has ended it.
+pub fn run(command: &mut Command) -> Result<Option<ExitStatus>> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler does nothing that is not async-signal-safe.
         unsafe { libc::signal(signal, pass_on as *const () as libc::sighandler_t) };
     }
-    let mut child = command
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .context("cannot start")?;
+    command.stdin(Stdio::null()).process_group(0);
+    // SAFETY: prctl takes plain numbers and is async-signal-safe.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+        );
+    }
+    let mut child = command.spawn().context("cannot start")?;
     let group = child.id().cast_signed();
     GROUP.store(group, Ordering::SeqCst);
     if INTERRUPTED.load(Ordering::SeqCst) {
@@ -45,15 +65,8 @@ pub fn supervise(command: &mut Command) -> Result<Ended> {
         signal(group, libc::SIGKILL);
     }
     GROUP.store(0, Ordering::SeqCst);
-    mesh_tests::sweep().context("cannot clean up")?;
-
-    if INTERRUPTED.load(Ordering::SeqCst) {
-        return Ok(Ended::Interrupted);
-    }
-    if !status.success() {
-        bail!("see above ({status})");
-    }
-    Ok(Ended::Finished)
+    let interrupted = INTERRUPTED.load(Ordering::SeqCst);
+    Ok((!interrupted).then_some(status))
 }
 
 /// Ends the child and what it has started.

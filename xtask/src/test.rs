@@ -15,7 +15,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if !crate::setup::is_complete() {
         crate::setup::run()?;
     }
-    crate::build::run()?;
+    crate::build::unless_given()?;
 
     println!("Running the unit tests");
     shell::run(

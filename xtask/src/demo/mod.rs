@@ -16,7 +16,7 @@ pub fn run(keep: bool) -> Result<()> {
     if !crate::setup::is_complete() {
         crate::setup::run()?;
     }
-    crate::build::run()?;
+    crate::build::unless_given()?;
     let mut play = shell::command(std::env::current_exe()?);
     play.arg("play").args(keep.then_some("--keep"));
     match supervise(&mut play)? {
