@@ -11,7 +11,8 @@ mod server;
 mod socket;
 
 pub use server::serve;
-pub use socket::{ControlSocket, ControlSocketError};
+pub(crate) use socket::place_socket;
+pub use socket::{ControlSocket, ControlSocketError, SocketFile};
 
 /// Directory in which agents put their control sockets, `<node>.sock` each.
 pub const SOCKET_DIRECTORY: &str = "/run/undermesh";

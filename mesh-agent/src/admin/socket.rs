@@ -3,8 +3,11 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +19,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlSocketError {
     /// Another agent listens on it.
-    #[error("an agent already listens on {0}: stop it, or give this one another --node or socket")]
+    #[error(
+        "an agent already listens on {0} and is not there to be taken over from: stop it, or give this \
+         one another --node or socket"
+    )]
     InUse(PathBuf),
     /// Something that is not a socket has its name.
     #[error("{0} exists and is not a socket: move it away, or give the agent another socket path")]
@@ -40,7 +46,7 @@ pub enum ControlSocketError {
 #[derive(Debug)]
 pub struct ControlSocket {
     pub(super) listener: UnixListener,
-    file: SocketFile,
+    file: Arc<SocketFile>,
 }
 
 impl ControlSocket {
@@ -48,39 +54,67 @@ impl ControlSocket {
     /// given. A socket that a dead agent left behind is replaced.
     pub async fn bind(path: &Path, group: Option<&str>) -> Result<Self, ControlSocketError> {
         let group = group.map(group_id).transpose()?;
-        let directory = path.parent().filter(|parent| *parent != Path::new(""));
-        let directory = directory.unwrap_or(Path::new("."));
-        if !directory.exists() {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o755);
-            builder
-                .create(directory)
-                .map_err(failed("create the directory", directory))?;
-        }
         refuse_if_alive(path).await?;
+        let (listener, file) = place_socket(path, group, |path| UnixListener::bind(path))?;
+        Ok(Self {
+            listener,
+            file: Arc::new(file),
+        })
+    }
 
-        // Between bind and chmod a socket has the mode that the umask gives it. So it is made in
-        // a directory of root's own and moved to its place when it is as it should be.
-        let private = PrivateDirectory::below(directory)?;
-        let unfinished = private.0.join("s");
-        let listener = UnixListener::bind(&unfinished)
-            .map_err(failed("bind a unix socket at", &unfinished))?;
-        if let Some(group) = group {
-            chown(&unfinished, None, Some(group))
-                .map_err(failed("give to the admin group", &unfinished))?;
-        }
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        fs::set_permissions(&unfinished, Permissions::from_mode(mode))
-            .map_err(failed("set the mode of", &unfinished))?;
-        fs::rename(&unfinished, path).map_err(failed("move the control socket to", path))?;
-        let file = SocketFile::of(path)?;
-        Ok(Self { listener, file })
+    /// Goes on with the listening socket of another agent, at the path where that one has put it.
+    pub fn inherit(path: &Path, listener: OwnedFd) -> Result<Self, ControlSocketError> {
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        Ok(Self {
+            listener: UnixListener::from_std(listener)
+                .map_err(failed("go on with the control socket", path))?,
+            file: Arc::new(SocketFile::of(path)?),
+        })
+    }
+
+    /// The listening socket for another process, and the file that is no longer
+    /// ours once that process has it ([`SocketFile::give_away`]).
+    pub fn share(&self) -> io::Result<(OwnedFd, Arc<SocketFile>)> {
+        let listener = self.listener.as_fd().try_clone_to_owned()?;
+        Ok((listener, self.file.clone()))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.file.path
     }
+}
+
+/// Makes a socket at `path` with `bind`: mode 0600, or 0660 and owned by `group`.
+/// What was there before is replaced at one instant.
+pub(crate) fn place_socket<T>(
+    path: &Path,
+    group: Option<u32>,
+    bind: impl FnOnce(&Path) -> io::Result<T>,
+) -> Result<(T, SocketFile), ControlSocketError> {
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    let directory = directory.unwrap_or(Path::new("."));
+    if !directory.exists() {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o755);
+        builder
+            .create(directory)
+            .map_err(failed("create the directory", directory))?;
+    }
+    // Between bind and chmod a socket has the mode that the umask gives it. So it is made in
+    // a directory of root's own and moved to its place when it is as it should be.
+    let private = PrivateDirectory::below(directory)?;
+    let unfinished = private.0.join("s");
+    let socket = bind(&unfinished).map_err(failed("bind a unix socket at", &unfinished))?;
+    if let Some(group) = group {
+        chown(&unfinished, None, Some(group))
+            .map_err(failed("give to the admin group", &unfinished))?;
+    }
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    fs::set_permissions(&unfinished, Permissions::from_mode(mode))
+        .map_err(failed("set the mode of", &unfinished))?;
+    fs::rename(&unfinished, path).map_err(failed("move the socket to", path))?;
+    Ok((socket, SocketFile::of(path)?))
 }
 
 async fn refuse_if_alive(path: &Path) -> Result<(), ControlSocketError> {
@@ -131,9 +165,10 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Contro
 
 /// The file of a socket of ours; removed on drop unless it has become somebody else's.
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
+    given_away: AtomicBool,
 }
 
 impl SocketFile {
@@ -142,12 +177,21 @@ impl SocketFile {
         Ok(Self {
             path: path.to_owned(),
             inode: (found.dev(), found.ino()),
+            given_away: AtomicBool::new(false),
         })
+    }
+
+    /// Another process answers there: the file is not removed.
+    pub fn give_away(&self) {
+        self.given_away.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.given_away.load(Ordering::Relaxed) {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
@@ -232,6 +276,22 @@ mod tests {
             matches!(error, ControlSocketError::NotASocket(_)),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_given_away_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("n1.sock");
+        let first = ControlSocket::bind(&path, None).await.unwrap();
+        let (listener, file) = first.share().unwrap();
+        let second = ControlSocket::inherit(&path, listener).unwrap();
+        file.give_away();
+        drop((first, file));
+        let (_client, accepted) =
+            tokio::join!(UnixStream::connect(&path), second.listener.accept());
+        accepted.unwrap();
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

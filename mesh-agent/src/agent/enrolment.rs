@@ -1,18 +1,22 @@
 //! Which workloads of the configuration are on this node, and their listeners.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mesh_common::ListenerKind;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::listeners::{self, Listeners};
+use super::takeover::{Handed, ListenerRole, Sockets};
 use crate::admin::api::WorkloadState;
 use crate::datapath::{self, Datapath, ListenerPorts};
 use crate::dns::{DnsServer, Nameservers};
 use crate::identity::Certificates;
-use crate::netns::{Namespace, NamespaceError, WorkloadSockets};
+use crate::netns::{Location, NamespaceError, Place, WorkloadSockets};
 use crate::proxy::http::Upstreams;
 use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
@@ -27,7 +31,11 @@ pub(super) struct Enrolment {
     upstreams: Arc<Upstreams<Upstream>>,
     certificates: Arc<Certificates>,
     when_agent_is_down: WhenAgentIsDown,
+    /// Where the control groups are.
+    cgroup2: PathBuf,
     stop: CancellationToken,
+    /// Sockets from the agent before, until their workloads are enrolled.
+    handed: Mutex<Handed>,
     members: Mutex<HashMap<WorkloadName, Member>>,
 }
 
@@ -39,25 +47,45 @@ enum Member {
 
 struct Enrolled {
     local: Arc<Local>,
+    place: Place,
+    /// For the agent that may take over.
+    sockets: Sockets,
     drain: CancellationToken,
+}
+
+/// What the parts of an [`Enrolment`] are told.
+pub(super) struct Settings {
+    /// Name of the node.
+    pub(super) node_name: String,
+    /// For workloads that do not say it themselves.
+    pub(super) when_agent_is_down: WhenAgentIsDown,
+    /// Mount point of cgroup2.
+    pub(super) cgroup2: PathBuf,
 }
 
 impl Enrolment {
     pub(super) fn new(
-        node_name: String,
+        settings: Settings,
         node: Arc<Node>,
         upstreams: Arc<Upstreams<Upstream>>,
         certificates: Arc<Certificates>,
-        when_agent_is_down: WhenAgentIsDown,
+        handed: Handed,
         stop: CancellationToken,
     ) -> Self {
+        let Settings {
+            node_name,
+            when_agent_is_down,
+            cgroup2,
+        } = settings;
         Self {
             node_name,
             node,
             upstreams,
             certificates,
             when_agent_is_down,
+            cgroup2,
             stop,
+            handed: Mutex::new(handed),
             members: Mutex::default(),
         }
     }
@@ -79,19 +107,18 @@ impl Enrolment {
             let keep = match (wanted.get(name), &*member) {
                 (None, _) => false,
                 (Some(workload), Member::Enrolled(enrolled)) => {
-                    let namespace = enrolled.local.sockets.namespace();
+                    let location = enrolled.local.sockets.location();
                     let placement = workload.placement.as_ref();
                     **workload == enrolled.local.workload
-                        && placement.is_some_and(|placement| namespace.is_at(placement))
+                        && placement
+                            .is_some_and(|placement| location.is_at(placement, &self.cgroup2))
                 }
                 (Some(_), _) => true,
             };
             if !keep && let Member::Enrolled(enrolled) = member {
                 tracing::info!(workload = %name, "workload leaves");
                 enrolled.drain.cancel();
-                self.node
-                    .datapath
-                    .remove(enrolled.local.sockets.namespace());
+                self.node.datapath.remove(enrolled.local.sockets.location());
                 self.upstreams.forget(name);
                 self.upstreams.connector().forget(&enrolled.local.workload);
                 changed = true;
@@ -158,25 +185,25 @@ impl Enrolment {
         let Some(placement) = &workload.placement else {
             return Member::Waiting("no placement".to_owned());
         };
-        let namespace = match Namespace::open(placement) {
-            Ok(namespace) => namespace,
+        let location = match Location::find(placement, &self.cgroup2) {
+            Ok(location) => location,
             Err(error @ NamespaceError::Missing { .. }) => {
                 return Member::Waiting(error.to_string());
             }
             Err(error) => return Member::Failed(error.to_string()),
         };
         let other = members.iter().find_map(|(name, member)| match member {
-            Member::Enrolled(enrolled)
-                if enrolled.local.sockets.namespace().cookie() == namespace.cookie() =>
-            {
-                Some(name)
-            }
+            Member::Enrolled(enrolled) if enrolled.place == location.place() => Some(name),
             _ => None,
         });
         if let Some(other) = other {
-            return Member::Waiting(format!("its network namespace is that of {other}"));
+            let what = match location.cgroup {
+                Some(_) => "control group",
+                None => "network namespace",
+            };
+            return Member::Waiting(format!("its {what} is that of {other}"));
         }
-        match self.start(workload.clone(), namespace) {
+        match self.start(workload.clone(), location) {
             Ok(enrolled) => {
                 tracing::info!(workload = %workload.name, identity = %workload.identity, "workload is enrolled");
                 Member::Enrolled(enrolled)
@@ -192,9 +219,14 @@ impl Enrolment {
         }
     }
 
-    fn start(&self, workload: Arc<Workload>, namespace: Namespace) -> anyhow::Result<Enrolled> {
+    fn start(&self, workload: Arc<Workload>, location: Location) -> anyhow::Result<Enrolled> {
         let datapath = &self.node.datapath;
-        let sockets = Arc::new(WorkloadSockets::new(namespace, datapath.marks().clone()));
+        let place = location.place();
+        // In the host's own namespace nothing that arrives is intercepted.
+        let hears_others = location.cgroup.is_none();
+        let sockets = Arc::new(WorkloadSockets::new(location, datapath.marks().clone()));
+        let inherited = self.handed.lock().take(&place);
+        let mut listeners = Listeners::new(&sockets, inherited);
         let local = Arc::new(Local {
             workload,
             sockets: sockets.clone(),
@@ -225,32 +257,27 @@ impl Enrolment {
         // Until all is in place, dropping the guard undoes what was begun.
         let guard = drain.clone().drop_guard();
         let mut ports = ListenerPorts::default();
-        for loopback in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
-            let listener = match sockets.listen(loopback) {
+        for family in [&Family::V4, &Family::V6] {
+            let listener = match listeners.tcp(family.outbound) {
                 Ok(listener) => listener,
                 // IPv6 can be off in a namespace.
-                Err(_) if loopback.is_ipv6() => continue,
+                Err(_) if family == &Family::V6 => continue,
                 Err(error) => return Err(error.into()),
             };
-            let any: IpAddr = if loopback.is_ipv4() {
-                Ipv4Addr::UNSPECIFIED.into()
-            } else {
-                loopback
-            };
-            let questions = sockets.listen_udp(any)?;
+            let questions = listeners.udp(family.dns)?;
             let (outbound_port, dns_port) = (
                 listener.local_addr()?.port(),
                 questions.local_addr()?.port(),
             );
-            if loopback.is_ipv4() {
+            if family == &Family::V4 {
                 (ports.outbound4, ports.dns4) = (outbound_port, dns_port);
             } else {
                 (ports.outbound6, ports.dns6) = (outbound_port, dns_port);
             }
-            datapath.set_listener(sockets.namespace(), ListenerKind::Outbound, &listener)?;
+            if hears_others {
+                let kind = ListenerKind::Outbound;
+                datapath.set_listener(sockets.namespace(), kind, &listener)?;
+            }
             tokio::spawn(outbound::serve(listener, outbound.clone()));
             let nameservers = Arc::new(Aliases {
                 datapath: datapath.clone(),
@@ -258,16 +285,19 @@ impl Enrolment {
             });
             let served = dns.clone().serve_udp(questions, nameservers, drain.clone());
             let name = local.workload.name.clone();
-            tokio::spawn(async move {
+            self.node.connections.spawn(async move {
                 if let Err(error) = served.await {
                     tracing::error!(workload = %name, %error, "DNS is not answered");
                 }
             });
 
-            let plaintext = sockets.listen(loopback)?;
+            if !hears_others {
+                continue;
+            }
+            let plaintext = listeners.tcp(family.inbound)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Inbound, &plaintext)?;
             tokio::spawn(inbound::serve_plaintext(plaintext, inbound.clone()));
-            let tunnels = sockets.listen(loopback)?;
+            let tunnels = listeners.tcp(family.hbone)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
             tokio::spawn(inbound::serve_hbone(tunnels, inbound.clone()));
         }
@@ -280,10 +310,95 @@ impl Enrolment {
                 .unwrap_or(self.when_agent_is_down)
                 == WhenAgentIsDown::Pass,
         };
-        datapath.enrol(sockets.namespace(), &enrolled)?;
+        datapath.enrol(sockets.location(), &enrolled)?;
+        let sockets = listeners.into_kept();
         guard.disarm();
-        Ok(Enrolled { local, drain })
+        Ok(Enrolled {
+            local,
+            place,
+            sockets,
+            drain,
+        })
     }
+
+    /// The places of all workloads that the configuration puts on this node and
+    /// that are there, enrolled or not.
+    pub(super) fn claimed(&self) -> HashSet<Place> {
+        let snapshot = self.node.snapshot.load();
+        let ours = (snapshot.registry.workloads.iter()).filter(|workload| self.is_ours(workload));
+        ours.filter_map(|workload| workload.placement.as_ref())
+            .filter_map(|placement| Location::find(placement, &self.cgroup2).ok())
+            .map(|location| location.place())
+            .collect()
+    }
+
+    /// Why a workload that the agent before has served cannot be served by this one.
+    pub(super) fn failed_to_inherit(&self) -> Option<String> {
+        let handed = self.handed.lock();
+        let snapshot = self.node.snapshot.load();
+        let members = self.members.lock();
+        snapshot.registry.workloads.iter().find_map(|workload| {
+            let Some(Member::Failed(reason)) = members.get(&workload.name) else {
+                return None;
+            };
+            let location = Location::find(workload.placement.as_ref()?, &self.cgroup2).ok()?;
+            let had = handed.was_there(&location.place());
+            had.then(|| format!("{}: {reason}", workload.name))
+        })
+    }
+
+    /// Closes sockets of the agent before that no workload wants.
+    pub(super) fn close_other_sockets(&self) {
+        self.handed.lock().close_others();
+    }
+
+    /// Further descriptors of all workloads' sockets, for the agent that takes over.
+    pub(super) fn share(&self) -> std::io::Result<Vec<(Place, Vec<(ListenerRole, OwnedFd)>)>> {
+        let members = self.members.lock();
+        members
+            .values()
+            .filter_map(|member| match member {
+                Member::Enrolled(enrolled) => Some(enrolled),
+                _ => None,
+            })
+            .map(|enrolled| Ok((enrolled.place.clone(), listeners::share(&enrolled.sockets)?)))
+            .collect()
+    }
+
+    /// Another agent has the workloads: their sockets are closed here, and the
+    /// kernel is not told.
+    pub(super) fn give_away(&self) {
+        let mut members = self.members.lock();
+        for member in members.values_mut() {
+            if let Member::Enrolled(enrolled) = member {
+                enrolled.sockets.clear();
+            }
+        }
+    }
+}
+
+/// What an address family's sockets are for.
+#[derive(PartialEq, Eq)]
+struct Family {
+    outbound: ListenerRole,
+    inbound: ListenerRole,
+    hbone: ListenerRole,
+    dns: ListenerRole,
+}
+
+impl Family {
+    const V4: Self = Self {
+        outbound: ListenerRole::Outbound4,
+        inbound: ListenerRole::Inbound4,
+        hbone: ListenerRole::Hbone4,
+        dns: ListenerRole::Dns4,
+    };
+    const V6: Self = Self {
+        outbound: ListenerRole::Outbound6,
+        inbound: ListenerRole::Inbound6,
+        hbone: ListenerRole::Hbone6,
+        dns: ListenerRole::Dns6,
+    };
 }
 
 /// Name servers behind the aliases that a namespace's questions arrive at.

@@ -2,12 +2,17 @@
 
 mod authz;
 mod enrolment;
+mod listeners;
 mod options;
+mod takeover;
+mod uninstall;
 mod view;
 
 pub use options::{RunOptions, UninstallOptions};
+pub use uninstall::uninstall;
 
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +21,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, ControlSocket};
 use crate::datapath::{Datapath, cgroup2_mount};
@@ -30,7 +36,8 @@ use crate::proxy::upstream::Upstream;
 use crate::resource::Finding;
 use crate::snapshot::{Options, Snapshot};
 use crate::source::{Loaded, directory};
-use enrolment::Enrolment;
+use enrolment::{Enrolment, Settings};
+use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
 
 /// What was wrong with the configuration that was refused last.
 struct Refused {
@@ -49,13 +56,39 @@ struct Agent {
     resources: std::sync::atomic::AtomicUsize,
 }
 
-/// `mesh-agent run`: until SIGTERM or SIGINT.
+/// `mesh-agent run`: until SIGTERM or SIGINT, or until another agent has taken over.
 ///
 /// # Errors
-/// What keeps the agent from starting, in one line.
+/// What keeps the agent from starting, in one line. An agent that runs then
+/// goes on as before.
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if !options.config.is_dir() {
         bail!("--config {}: not a directory", options.config.display());
+    }
+    let control_path = options.admin_socket();
+    let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
+    let (control, lock, handed, mut predecessor) = match estate {
+        Some(estate) => (
+            Some(estate.control),
+            Some(estate.lock),
+            estate.handed,
+            Some(estate.predecessor),
+        ),
+        None => (None, None, Handed::default(), None),
+    };
+    let mut configurations = directory::watch(&options.config)
+        .await
+        .with_context(|| format!("cannot watch {}", options.config.display()))?;
+    let first = configurations
+        .recv()
+        .await
+        .map(|loaded| compile(&options, 1, loaded));
+    if let (Some(predecessor), Some(Err(errors))) = (&predecessor, &first) {
+        let error = errors.first().map(ToString::to_string).unwrap_or_default();
+        bail!(
+            "the configuration is refused, and the agent that runs (process {}) stays in charge: {error}",
+            predecessor.pid()
+        );
     }
     let stop = CancellationToken::new();
     let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
@@ -63,8 +96,16 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         Arc::new(authority),
         options.cert_lifetime,
     ));
-    let cgroup = cgroup(&options)?;
-    let datapath = Arc::new(Datapath::load(&options.bpffs, &cgroup)?);
+    let cgroup2 = cgroup2_mount().context(
+        "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+    )?;
+    let cgroup = cgroup(&options, &cgroup2)?;
+    let datapath = Arc::new(Datapath::load(
+        &options.bpffs,
+        &cgroup,
+        options.attach,
+        lock,
+    )?);
     for line in datapath.attached() {
         tracing::debug!(program = line, "attached");
     }
@@ -75,19 +116,28 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         notes: Notes::default(),
         admissions: Arc::default(),
         reports: Reports::default(),
+        connections: TaskTracker::new(),
     });
     let tunnels = TunnelPool::new(certificates.clone());
     let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
+    let settings = Settings {
+        node_name: options.node.clone(),
+        when_agent_is_down: options.when_agent_is_down,
+        cgroup2,
+    };
     let enrolment = Enrolment::new(
-        options.node.clone(),
+        settings,
         node.clone(),
-        upstreams,
+        upstreams.clone(),
         certificates.clone(),
-        options.when_agent_is_down,
+        handed,
         stop.clone(),
     );
-    let socket =
-        ControlSocket::bind(&options.admin_socket(), options.admin_group.as_deref()).await?;
+    let socket = match control {
+        Some(control) => ControlSocket::inherit(&control_path, control)?,
+        None => ControlSocket::bind(&control_path, options.admin_group.as_deref()).await?,
+    };
+    let shared = socket.share()?;
     let agent = Arc::new(Agent {
         started: Instant::now(),
         node,
@@ -101,13 +151,34 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         let stop = stop.clone();
         async move { certificates.renew(stop).await }
     });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     // The first configuration is in force before anybody is told that the agent runs.
-    let mut configurations = directory::watch(&agent.options.config)
-        .await
-        .with_context(|| format!("cannot watch {}", agent.options.config.display()))?;
-    if let Some(first) = configurations.recv().await {
-        agent.configure(first);
+    if let Some(first) = first {
+        let is_known = first.is_ok();
+        agent.put_in_force(first);
+        if is_known {
+            let claimed = agent.enrolment.claimed();
+            agent.node.datapath.leave_others(&claimed);
+        }
     }
+    if predecessor.is_some()
+        && let Some(reason) = agent.enrolment.failed_to_inherit()
+    {
+        bail!("cannot take over a workload, the agent that runs stays in charge: {reason}");
+    }
+    let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
+    let takeovers = TakeoverSocket::bind(&control_path)?;
+    if let Some(predecessor) = &predecessor {
+        tracing::info!(
+            pid = predecessor.pid(),
+            "took over, the agent before drains"
+        );
+        if let Err(error) = predecessor.relieve().await {
+            tracing::warn!(%error, "the agent before is gone already");
+        }
+    }
+    agent.enrolment.close_other_sockets();
     tracing::info!(
         node = agent.options.node,
         config = %agent.options.config.display(),
@@ -115,63 +186,126 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         workloads = agent.node.snapshot.load().registry.workloads.len(),
         "agent is running"
     );
-    let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    if predecessor.is_none() {
+        agent.node.datapath.remove_other_links();
+    }
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
-    loop {
+    let successor = loop {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
             () = namespaces.changed() => agent.enrol(),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = gone(predecessor.as_ref()) => {
+                tracing::info!("the agent before has ended");
+                agent.node.datapath.remove_other_links();
+                predecessor = None;
+            }
+            Ok(successor) = takeovers.accept() => {
+                tracing::info!("another agent wants to take over");
+                // Meanwhile this one changes nothing.
+                tokio::select! {
+                    handed = agent.hand_over(successor, &shared.0) => match handed {
+                        Ok(successor) => break Some(successor),
+                        Err(error) => tracing::warn!(
+                            reason = format!("{error:#}"),
+                            "the other agent has not taken over, this one goes on"
+                        ),
+                    },
+                    _ = terminate.recv() => break None,
+                    _ = interrupt.recv() => break None,
+                }
+            }
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+        }
+    };
+    if successor.is_some() {
+        // Files and programs are the other agent's now.
+        shared.1.give_away();
+        agent.node.datapath.give_away_lock();
+        agent.enrolment.give_away();
+    } else {
+        tracing::info!(
+            "agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`"
+        );
+    }
+    stop.cancel();
+    if successor.is_some() {
+        tokio::select! {
+            () = drain(&agent, upstreams.connector()) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
     }
-    tracing::info!(
-        "agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`"
-    );
-    stop.cancel();
     let _ = tokio::join!(admin, renewal);
     Ok(())
 }
 
-/// `mesh-agent uninstall`.
-///
-/// # Errors
-/// Where a pin cannot be removed.
-pub fn uninstall(options: &UninstallOptions) -> anyhow::Result<()> {
-    Datapath::uninstall(&options.bpffs)
-        .with_context(|| format!("cannot remove {}", options.bpffs.display()))
-}
-
-fn cgroup(options: &RunOptions) -> anyhow::Result<PathBuf> {
-    match &options.cgroup {
-        Some(path) if path.join("cgroup.procs").exists() => Ok(path.clone()),
-        Some(path) => bail!("--cgroup {}: not a cgroup2 directory", path.display()),
-        None => cgroup2_mount().context(
-            "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+/// Waits until the last connection has ended, or their time has.
+async fn drain(agent: &Agent, upstream: &Upstream) {
+    let connections = &agent.node.connections;
+    connections.close();
+    let limit = agent.options.drain_timeout;
+    tracing::info!(
+        open = connections.len(),
+        "another agent has taken over: this one drains"
+    );
+    let ended = async {
+        connections.wait().await;
+        // What the last of them have written may still be on its way into the tunnels.
+        upstream.close_tunnels().await;
+    };
+    match tokio::time::timeout(limit, ended).await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!(
+            open = connections.len(),
+            "--drain-timeout has passed: open connections are cut"
         ),
     }
 }
 
+async fn gone(predecessor: Option<&Predecessor>) {
+    match predecessor {
+        Some(predecessor) => predecessor.gone().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn cgroup(options: &RunOptions, mount: &Path) -> anyhow::Result<PathBuf> {
+    match &options.cgroup {
+        Some(path) if path.join("cgroup.procs").exists() => Ok(path.clone()),
+        Some(path) => bail!("--cgroup {}: not a cgroup2 directory", path.display()),
+        None => Ok(mount.to_owned()),
+    }
+}
+
+/// A configuration and the number of its resources, or what is wrong with it.
+type Compiled = Result<(Snapshot, usize), Vec<Finding>>;
+
+fn compile(options: &RunOptions, generation: u64, loaded: Loaded) -> Compiled {
+    let options = Options {
+        trust_domain: options.trust_domain.clone(),
+        cluster_domain: options.cluster_domain.clone(),
+        root_namespace: options.root_namespace.clone(),
+        trust_domain_aliases: options.trust_domain_aliases.clone(),
+        path_normalization: options.path_normalization,
+    };
+    let resources = loaded?;
+    let snapshot = Snapshot::compile(generation, &resources, &options)?;
+    Ok((snapshot, resources.len()))
+}
+
 impl Agent {
-    /// Puts a configuration in force, or keeps the one before and says why.
     fn configure(&self, loaded: Loaded) {
         let generation = self.node.snapshot.load().generation + 1;
-        let options = Options {
-            trust_domain: self.options.trust_domain.clone(),
-            cluster_domain: self.options.cluster_domain.clone(),
-            root_namespace: self.options.root_namespace.clone(),
-            trust_domain_aliases: self.options.trust_domain_aliases.clone(),
-            path_normalization: self.options.path_normalization,
-        };
-        let compiled = loaded.and_then(|resources| {
-            let snapshot = Snapshot::compile(generation, &resources, &options)?;
-            Ok((snapshot, resources.len()))
-        });
+        self.put_in_force(compile(&self.options, generation, loaded));
+    }
+
+    /// Puts a configuration in force, or keeps the one before and says why.
+    fn put_in_force(&self, compiled: Compiled) {
         match compiled {
             Ok((mut snapshot, resources)) => {
+                let generation = snapshot.generation;
                 let destinations = snapshot.destinations();
                 if let Err(error) = self
                     .node
@@ -204,6 +338,20 @@ impl Agent {
                 });
             }
         }
+    }
+
+    async fn hand_over(
+        &self,
+        successor: Successor,
+        control: &OwnedFd,
+    ) -> anyhow::Result<Successor> {
+        let offer = Offer {
+            bpffs: self.options.bpffs.clone(),
+            control: control.try_clone()?,
+            lock: self.node.datapath.share_lock()?,
+            workloads: self.enrolment.share()?,
+        };
+        successor.hand_over(offer).await
     }
 
     fn enrol(&self) {

@@ -7,10 +7,13 @@ use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
 use crate::policy::PathNormalization;
+use crate::datapath::AttachOrder;
 use crate::registry::WhenAgentIsDown;
 
 /// Where programs, maps and links are pinned.
 const BPFFS: &str = "/sys/fs/bpf/undermesh";
+/// Where the certificate authority's files are.
+const CA: &str = "/var/lib/undermesh/ca";
 /// Shortest life of a certificate: renewal at half of it must not be a busy loop.
 const MIN_CERT_LIFETIME: Duration = Duration::from_secs(2);
 
@@ -36,7 +39,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "GROUP")]
     pub admin_group: Option<String>,
     /// Directory of the certificate authority; nodes of one mesh share its content
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/undermesh/ca")]
+    #[arg(long, value_name = "DIR", default_value = CA)]
     pub ca: PathBuf,
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
@@ -47,6 +50,13 @@ pub struct RunOptions {
     /// Namespace whose security policies hold for the whole mesh
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub root_namespace: String,
+    /// Whether the kernel programs run before or behind those that others have attached to the
+    /// cgroup, first or last [default: first where the kernel can do that]
+    #[arg(long, value_name = "ORDER", value_parser = attach_order)]
+    pub attach: Option<AttachOrder>,
+    /// How long open connections may go on when another agent takes over, such as 10m
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub drain_timeout: Duration,
     /// What becomes of the connections of enrolled workloads while no agent runs; the annotation
     /// undermesh.io/fail-open of a workload beats it
     #[arg(long, value_name = "WHAT", default_value = "refuse", value_parser = when_agent_is_down)]
@@ -66,10 +76,21 @@ pub struct RunOptions {
 impl RunOptions {
     /// Path of the control socket.
     pub fn admin_socket(&self) -> PathBuf {
-        self.admin_socket
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(SOCKET_DIRECTORY).join(format!("{}.sock", self.node)))
+        admin_socket(self.admin_socket.as_ref(), &self.node)
     }
+}
+
+impl UninstallOptions {
+    /// Path of the control socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        admin_socket(self.admin_socket.as_ref(), &self.node)
+    }
+}
+
+fn admin_socket(named: Option<&PathBuf>, node: &str) -> PathBuf {
+    named
+        .cloned()
+        .unwrap_or_else(|| PathBuf::from(SOCKET_DIRECTORY).join(format!("{node}.sock")))
 }
 
 /// `mesh-agent uninstall`.
@@ -78,6 +99,21 @@ pub struct UninstallOptions {
     /// Directory on a bpffs that the agent was run with
     #[arg(long, value_name = "DIR", default_value = BPFFS)]
     pub bpffs: PathBuf,
+    /// Name of the node that the agent was run with [default: the host name]
+    #[arg(long, value_name = "NAME", default_value_t = host_name(), hide_default_value = true)]
+    pub node: String,
+    /// Control socket that the agent was run with [default: /run/undermesh/NODE.sock]
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Directory of the certificate authority that the agent was run with, for --purge
+    #[arg(long, value_name = "DIR", default_value = CA)]
+    pub ca: PathBuf,
+    /// Remove the certificate authority too: nodes that share it can no longer prove who they are
+    #[arg(long)]
+    pub purge: bool,
+    /// Also while an agent runs: its workloads are on their own at once
+    #[arg(long)]
+    pub force: bool,
 }
 
 fn host_name() -> String {
@@ -90,6 +126,14 @@ fn host_name() -> String {
     }
 }
 
+fn attach_order(text: &str) -> Result<AttachOrder, String> {
+    match text {
+        "first" => Ok(AttachOrder::First),
+        "last" => Ok(AttachOrder::Last),
+        _ => Err("neither \"first\" nor \"last\"".to_owned()),
+    }
+}
+
 fn when_agent_is_down(text: &str) -> Result<WhenAgentIsDown, String> {
     match text {
         "refuse" => Ok(WhenAgentIsDown::Refuse),
@@ -99,8 +143,8 @@ fn when_agent_is_down(text: &str) -> Result<WhenAgentIsDown, String> {
 }
 
 /// A number and a unit: `h`, `m` or `s`.
-fn cert_lifetime(text: &str) -> Result<Duration, String> {
-    let parsed = (|| {
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = || {
         let unit = text.chars().last()?;
         let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
         let seconds = match unit {
@@ -110,11 +154,14 @@ fn cert_lifetime(text: &str) -> Result<Duration, String> {
             _ => return None,
         };
         Some(Duration::from_secs(seconds))
-    })();
-    match parsed {
-        Some(lifetime) if lifetime >= MIN_CERT_LIFETIME => Ok(lifetime),
-        Some(_) => Err(format!("shorter than {} s", MIN_CERT_LIFETIME.as_secs())),
-        None => Err("not a duration such as 24h, 90m or 30s".to_owned()),
+    };
+    parsed().ok_or_else(|| "not a duration such as 24h, 90m or 30s".to_owned())
+}
+
+fn cert_lifetime(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        lifetime if lifetime >= MIN_CERT_LIFETIME => Ok(lifetime),
+        _ => Err(format!("shorter than {} s", MIN_CERT_LIFETIME.as_secs())),
     }
 }
 

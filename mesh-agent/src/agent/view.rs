@@ -295,6 +295,7 @@ fn placement(placement: &Placement) -> String {
         Placement::Netns(name) => format!("netns/{name}"),
         Placement::Pid(pid) => format!("pid/{pid}"),
         Placement::Container(id) => format!("container/{id}"),
+        Placement::Cgroup(path) => format!("cgroup{path}"),
     }
 }
 

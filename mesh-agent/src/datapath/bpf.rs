@@ -8,6 +8,8 @@ use std::path::Path;
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -74,12 +76,13 @@ pub(super) fn link_create(
     program: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     kind: AttachType,
+    flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut attribute = LinkAttribute {
         first: raw(program),
         second: raw(target),
         attach_type_or_flags: kind as u32,
-        flags: 0,
+        flags,
     };
     let fd = call(BPF_LINK_CREATE, &mut attribute)?;
     // SAFETY: a new descriptor that nobody else has.
@@ -117,21 +120,87 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Replaces the program of the link at `path`, or makes and pins a new link.
-pub(super) fn attach_pinned(
-    path: &Path,
-    program: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    kind: AttachType,
-) -> io::Result<()> {
+/// Replaces the program of the link at `path`. `false` where there is none, or
+/// its cgroup or namespace has died: the way is free for a new one.
+pub(super) fn replace_pinned(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
     use std::os::fd::AsFd;
-    if let Ok(link) = open_pin(path) {
-        if link_update(link.as_fd(), program).is_ok() {
-            return Ok(());
-        }
-        // The cgroup or namespace of the old link has died.
-        std::fs::remove_file(path)?;
+    let Ok(link) = open_pin(path) else {
+        return Ok(false);
+    };
+    if link_update(link.as_fd(), program).is_ok() {
+        return Ok(true);
     }
-    let link = link_create(program, target, kind)?;
-    pin(link.as_fd(), path)
+    std::fs::remove_file(path)?;
+    Ok(false)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttribute {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    reserved: u32,
+}
+
+/// Programs that are attached to a cgroup itself.
+#[derive(Debug, Default)]
+pub(super) struct Attached {
+    /// Ids of the programs.
+    pub(super) programs: Vec<u32>,
+    /// Flags that they were attached with.
+    pub(super) flags: u32,
+}
+
+/// Most programs of one cgroup and hook (`BPF_CGROUP_MAX_PROGS`).
+const MAX_PROGRAMS: usize = 64;
+
+pub(super) fn query(target: BorrowedFd<'_>, kind: AttachType) -> io::Result<Attached> {
+    let mut ids = [0u32; MAX_PROGRAMS];
+    let mut attribute = QueryAttribute {
+        target: raw(target),
+        attach_type: kind as u32,
+        program_ids: ids.as_mut_ptr() as u64,
+        count: MAX_PROGRAMS as u32,
+        ..QueryAttribute::default()
+    };
+    call(BPF_PROG_QUERY, &mut attribute)?;
+    Ok(Attached {
+        programs: ids[..MAX_PROGRAMS.min(attribute.count as usize)].to_vec(),
+        flags: attribute.attach_flags,
+    })
+}
+
+#[repr(C)]
+struct InfoAttribute {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Beginning of `struct bpf_link_info` for a link to a network namespace.
+#[repr(C)]
+#[derive(Default)]
+struct NetnsLinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    reserved: u32,
+    inode: u32,
+    attach_type: u32,
+}
+
+/// Whether the network namespace of a link still exists.
+pub(super) fn has_namespace(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut info = NetnsLinkInfo::default();
+    let mut attribute = InfoAttribute {
+        fd: raw(link),
+        length: size_of::<NetnsLinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    call(BPF_OBJ_GET_INFO_BY_FD, &mut attribute)?;
+    Ok(info.inode != 0)
 }

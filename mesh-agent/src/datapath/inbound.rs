@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aya::programs::SkLookup;
 
-use super::bpf::{AttachType, attach_pinned};
+use super::bpf::{self, AttachType};
 use super::programs::{LINKS, missing, refused};
 use super::{DatapathError, maps};
 use crate::netns::Namespace;
@@ -29,13 +29,35 @@ pub(super) fn attach(folder: &Path, namespace: &Namespace) -> Result<(), Datapat
     program.load().map_err(|error| refused(PROGRAM, &error))?;
     let fd = program.fd().map_err(|error| refused(PROGRAM, &error))?;
     let path = folder.join(LINKS).join(format!("{PREFIX}{cookie}"));
-    attach_pinned(&path, fd.as_fd(), namespace.as_fd(), AttachType::SkLookup).map_err(|source| {
-        DatapathError::File {
-            action: "attach",
-            path,
-            source,
+    let attached = || {
+        if bpf::replace_pinned(&path, fd.as_fd())? {
+            return Ok(());
         }
+        let link = bpf::link_create(fd.as_fd(), namespace.as_fd(), AttachType::SkLookup, 0)?;
+        bpf::pin(link.as_fd(), &path)
+    };
+    attached().map_err(|source| DatapathError::File {
+        action: "attach",
+        path: path.clone(),
+        source,
     })
+}
+
+/// Cookies of the namespaces that instances are attached to, and whether each
+/// of them still exists.
+pub(super) fn attached(folder: &Path) -> Vec<(u64, bool)> {
+    let entries = fs::read_dir(folder.join(LINKS)).into_iter().flatten();
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let cookie = name.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+            let alive = bpf::open_pin(&entry.path())
+                .and_then(|link| bpf::has_namespace(link.as_fd()))
+                .unwrap_or(false);
+            Some((cookie, alive))
+        })
+        .collect()
 }
 
 pub(super) fn detach(folder: &Path, cookie: u64) {

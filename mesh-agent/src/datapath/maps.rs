@@ -16,6 +16,7 @@ use mesh_common::{
 use parking_lot::Mutex;
 
 use super::flows::{FlowRecord, monotonic_ns};
+use super::host::HostWorkloads;
 use super::marks::SocketMarks;
 use super::{DatapathError, OBJECT, layout};
 use crate::registry::Served;
@@ -55,6 +56,7 @@ pub(super) struct Maps {
     listening: Mutex<HashMap<MapData, ListeningPort, u64>>,
     nameservers: HashMap<MapData, Nameserver, SocketIp>,
     flows: HashMap<MapData, u64, Flow>,
+    pub(super) host: HostWorkloads,
 }
 
 impl Maps {
@@ -84,6 +86,7 @@ impl Maps {
             listening: Mutex::new(take(object, "listening")?),
             nameservers: take(object, "nameservers")?,
             flows: take(object, "flows")?,
+            host: HostWorkloads::new(take(object, "host")?, take(object, "host_workloads")?),
         };
         Ok((maps, marks))
     }
@@ -135,6 +138,12 @@ impl Maps {
         self.workloads.lock().get(&key, 0).ok()
     }
 
+    /// Cookies of the namespaces of all workloads.
+    pub(super) fn workload_cookies(&self) -> Vec<u64> {
+        let workloads = self.workloads.lock();
+        let keys = workloads.keys().filter_map(Result::ok);
+        keys.map(|key| key.netns_cookie).collect()
+    }
     pub(super) fn set_listener(
         &self,
         cookie: u64,

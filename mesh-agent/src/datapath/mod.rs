@@ -4,13 +4,17 @@
 mod bpf;
 mod cgroup;
 mod flows;
+mod host;
 mod inbound;
 mod kernel_log;
 mod layout;
+mod leftovers;
 mod listening;
+mod lock;
 mod maps;
 mod marks;
 mod mounts;
+mod order;
 mod programs;
 mod tune;
 
@@ -18,18 +22,22 @@ pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use flows::FlowRecord;
 pub use marks::SocketMarks;
 pub use mounts::mount_point;
+pub use order::AttachOrder;
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_common::{Ip, ListenerKind, Nameserver, Workload, workload_flag};
+use parking_lot::Mutex;
 
-use crate::netns::Namespace;
+use crate::netns::{Location, Namespace};
 use crate::registry::Served;
+use lock::FolderLock;
 use maps::Maps;
 
 /// The object with all programs, built by `cargo xtask build-ebpf`.
@@ -63,6 +71,40 @@ pub enum DatapathError {
         found: String,
         /// What was wanted.
         wanted: String,
+    },
+    /// Another agent works with the same folder.
+    #[error(
+        "an agent already runs with --bpffs {}, and is not heard at this --admin-socket: stop it, \
+         or give this one its own --bpffs", path.display()
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Somebody's program has a hook for itself.
+    #[error(
+        "program {id} ({name}) is attached to {} at {hook} for itself alone (without \
+         BPF_F_ALLOW_MULTI): detach it (`bpftool cgroup detach {} {hook} id {id}`), or have its owner \
+         attach it so that others may, too", cgroup.display(), cgroup.display()
+    )]
+    Exclusive {
+        /// The hook.
+        hook: String,
+        /// The cgroup that has the program.
+        cgroup: PathBuf,
+        /// Id of the program.
+        id: u32,
+        /// Its name.
+        name: String,
+    },
+    /// The order was asked for.
+    #[error(
+        "--attach first: this kernel cannot attach to {} before what is there (Linux 6.17 can): \
+         leave the flag out, or say --attach last", cgroup.display()
+    )]
+    NoOrder {
+        /// The cgroup.
+        cgroup: PathBuf,
     },
     /// The object or one of its programs was refused.
     #[error("the kernel refused {what}: {reason}")]
@@ -128,17 +170,24 @@ pub struct Datapath {
     folder: PathBuf,
     maps: Maps,
     marks: Arc<SocketMarks>,
-    attached: Vec<String>,
+    attached: programs::Attached,
+    lock: Mutex<Option<FolderLock>>,
 }
 
 impl Datapath {
     /// Loads the programs, reuses what an earlier agent has pinned below
     /// `folder`, and attaches to `cgroup`. Where the agent itself runs outside
     /// of that cgroup, the programs for its own sockets are attached there.
+    /// `lock` is that of the agent that this one takes over from.
     ///
     /// # Errors
     /// What the kernel refuses, and why.
-    pub fn load(folder: &Path, cgroup: &Path) -> Result<Self, DatapathError> {
+    pub fn load(
+        folder: &Path,
+        cgroup: &Path,
+        order: Option<AttachOrder>,
+        lock: Option<OwnedFd>,
+    ) -> Result<Self, DatapathError> {
         let file = |action, path: &Path| {
             let path = path.to_owned();
             move |source| DatapathError::File {
@@ -148,28 +197,49 @@ impl Datapath {
             }
         };
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
+        let lock = match lock {
+            Some(lock) => FolderLock::inherit(lock),
+            None => FolderLock::acquire(folder)?,
+        };
         layout::check(folder)?;
         let mut object = maps::open_object(folder, None)?;
         kernel_log::start(&mut object);
         let (maps, marks) = Maps::take(&mut object, folder)?;
-        let attached = programs::attach(&mut object, folder, cgroup)?;
+        let attached = programs::attach(&mut object, folder, cgroup, order)?;
         Ok(Self {
             folder: folder.to_owned(),
             maps,
             marks: Arc::new(marks),
             attached,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
-    /// Removes every pin below `folder`: programs are detached, maps forgotten.
+    /// The lock of the folder, for the agent that takes over.
     ///
     /// # Errors
-    /// Where a pin cannot be removed.
-    pub fn uninstall(folder: &Path) -> io::Result<()> {
-        match fs::remove_dir_all(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+    /// Where it is given away already, or there are too many open files.
+    pub fn share_lock(&self) -> io::Result<OwnedFd> {
+        match &*self.lock.lock() {
+            Some(lock) => lock.share(),
+            None => Err(io::Error::other("the lock is another agent's already")),
         }
+    }
+
+    /// The folder is another agent's from now on.
+    pub fn give_away_lock(&self) {
+        *self.lock.lock() = None;
+    }
+
+    /// Whether no agent works with the folder.
+    ///
+    /// # Errors
+    /// [`DatapathError::InUse`] where one does.
+    pub fn check_unused(folder: &Path) -> Result<(), DatapathError> {
+        if folder.exists() {
+            FolderLock::acquire(folder)?;
+        }
+        Ok(())
     }
 
     /// Marks for the agent's own sockets.
@@ -179,7 +249,7 @@ impl Datapath {
 
     /// What is attached, for people: `connect4 at /sys/fs/cgroup`.
     pub fn attached(&self) -> &[String] {
-        &self.attached
+        &self.attached.lines
     }
 
     /// Where programs and maps are pinned.
@@ -205,8 +275,13 @@ impl Datapath {
     ///
     /// # Errors
     /// Where a map or the namespace refuses.
-    pub fn enrol(&self, namespace: &Namespace, enrolled: &Enrolled) -> Result<(), DatapathError> {
+    pub fn enrol(&self, location: &Location, enrolled: &Enrolled) -> Result<(), DatapathError> {
+        let namespace = &location.namespace;
         let cookie = namespace.cookie();
+        if let Some(cgroup) = &location.cgroup {
+            // Not `device` nor a setting of the namespace: the host's are not ours to touch.
+            return self.maps.host.insert(cookie, cgroup, enrolled.value());
+        }
         let before = self.maps.workload(cookie);
         let value = Workload {
             device: namespace.device_of(&enrolled.addresses).unwrap_or(0),
@@ -238,12 +313,17 @@ impl Datapath {
     }
 
     /// Leaves the workload's connections alone from now on; open ones go on.
-    pub fn remove(&self, namespace: &Namespace) {
-        inbound::detach(&self.folder, namespace.cookie());
-        if let Some(workload) = self.maps.workload(namespace.cookie()) {
-            tune::leave(namespace, workload.tcp_tw_reuse_before);
+    pub fn remove(&self, location: &Location) {
+        if let Some(cgroup) = &location.cgroup {
+            self.maps.host.remove(cgroup.id);
+            return;
         }
-        self.maps.remove_workload(namespace.cookie());
+        let cookie = location.namespace.cookie();
+        inbound::detach(&self.folder, cookie);
+        if let Some(workload) = self.maps.workload(cookie) {
+            tune::leave(&location.namespace, workload.tcp_tw_reuse_before);
+        }
+        self.maps.remove_workload(cookie);
     }
 
     /// Reads the namespace's list of listening ports again. Ports that nobody

@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SockOps};
 
-use super::bpf::{AttachType, attach_pinned};
+use super::bpf::{self, AttachType};
+use super::order::{AttachOrder, exclusive};
 use super::{DatapathError, cgroup};
 
 /// Folder of the links below the agent's bpffs folder.
@@ -35,13 +37,20 @@ const FOR_WORKLOADS: [(&str, AttachType); 12] = [
 /// The agent's own sockets carry original addresses, too.
 const FOR_AGENT: [(&str, AttachType); 1] = [("um_sockops", AttachType::SockOps)];
 
-/// Attaches everything, and removes links that are no longer wanted. Gives a
-/// line for each program.
+/// What is attached.
+pub(super) struct Attached {
+    /// A line for each program, for people.
+    pub(super) lines: Vec<String>,
+    wanted: HashSet<String>,
+}
+
+/// Attaches everything.
 pub(super) fn attach(
     object: &mut Ebpf,
     folder: &Path,
     cgroup: &Path,
-) -> Result<Vec<String>, DatapathError> {
+    order: Option<AttachOrder>,
+) -> Result<Attached, DatapathError> {
     for (name, _) in FOR_WORKLOADS {
         load(object, name)?;
     }
@@ -62,16 +71,27 @@ pub(super) fn attach(
             .map_err(failed("read cgroup", group))?
             .ino();
         for (name, kind) in programs {
-            let pin = format!("{name}_{id}");
+            let pin = format!("{name}_{id}{}", order.map_or("", AttachOrder::suffix));
             let program = object.program(name).ok_or_else(|| missing(name))?;
             let fd = program.fd().map_err(|error| refused(name, &error))?;
-            attach_pinned(
-                &folder.join(LINKS).join(&pin),
-                fd.as_fd(),
-                directory.as_fd(),
-                *kind,
-            )
-            .map_err(failed("attach to", group))?;
+            let path = folder.join(LINKS).join(&pin);
+            if !bpf::replace_pinned(&path, fd.as_fd())
+                .map_err(failed("replace a link of", group))?
+            {
+                let link =
+                    create(fd.as_fd(), directory.as_fd(), *kind, order).map_err(|source| {
+                        match exclusive(group, name, *kind, &source) {
+                            Some(error) => error,
+                            None if AttachOrder::is_unknown(order, &source) => {
+                                DatapathError::NoOrder {
+                                    cgroup: group.to_owned(),
+                                }
+                            }
+                            None => failed("attach to", group)(source),
+                        }
+                    })?;
+                bpf::pin(link.as_fd(), &path).map_err(failed("pin a link below", folder))?;
+            }
             wanted.insert(pin);
             lines.push(format!("{name} at {}", group.display()));
         }
@@ -83,12 +103,29 @@ pub(super) fn attach(
     {
         at(&own, &FOR_AGENT)?;
     }
-    remove_others(&folder.join(LINKS), &wanted);
-    Ok(lines)
+    Ok(Attached { lines, wanted })
 }
 
-/// Links of cgroups that an earlier agent was told to use.
-fn remove_others(links: &Path, wanted: &HashSet<String>) {
+/// A new link. Where nothing is asked for, in front of what others have
+/// attached if the kernel can do that: we have to see the address that the
+/// application asked for.
+fn create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    kind: AttachType,
+    order: Option<AttachOrder>,
+) -> io::Result<OwnedFd> {
+    match order {
+        Some(order) => bpf::link_create(program, target, kind, order.flags()),
+        None => bpf::link_create(program, target, kind, AttachOrder::First.flags())
+            .or_else(|_| bpf::link_create(program, target, kind, AttachOrder::Last.flags())),
+    }
+}
+
+/// Removes links of cgroups that an earlier agent was told to use. To be done
+/// when no such agent carries connections any more.
+pub(super) fn remove_others(folder: &Path, attached: &Attached) {
+    let (links, wanted) = (folder.join(LINKS), &attached.wanted);
     for entry in fs::read_dir(links).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.starts_with(super::inbound::PREFIX) && !wanted.contains(&name) {

@@ -82,7 +82,7 @@ impl DnsServer {
         react(&zone, packet, transport)
     }
 
-    /// Answers what arrives at `socket` until `stop`. The one error is a socket that cannot say
+    /// Answers what arrives at `socket` until `stop`, and then what is under way. The one error is a socket that cannot say
     /// where its datagrams were sent to.
     pub async fn serve_udp(
         self: Arc<Self>,
@@ -96,7 +96,7 @@ impl DnsServer {
         let mut buffer = [0; MAX_UDP_BYTES as usize];
         loop {
             let arrival = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
                 arrival = pktinfo::receive(&socket, &mut buffer) => arrival,
             };
             while forwarded.try_join_next().is_some() {}
@@ -133,6 +133,9 @@ impl DnsServer {
                 },
             }
         }
+        // Questions that are with a nameserver are still answered.
+        while forwarded.join_next().await.is_some() {}
+        Ok(())
     }
 
     /// The answer of `nameserver`, or that it failed.

@@ -17,6 +17,8 @@ pub const CA_KEY: &str = "ca-key.pem";
 /// former was signed by the latter.
 pub const CERT_CHAIN: &str = "cert-chain.pem";
 
+/// All files of an authority.
+pub const AUTHORITY_FILES: [&str; 4] = [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN];
 /// Far above any real CA's files, so that a wrong path does not fill the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 const SECRET_MODE: u32 = 0o600;

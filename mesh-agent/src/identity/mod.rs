@@ -11,5 +11,6 @@ pub mod verify;
 mod tests;
 
 pub use authority::{Authority, AuthorityError};
+pub use authority_files::AUTHORITY_FILES;
 pub use certificates::{CertificateError, CertificateInfo, Certificates};
 pub use spiffe::{Identity, ParseIdentityError};

@@ -1,12 +1,16 @@
 //! Sockets inside a workload's network namespace.
 
 mod container;
+mod find;
 mod interface;
 mod namespace;
+mod place;
 mod sockets;
 mod watch;
 
+pub use find::find;
 pub use namespace::{Namespace, NamespaceError};
+pub use place::{Cgroup, Location, Place};
 pub use sockets::{HostSockets, WorkloadSockets};
 pub use watch::NamespaceWatch;
 

@@ -14,6 +14,8 @@ use crate::registry::Placement;
 
 /// Where `ip netns` keeps its names.
 pub(super) const NAMED: &str = "/run/netns";
+/// The namespace of this process.
+const HOST: &str = "/proc/self/ns/net";
 /// `SO_NETNS_COOKIE` (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -35,7 +37,10 @@ pub enum NamespaceError {
         ids: String,
     },
     /// It is the namespace of the agent itself.
-    #[error("{what} is the host's own network namespace, which is not enrolled by namespace")]
+    #[error(
+        "{what} is in the host's own network namespace, where workloads are told apart by control \
+         group: annotate it with undermesh.io/cgroup"
+    )]
     Host {
         /// What was looked for.
         what: String,
@@ -78,32 +83,15 @@ impl Namespace {
                 source,
             },
         })?;
-        let file = OwnedFd::from(file);
-        let failed = |action| {
-            let what = what.clone();
-            move |source| NamespaceError::Io {
-                action,
-                what,
-                source,
-            }
-        };
-        let host = home()
-            .and_then(|home| cookie_inside(home.as_fd()))
-            .map_err(failed("identify the host beside"))?;
-        let cookie = cookie_inside(file.as_fd()).map_err(failed("enter"))?;
-        if cookie == host {
+        let namespace = Self::of(file.into(), path).map_err(|source| NamespaceError::Io {
+            action: "enter",
+            what: what.clone(),
+            source,
+        })?;
+        if namespace.cookie == Self::host()?.cookie {
             return Err(NamespaceError::Host { what });
         }
-        let id = File::from(file.try_clone().map_err(failed("keep"))?)
-            .metadata()
-            .map(|data| (data.dev(), data.ino()))
-            .map_err(failed("identify"))?;
-        Ok(Self {
-            file,
-            cookie,
-            id,
-            path,
-        })
+        Ok(namespace)
     }
 
     /// Whether `placement` still means this namespace. A name, a process or a
@@ -113,6 +101,29 @@ impl Namespace {
             |path: &Path| fs::metadata(path).is_ok_and(|data| (data.dev(), data.ino()) == self.id);
         // Looking for a container's processes takes longer than a look at the one that was found.
         is_ours(&self.path) || locate(placement).is_ok_and(|(path, _)| is_ours(&path))
+    }
+
+    /// The namespace of the agent itself.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn host() -> Result<Self, NamespaceError> {
+        let host = || Self::of(home()?.try_clone()?, HOST.into());
+        host().map_err(|source| NamespaceError::Io {
+            action: "identify",
+            what: "the host's network namespace".to_owned(),
+            source,
+        })
+    }
+
+    pub(super) fn of(file: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        let data = File::from(file.try_clone()?).metadata()?;
+        Ok(Self {
+            cookie: cookie_inside(file.as_fd())?,
+            id: (data.dev(), data.ino()),
+            file,
+            path,
+        })
     }
 
     /// The kernel's name for the namespace; never used twice.
@@ -174,6 +185,8 @@ fn locate(placement: &Placement) -> Result<(PathBuf, String), NamespaceError> {
                 }
             }
         }
+        // The namespace of the agent itself.
+        Placement::Cgroup(path) => (HOST.into(), format!("control group {path}")),
     })
 }
 
@@ -183,7 +196,7 @@ fn home() -> io::Result<&'static OwnedFd> {
     if let Some(home) = HOME.get() {
         return Ok(home);
     }
-    let file = OwnedFd::from(File::open("/proc/self/ns/net")?);
+    let file = OwnedFd::from(File::open(HOST)?);
     Ok(HOME.get_or_init(|| file))
 }
 

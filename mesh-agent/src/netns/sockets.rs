@@ -8,7 +8,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-use super::{BoxFuture, Namespace, Sockets};
+use super::{BoxFuture, Location, Namespace, Sockets};
 use crate::datapath::SocketMarks;
 
 /// Connections that may wait for the agent; the kernel bounds it by `net.core.somaxconn`.
@@ -17,19 +17,24 @@ const BACKLOG: i32 = 4096;
 /// Sockets in the namespace of one workload, marked as the agent's own, so
 /// that the kernel programs leave them alone.
 pub struct WorkloadSockets {
-    namespace: Namespace,
+    location: Location,
     marks: Arc<SocketMarks>,
 }
 
 impl WorkloadSockets {
-    /// Sockets of `namespace`.
-    pub fn new(namespace: Namespace, marks: Arc<SocketMarks>) -> Self {
-        Self { namespace, marks }
+    /// Sockets of the workload at `location`.
+    pub fn new(location: Location, marks: Arc<SocketMarks>) -> Self {
+        Self { location, marks }
     }
 
-    /// The namespace.
+    /// Where the workload is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Its namespace.
     pub fn namespace(&self) -> &Namespace {
-        &self.namespace
+        &self.location.namespace
     }
 
     /// Listens on a port of `address` that the kernel chooses.
@@ -71,7 +76,7 @@ impl WorkloadSockets {
             Domain::IPV6
         };
         let socket = self
-            .namespace
+            .namespace()
             .run(|| Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)))?;
         if domain == Domain::IPV6 {
             socket.set_only_v6(true)?;

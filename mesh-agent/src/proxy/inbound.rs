@@ -74,7 +74,7 @@ async fn accept<F>(
             Ok((stream, client)) => {
                 let handled = handle(inbound.clone(), stream, client);
                 let workload = inbound.local.workload.name.clone();
-                tokio::spawn(async move {
+                inbound.node.connections.spawn(async move {
                     if let Err(error) = handled.await {
                         tracing::debug!(%workload, %client, %error, "inbound connection ended");
                     }

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio_util::task::TaskTracker;
 
 use crate::datapath::Datapath;
 use crate::netns::WorkloadSockets;
@@ -39,6 +40,8 @@ pub struct Node {
     pub admissions: Arc<application::Admissions>,
     /// What the policies had to say, for people.
     pub reports: application::Reports,
+    /// Connections that are open: an agent that drains waits for them.
+    pub connections: TaskTracker,
 }
 
 /// The workloads of this node. Immutable: an enrolment makes a new one.

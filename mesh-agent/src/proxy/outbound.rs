@@ -53,8 +53,9 @@ pub async fn serve(listener: TcpListener, outbound: Arc<Outbound>) {
         };
         match accepted {
             Ok((stream, client)) => {
+                let connections = outbound.node.connections.clone();
                 let outbound = outbound.clone();
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     if let Err(error) = outbound.connection(stream, client).await {
                         let workload = &outbound.local.workload.name;
                         tracing::debug!(%workload, %client, %error, "outbound connection ended");
@@ -213,6 +214,8 @@ impl Outbound {
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
         };
+        // The stream outlives the exchange where protocols are switched.
+        let stream = stream.counted(self.node.connections.token());
         http::serve(stream, version, Arc::new(context))
             .await
             .map_err(io::Error::other)

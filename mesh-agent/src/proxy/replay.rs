@@ -7,12 +7,14 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::copy::Duplex;
 
 pub(super) struct Replay<S> {
     first: Bytes,
     stream: S,
+    _counted: Option<TaskTrackerToken>,
 }
 
 impl<S> Replay<S> {
@@ -20,6 +22,15 @@ impl<S> Replay<S> {
         Self {
             first: first.into(),
             stream,
+            _counted: None,
+        }
+    }
+
+    /// Counts as open for as long as it lives.
+    pub(super) fn counted(self, token: TaskTrackerToken) -> Self {
+        Self {
+            _counted: Some(token),
+            ..self
         }
     }
 }

@@ -34,6 +34,11 @@ impl Upstream {
         Self { node, tunnels }
     }
 
+    /// Closes the connections to other nodes with their last tunnels.
+    pub async fn close_tunnels(&self) {
+        self.tunnels.close().await;
+    }
+
     /// Opens no more tunnels from a workload that has left: a connection of its
     /// old namespace would carry them. Open tunnels go on.
     pub fn forget(&self, workload: &Workload) {

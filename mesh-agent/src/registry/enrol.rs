@@ -17,6 +17,8 @@ const NETNS: &str = "undermesh.io/netns";
 const PID: &str = "undermesh.io/pid";
 /// A container, by id.
 const CONTAINER: &str = "undermesh.io/container";
+/// A control group of the host's own network namespace.
+const CGROUP: &str = "undermesh.io/cgroup";
 /// The node.
 const NODE: &str = "undermesh.io/node";
 /// Further addresses, with commas between them.
@@ -57,7 +59,11 @@ pub(super) fn workloads(
                 .entry(address)
                 .or_insert_with(|| workload.clone());
             // Several containers may live in one namespace.
-            let together = first.placement.is_some() && first.placement == workload.placement;
+            // So may several units of the host.
+            let of_host =
+                |workload: &Workload| matches!(workload.placement, Some(Placement::Cgroup(_)));
+            let together = first.placement.is_some() && first.placement == workload.placement
+                || of_host(first) && of_host(&workload);
             if first.name != workload.name && !together {
                 let reason = format!(
                     "{address} is the address of workload {} already ({}); several workloads \
@@ -105,7 +111,10 @@ fn workload(
 
     let mut workload = endpoint_workload(meta, &meta.name, spec, trust_domain);
     workload.addresses = addresses;
-    if annotations.placement.is_some() || is_tunnelled(&labels) {
+    // In the host's own namespace nothing that arrives is intercepted.
+    let hears_tunnels = (annotations.placement.as_ref())
+        .is_some_and(|placement| !matches!(placement, Placement::Cgroup(_)));
+    if hears_tunnels || is_tunnelled(&labels) {
         workload.tunnel = Tunnel::Hbone;
     }
     workload.labels = labels;
@@ -201,8 +210,10 @@ impl Annotations {
                 NETNS => netns(value),
                 PID => pid(value),
                 CONTAINER => container(value),
+                CGROUP => cgroup(value),
                 _ => {
-                    let known = [NETNS, PID, CONTAINER, NODE, ADDRESSES, FAIL_OPEN].join(", ");
+                    let known =
+                        [NETNS, PID, CONTAINER, CGROUP, NODE, ADDRESSES, FAIL_OPEN].join(", ");
                     let reason =
                         format!("is not an annotation that the mesh knows; it knows {known}");
                     findings.push(Finding::warning(meta, field(), reason));
@@ -211,7 +222,7 @@ impl Annotations {
             };
             let error = match placement {
                 Ok(_) if read.placement.is_some() => {
-                    format!("only one of {NETNS}, {PID} and {CONTAINER} may be given")
+                    format!("only one of {NETNS}, {PID}, {CONTAINER} and {CGROUP} may be given")
                 }
                 Ok(placement) => {
                     read.placement = Some(placement);
@@ -251,6 +262,18 @@ fn container(value: &str) -> Result<Placement, String> {
         Ok(Placement::Container(value.to_owned()))
     } else {
         Err(format!("{value:?} is not the id of a container"))
+    }
+}
+
+fn cgroup(value: &str) -> Result<Placement, String> {
+    let mut parts = value.split('/').skip(1);
+    let plain = parts.all(|part| !part.is_empty() && part != "." && part != "..");
+    if value.len() > 1 && value.starts_with('/') && plain {
+        Ok(Placement::Cgroup(value.to_owned()))
+    } else {
+        Err(format!(
+            "{value:?} is not the path of a control group, such as /system.slice/web.service"
+        ))
     }
 }
 

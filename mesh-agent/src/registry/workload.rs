@@ -31,6 +31,8 @@ pub enum Placement {
     Pid(u32),
     /// The network namespace of a container, by (a prefix of) its id.
     Container(String),
+    /// A control group in the host's own network namespace: a systemd unit.
+    Cgroup(String),
 }
 
 /// What becomes of the connections of an enrolled workload while no agent runs.

@@ -12,6 +12,7 @@ use http::{Method, Request, StatusCode, Uri, header};
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::connection::{ConnectError, Connection, Key, connect};
 use super::forwarded;
@@ -111,6 +112,8 @@ struct Pool {
     /// Numbers connections in the order in which they are begun.
     next_number: AtomicU64,
     peers: Mutex<HashMap<Key, Peer>>,
+    /// Tasks that drive connections.
+    drivers: TaskTracker,
 }
 
 #[derive(Default)]
@@ -152,6 +155,7 @@ impl TunnelPool {
                 idle_timeout,
                 next_number: AtomicU64::new(0),
                 peers: Mutex::default(),
+                drivers: TaskTracker::new(),
             }),
         }
     }
@@ -175,6 +179,14 @@ impl TunnelPool {
     /// gone. Open tunnels go on.
     pub fn forget(&self, from: IpAddr) {
         self.shared.peers.lock().retain(|key, _| key.from != from);
+    }
+
+    /// Closes every connection with its last tunnel, and returns when all that
+    /// was written is on its way.
+    pub async fn close(&self) {
+        self.shared.peers.lock().clear();
+        self.shared.drivers.close();
+        self.shared.drivers.wait().await;
     }
 
     /// How many connections there are.
@@ -313,7 +325,7 @@ impl Pool {
             Ok((connection, driver)) => {
                 peer.connections.push(connection);
                 drop(peers);
-                tokio::spawn(driver);
+                self.drivers.spawn(driver);
                 Ok(())
             }
             Err(error) => {

@@ -16,10 +16,13 @@ pub use connector::{Connector, Target};
 pub use request_body::BodyError;
 pub use upstream::Upstreams;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::{HeaderValue, Method, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -44,6 +47,11 @@ pub enum HttpVersion {
     /// HTTP/2 with prior knowledge.
     Http2,
 }
+
+/// When connections are to end, an idle one of HTTP/1 is kept for this time: a
+/// request may be on its way, which a close would lose. Its answer then says
+/// that it is the last.
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known of a client's connection.
 pub struct ConnectionContext<C> {
@@ -79,7 +87,20 @@ where
 {
     let io = TokioIo::new(io);
     let drain = context.drain.clone();
-    let service = service_fn(move |request| exchange::answer(Arc::clone(&context), request));
+    let service = service_fn(move |request| {
+        let is_drained = (version == HttpVersion::Http1 && request.method() != Method::CONNECT)
+            .then(|| context.drain.clone());
+        let answered = exchange::answer(Arc::clone(&context), request);
+        async move {
+            let mut response = answered.await?;
+            let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if is_drained.is_some_and(|drain| drain.is_cancelled()) && !switches {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
     match version {
         HttpVersion::Http1 => {
             let connection = http1::Builder::new()
@@ -91,7 +112,10 @@ where
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
                 result = connection.as_mut() => return result,
-                () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+                () = async {
+                    drain.cancelled().await;
+                    tokio::time::sleep(LAST_REQUEST_TIMEOUT).await;
+                } => connection.as_mut().graceful_shutdown(),
             }
             connection.await
         }
