@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{Outcome, Place, Process, binary, command, outcome};
 use crate::lab::Lab;
 use crate::wait::wait_until;
-use crate::workload::Node;
+use crate::workload::{Node, Workload};
 
 /// How long an agent may take until it answers.
 const READY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,6 +24,7 @@ pub struct Agent {
     socket: PathBuf,
     arguments: Vec<String>,
     cgroup: PathBuf,
+    netns: Option<PathBuf>,
     log: PathBuf,
     starts: u32,
 }
@@ -38,8 +39,23 @@ impl Agent {
         Self::try_start(lab, node).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
+    /// The same with more arguments.
+    ///
+    /// # Panics
+    ///
+    /// With the end of its log, where it does not.
+    pub fn start_with(lab: &Lab, node: Node, more: &[&str]) -> Self {
+        Self::start_in(lab, node, None, more).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
     /// Starts the agent of a node, and returns when it answers.
     pub fn try_start(lab: &Lab, node: Node) -> Result<Self> {
+        Self::start_in(lab, node, None, &[])
+    }
+
+    /// Starts the agent of a node whose own network namespace is that of
+    /// `host`, and returns when it answers.
+    pub fn start_in(lab: &Lab, node: Node, host: Option<&Workload>, more: &[&str]) -> Result<Self> {
         let socket = lab.folder().join(format!("agent-{}.sock", node.name()));
         let path = |path: PathBuf| path.to_string_lossy().into_owned();
         let arguments = [
@@ -51,19 +67,22 @@ impl Agent {
             ("--ca", path(lab.ca())),
             ("--trust-domain", "cluster.local".to_owned()),
         ];
-        let arguments = arguments
+        let arguments: Vec<String> = arguments
             .into_iter()
             .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .chain(more.iter().map(|argument| (*argument).to_owned()))
             .collect();
+        let netns = host.map(Workload::netns_path);
         let cgroup = lab.agent_cgroup(node);
         let log = lab.folder().join(format!("agent-{}.log", node.name()));
-        let process = spawn(&cgroup, &arguments, log.clone())?;
+        let process = spawn(&cgroup, netns.as_deref(), &arguments, log.clone())?;
         let mut agent = Self {
             node,
             process,
             socket,
             arguments,
             cgroup,
+            netns,
             log,
             starts: 1,
         };
@@ -133,10 +152,60 @@ impl Agent {
         self.starts += 1;
         let log = self.log.with_extension(format!("{}.log", self.starts));
         let start = || -> Result<()> {
-            self.process = spawn(&self.cgroup, &self.arguments, log)?;
+            self.process = spawn(&self.cgroup, self.netns.as_deref(), &self.arguments, log)?;
             self.ready()
         };
         start().unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    /// Starts another agent beside this one, which takes over, and gives the
+    /// process of the one before.
+    ///
+    /// # Panics
+    ///
+    /// With the end of its log, where it does not take over.
+    pub fn take_over(&mut self, more: &[&str]) -> Process {
+        let mut second = self
+            .second(more)
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        let runs = wait_until(READY_TIMEOUT, || {
+            second.log().contains("agent is running") || !second.is_running()
+        });
+        assert!(runs && second.is_running(), "{}", second.log());
+        std::mem::replace(&mut self.process, second)
+    }
+
+    /// Starts another agent with the same arguments and more beside this one.
+    pub fn second(&mut self, more: &[&str]) -> Result<Process> {
+        self.starts += 1;
+        let log = self.log.with_extension(format!("{}.log", self.starts));
+        let mut arguments = self.arguments.clone();
+        // An argument that is given again replaces the one before.
+        for argument in more {
+            match arguments.iter().position(|known| known == argument) {
+                Some(at) if argument.starts_with("--") => drop(arguments.drain(at..at + 2)),
+                _ => {}
+            }
+            arguments.push((*argument).to_owned());
+        }
+        spawn(&self.cgroup, self.netns.as_deref(), &arguments, log)
+    }
+
+    /// `mesh-agent uninstall` of what this agent has made.
+    ///
+    /// # Panics
+    ///
+    /// Where it cannot be started.
+    pub fn uninstall(&self, more: &[&str]) -> Outcome {
+        let of_run = ["--bpffs", "--node", "--admin-socket", "--ca"];
+        let mut command = Command::new(binary("mesh-agent"));
+        command.arg("uninstall");
+        for pair in self.arguments.chunks(2) {
+            if of_run.contains(&pair[0].as_str()) {
+                command.args(pair);
+            }
+        }
+        outcome(command.args(more)).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Waits until the agent answers and has enrolled its node's workloads.
@@ -209,10 +278,15 @@ impl Drop for Agent {
     }
 }
 
-fn spawn(cgroup: &std::path::Path, arguments: &Vec<String>, log: PathBuf) -> Result<Process> {
+fn spawn(
+    cgroup: &std::path::Path,
+    netns: Option<&std::path::Path>,
+    arguments: &[String],
+    log: PathBuf,
+) -> Result<Process> {
     let place = Place {
         cgroup,
-        netns: None,
+        netns,
         files: &[],
     };
     let mut agent = command(&binary("mesh-agent"), &place)?;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_common::ListenerKind;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use crate::admin::api::WorkloadState;
 use crate::datapath::{self, Datapath, ListenerPorts};
 use crate::dns::{DnsServer, Nameservers};
 use crate::identity::Certificates;
-use crate::netns::{Location, NamespaceError, Place, WorkloadSockets};
+use crate::netns::{BoxFuture, Location, NamespaceError, Place, WorkloadSockets};
 use crate::proxy::http::Upstreams;
 use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
@@ -36,6 +37,8 @@ pub(super) struct Enrolment {
     stop: CancellationToken,
     /// Sockets from the agent before, until their workloads are enrolled.
     handed: Mutex<Handed>,
+    /// Whether connections are accepted; the agent before does, until this one is ready.
+    accepts: AtomicBool,
     members: Mutex<HashMap<WorkloadName, Member>>,
 }
 
@@ -50,6 +53,8 @@ struct Enrolled {
     place: Place,
     /// For the agent that may take over.
     sockets: Sockets,
+    /// What accepts its connections, until it is allowed to.
+    waiting: Vec<BoxFuture<'static, ()>>,
     drain: CancellationToken,
 }
 
@@ -86,6 +91,7 @@ impl Enrolment {
             cgroup2,
             stop,
             handed: Mutex::new(handed),
+            accepts: AtomicBool::new(false),
             members: Mutex::default(),
         }
     }
@@ -146,6 +152,16 @@ impl Enrolment {
             });
             self.node.locals.store(Arc::new(Locals::new(locals)));
         }
+        if self.accepts.load(Ordering::Relaxed) {
+            accept(&mut members);
+        }
+    }
+
+    /// Accepts the connections of all workloads from now on.
+    pub(super) fn accept(&self) {
+        let mut members = self.members.lock();
+        self.accepts.store(true, Ordering::Relaxed);
+        accept(&mut members);
     }
 
     /// How a workload stands on this node.
@@ -257,6 +273,7 @@ impl Enrolment {
         // Until all is in place, dropping the guard undoes what was begun.
         let guard = drain.clone().drop_guard();
         let mut ports = ListenerPorts::default();
+        let mut waiting: Vec<BoxFuture<'static, ()>> = Vec::new();
         for family in [&Family::V4, &Family::V6] {
             let listener = match listeners.tcp(family.outbound) {
                 Ok(listener) => listener,
@@ -278,28 +295,33 @@ impl Enrolment {
                 let kind = ListenerKind::Outbound;
                 datapath.set_listener(sockets.namespace(), kind, &listener)?;
             }
-            tokio::spawn(outbound::serve(listener, outbound.clone()));
+            waiting.push(Box::pin(outbound::serve(listener, outbound.clone())));
             let nameservers = Arc::new(Aliases {
                 datapath: datapath.clone(),
                 netns_cookie: sockets.namespace().cookie(),
             });
             let served = dns.clone().serve_udp(questions, nameservers, drain.clone());
             let name = local.workload.name.clone();
-            self.node.connections.spawn(async move {
+            let open = self.node.connections.token();
+            waiting.push(Box::pin(async move {
+                let _open = open;
                 if let Err(error) = served.await {
                     tracing::error!(workload = %name, %error, "DNS is not answered");
                 }
-            });
+            }));
 
             if !hears_others {
                 continue;
             }
             let plaintext = listeners.tcp(family.inbound)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Inbound, &plaintext)?;
-            tokio::spawn(inbound::serve_plaintext(plaintext, inbound.clone()));
+            waiting.push(Box::pin(inbound::serve_plaintext(
+                plaintext,
+                inbound.clone(),
+            )));
             let tunnels = listeners.tcp(family.hbone)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
-            tokio::spawn(inbound::serve_hbone(tunnels, inbound.clone()));
+            waiting.push(Box::pin(inbound::serve_hbone(tunnels, inbound.clone())));
         }
         let enrolled = datapath::Enrolled {
             addresses: local.workload.addresses.clone(),
@@ -317,6 +339,7 @@ impl Enrolment {
             local,
             place,
             sockets,
+            waiting,
             drain,
         })
     }
@@ -373,6 +396,17 @@ impl Enrolment {
             if let Member::Enrolled(enrolled) = member {
                 enrolled.sockets.clear();
             }
+        }
+    }
+}
+
+/// Only now: a connection that is accepted finds its workload among [`Locals`].
+fn accept(members: &mut HashMap<WorkloadName, Member>) {
+    for member in members.values_mut() {
+        if let Member::Enrolled(enrolled) = member {
+            enrolled.waiting.drain(..).for_each(|serve| {
+                tokio::spawn(serve);
+            });
         }
     }
 }

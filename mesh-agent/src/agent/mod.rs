@@ -14,7 +14,7 @@ pub use uninstall::uninstall;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
@@ -38,6 +38,9 @@ use crate::snapshot::{Options, Snapshot};
 use crate::source::{Loaded, directory};
 use enrolment::{Enrolment, Settings};
 use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
+
+/// How long tunnels may take to end in order when nobody uses them any more.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What was wrong with the configuration that was refused last.
 struct Refused {
@@ -167,8 +170,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     {
         bail!("cannot take over a workload, the agent that runs stays in charge: {reason}");
     }
-    let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
     let takeovers = TakeoverSocket::bind(&control_path)?;
+    agent.enrolment.accept();
+    let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
     if let Some(predecessor) = &predecessor {
         tracing::info!(
             pid = predecessor.pid(),
@@ -232,7 +236,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     stop.cancel();
     if successor.is_some() {
         tokio::select! {
-            () = drain(&agent, upstreams.connector()) => {}
+            () = drain(&agent, &upstreams) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
@@ -242,7 +246,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 }
 
 /// Waits until the last connection has ended, or their time has.
-async fn drain(agent: &Agent, upstream: &Upstream) {
+async fn drain(agent: &Agent, upstreams: &Upstreams<Upstream>) {
     let connections = &agent.node.connections;
     connections.close();
     let limit = agent.options.drain_timeout;
@@ -252,8 +256,15 @@ async fn drain(agent: &Agent, upstream: &Upstream) {
     );
     let ended = async {
         connections.wait().await;
-        // What the last of them have written may still be on its way into the tunnels.
-        upstream.close_tunnels().await;
+        // Connections that wait for further requests hold tunnels; and what the last ones have
+        // written may still be on its way into theirs.
+        for name in agent.node.locals.load().names() {
+            upstreams.forget(name);
+        }
+        let closed = upstreams.connector().close_tunnels();
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::debug!("tunnels are closed by force");
+        }
     };
     match tokio::time::timeout(limit, ended).await {
         Ok(()) => tracing::info!("drained"),

@@ -72,6 +72,11 @@ impl Locals {
         locals
     }
 
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &WorkloadName> {
+        self.by_name.keys()
+    }
+
     /// The workload of this name, where it is on this node.
     pub fn named(&self, name: &WorkloadName) -> Option<&Arc<Local>> {
         self.by_name.get(name)

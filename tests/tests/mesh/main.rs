@@ -15,3 +15,4 @@ mod meshctl;
 mod mtls;
 mod protocols;
 mod routing;
+mod takeover;
