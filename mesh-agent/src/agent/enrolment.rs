@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::{self, Listeners};
-use super::takeover::{Handed, ListenerRole, Sockets};
+use super::takeover::{Handed, ListenerRole, Offered, Sockets};
 use crate::admin::api::WorkloadState;
 use crate::datapath::{self, Datapath, ListenerPorts};
 use crate::dns::{DnsServer, Nameservers};
@@ -376,7 +375,7 @@ impl Enrolment {
     }
 
     /// Further descriptors of all workloads' sockets, for the agent that takes over.
-    pub(super) fn share(&self) -> std::io::Result<Vec<(Place, Vec<(ListenerRole, OwnedFd)>)>> {
+    pub(super) fn share(&self) -> std::io::Result<Vec<Offered>> {
         let members = self.members.lock();
         members
             .values()

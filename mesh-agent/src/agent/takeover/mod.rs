@@ -174,12 +174,15 @@ impl Predecessor {
     }
 }
 
+/// A workload and its sockets.
+pub(super) type Offered = (Place, Vec<(ListenerRole, OwnedFd)>);
+
 /// What an agent gives away; it keeps its own descriptors until the other is ready.
 pub(super) struct Offer {
     pub(super) bpffs: PathBuf,
     pub(super) control: OwnedFd,
     pub(super) lock: OwnedFd,
-    pub(super) workloads: Vec<(Place, Vec<(ListenerRole, OwnedFd)>)>,
+    pub(super) workloads: Vec<Offered>,
 }
 
 /// A new agent that has asked.

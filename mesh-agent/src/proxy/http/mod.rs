@@ -16,13 +16,12 @@ pub use connector::{Connector, Target};
 pub use request_body::BodyError;
 pub use upstream::Upstreams;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -95,10 +94,10 @@ where
             let mut response = answered.await?;
             let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             if is_drained.is_some_and(|drain| drain.is_cancelled()) && !switches {
-                let close = HeaderValue::from_static("close");
+                let close = http::HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     match version {
