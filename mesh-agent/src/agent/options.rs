@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
-use crate::policy::PathNormalization;
 use crate::datapath::AttachOrder;
+use crate::policy::PathNormalization;
 use crate::registry::WhenAgentIsDown;
 
 /// Where programs, maps and links are pinned.

@@ -120,8 +120,8 @@ fn annotations_are_checked() {
     };
     assert_eq!(
         with("undermesh.io/netns: a, undermesh.io/pid: '1'"),
-        "[undermesh.io/pid]: only one of undermesh.io/netns, undermesh.io/pid and \
-         undermesh.io/container may be given"
+        "[undermesh.io/pid]: only one of undermesh.io/netns, undermesh.io/pid, \
+         undermesh.io/container and undermesh.io/cgroup may be given"
     );
     assert_eq!(
         with("undermesh.io/pid: '0'"),
