@@ -23,8 +23,20 @@ pub struct Snapshot {
     pub peer_authentication: PeerAuthentications,
     /// AuthorizationPolicy.
     pub authorization: Authorization,
+    /// How connections between two workloads of one node travel.
+    pub same_node: SameNode,
     /// Fields that are not applied, and the like.
     pub warnings: Vec<Finding>,
+}
+
+/// How connections between two workloads of one node travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SameNode {
+    /// The kernel knows both ends; no byte leaves the node.
+    #[default]
+    Attest,
+    /// By mutual TLS, as between nodes.
+    Encrypt,
 }
 
 /// What a configuration does not say about the mesh.
@@ -40,6 +52,8 @@ pub struct Options {
     pub trust_domain_aliases: Vec<String>,
     /// The form in which policies compare paths.
     pub path_normalization: PathNormalization,
+    /// How connections between two workloads of one node travel.
+    pub same_node: SameNode,
 }
 
 impl Default for Options {
@@ -50,6 +64,7 @@ impl Default for Options {
             root_namespace: "istio-system".to_owned(),
             trust_domain_aliases: Vec::new(),
             path_normalization: PathNormalization::default(),
+            same_node: SameNode::default(),
         }
     }
 }
@@ -103,6 +118,7 @@ impl Snapshot {
             routes: Arc::new(routes),
             peer_authentication,
             authorization,
+            same_node: options.same_node,
             warnings: findings,
         })
     }

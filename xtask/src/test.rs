@@ -8,6 +8,8 @@ use crate::supervise::{Ended, supervise};
 /// How many end-to-end tests run at once. Each has namespaces, control groups
 /// and agents of its own; more at once would only make their deadlines tight.
 const END_TO_END_THREADS: &str = "--test-threads=2";
+/// Tells the end-to-end tests that Envoy is there, so that none is skipped unseen.
+const ENVOY_REQUIRED: &str = "UNDERMESH_ENVOY_REQUIRED";
 
 /// Runs all tests, or those whose name contains `filter`.
 pub fn run(filter: Option<&str>) -> Result<()> {
@@ -31,12 +33,18 @@ pub fn run(filter: Option<&str>) -> Result<()> {
             .args(filter),
     )?;
     println!("Running the end-to-end tests");
-    let ended = supervise(
-        shell::cargo()
-            .args(["test", "--package", "mesh-tests"])
-            .args(filter)
-            .args(["--", END_TO_END_THREADS]),
-    )?;
+    let mut tests = shell::cargo();
+    tests
+        .args(["test", "--package", "mesh-tests"])
+        .args(filter)
+        .args(["--", END_TO_END_THREADS]);
+    match crate::bench::fetch_envoy() {
+        Ok(()) => {
+            tests.env(ENVOY_REQUIRED, "1");
+        }
+        Err(error) => shell::step(format!("tests with Envoy are skipped: {error:#}")),
+    }
+    let ended = supervise(&mut tests)?;
     match ended {
         Ended::Finished => Ok(()),
         Ended::Interrupted => bail!("interrupted; everything has been removed"),

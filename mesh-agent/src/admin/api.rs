@@ -345,6 +345,8 @@ impl From<&crate::resource::Finding> for FindingView {
 pub enum CertificateKind {
     /// Trust anchor.
     Root,
+    /// Between a root and the leaves.
+    Intermediate,
     /// Certificate of a workload.
     Leaf,
 }
@@ -362,6 +364,10 @@ pub struct CertificateView {
     pub not_before: u64,
     /// End of validity, seconds since 1970-01-01 UTC.
     pub not_after: u64,
+    /// `<name>.<namespace>` of the node's workloads that use it.
+    pub workloads: Vec<String>,
+    /// Subjects of the certificates above it, the root last.
+    pub chain: Vec<String>,
 }
 
 /// The body of an answer that is not a success.

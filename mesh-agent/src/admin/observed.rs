@@ -1,6 +1,6 @@
 //! The OBSERVED column of tls-check: what connections really did.
 
-use super::api::{Direction, FlowView, Observed, Security, TlsCheckRow};
+use super::api::{Direction, FlowView, Security, TlsCheckRow};
 
 /// How far back the column looks.
 const WINDOW_MS: u64 = 60_000;
@@ -15,13 +15,15 @@ pub fn observe(rows: &mut [TlsCheckRow], flows: &[FlowView], workload: &str) {
             && flow.age_ms <= WINDOW_MS
     };
     for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
-        let mut observed = Observed::default();
+        // The agent has counted the handshakes.
+        let mut observed = row.observed.unwrap_or_default();
         for flow in flows.iter().filter(recent) {
             if flow.service.as_deref() != Some(&row.host) || flow.destination.port() != row.port {
                 continue;
             }
             match flow.security {
-                Security::MutualTls | Security::SameNode => observed.mutual_tls += 1,
+                Security::MutualTls => observed.mutual_tls += 1,
+                Security::SameNode => observed.same_node += 1,
                 Security::Plaintext => observed.plaintext += 1,
                 Security::Unknown => {}
             }
@@ -33,6 +35,7 @@ pub fn observe(rows: &mut [TlsCheckRow], flows: &[FlowView], workload: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::Observed;
     use crate::admin::samples;
 
     #[test]
@@ -70,7 +73,9 @@ mod tests {
         assert_eq!(
             observed("reviews.default.svc.cluster.local"),
             Some(Observed {
-                mutual_tls: 2,
+                mutual_tls: 1,
+                handshakes: 0,
+                same_node: 1,
                 plaintext: 1
             })
         );

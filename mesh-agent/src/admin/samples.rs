@@ -344,6 +344,8 @@ pub fn certificates() -> Vec<CertificateView> {
             serial: "01".to_owned(),
             not_before: 1_700_000_000,
             not_after: 2_015_360_000,
+            workloads: Vec::new(),
+            chain: Vec::new(),
         },
         CertificateView {
             identity: "spiffe://cluster.local/ns/default/sa/sleep".to_owned(),
@@ -351,6 +353,8 @@ pub fn certificates() -> Vec<CertificateView> {
             serial: "5f3a".to_owned(),
             not_before: 1_760_000_000,
             not_after: 1_760_086_400,
+            workloads: vec!["sleep.default".to_owned()],
+            chain: vec!["O=cluster.local".to_owned()],
         },
     ]
 }

@@ -95,10 +95,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
-    let certificates = Arc::new(Certificates::new(
-        Arc::new(authority),
-        options.cert_lifetime,
-    ));
+    let certificates = Arc::new(
+        Certificates::new(Arc::new(authority), options.cert_lifetime)
+            .with_aliases(&options.trust_domain_aliases),
+    );
     let cgroup2 = cgroup2_mount().context(
         "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
     )?;
@@ -120,8 +120,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         admissions: Arc::default(),
         reports: Reports::default(),
         connections: TaskTracker::new(),
+        handshakes: Arc::default(),
     });
-    let tunnels = TunnelPool::new(certificates.clone());
+    let tunnels = TunnelPool::new(certificates.clone(), node.handshakes.clone());
     let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
     let settings = Settings {
         node_name: options.node.clone(),
@@ -151,8 +152,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         options,
     });
     let renewal = tokio::spawn({
-        let stop = stop.clone();
-        async move { certificates.renew(stop).await }
+        let (stop, ca) = (stop.clone(), agent.options.ca.clone());
+        async move {
+            tokio::join!(
+                certificates.renew(stop.clone()),
+                certificates.watch(ca, stop.clone())
+            )
+        }
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -300,6 +306,7 @@ fn compile(options: &RunOptions, generation: u64, loaded: Loaded) -> Compiled {
         root_namespace: options.root_namespace.clone(),
         trust_domain_aliases: options.trust_domain_aliases.clone(),
         path_normalization: options.path_normalization,
+        same_node: options.same_node,
     };
     let resources = loaded?;
     let snapshot = Snapshot::compile(generation, &resources, &options)?;

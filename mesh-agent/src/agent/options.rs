@@ -9,6 +9,7 @@ use crate::admin::SOCKET_DIRECTORY;
 use crate::datapath::AttachOrder;
 use crate::policy::PathNormalization;
 use crate::registry::WhenAgentIsDown;
+use crate::snapshot::SameNode;
 
 /// Where programs, maps and links are pinned.
 const BPFFS: &str = "/sys/fs/bpf/undermesh";
@@ -68,6 +69,10 @@ pub struct RunOptions {
     /// BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES, as in Istio
     #[arg(long, value_name = "HOW", default_value = "BASE")]
     pub path_normalization: PathNormalization,
+    /// How connections between two workloads of this node travel: attest (the kernel knows both
+    /// ends) or encrypt (mutual TLS, as between nodes)
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub same_node: SameNode,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,

@@ -1,5 +1,6 @@
 //! What the running agent tells about itself.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
@@ -11,10 +12,14 @@ use crate::admin::api::{
 };
 use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
 use crate::datapath::FlowRecord;
-use crate::policy::tls_check::{DestinationRule, DestinationTls, TlsCheck, tls_check};
+use crate::identity::Identity;
+use crate::identity::authority::CaInfo;
+use crate::policy::tls_check::{
+    DestinationRule, DestinationTls, Observed, TlsCheck, find_workload, tls_check,
+};
 use crate::proxy::Local;
 use crate::proxy::notes::{Path, Transport};
-use crate::registry::{Endpoint, Placement, Protocol, Service, Tunnel, Workload};
+use crate::registry::{Endpoint, Placement, Protocol, Registry, Service, Tunnel, Workload};
 use crate::route::{ClientView, UpstreamTls};
 use crate::snapshot::Snapshot;
 
@@ -80,9 +85,18 @@ impl api::Agent for Agent {
             namespace: &client,
             labels: &Default::default(),
         };
-        tls_check(&of, workload, service, |service, port| {
+        let mut rows = tls_check(&of, workload, service, |service, port| {
             rule_of(&snapshot, &view, service, port)
-        })
+        })?;
+        let client = find_workload(&snapshot.registry, workload)?;
+        for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
+            let handshakes = self.handshakes(&snapshot.registry, &client.identity, row);
+            row.observed = Some(Observed {
+                handshakes,
+                ..Observed::default()
+            });
+        }
+        Ok(rows)
     }
 
     fn checks(&self) -> Vec<CheckItem> {
@@ -111,29 +125,44 @@ impl api::Agent for Agent {
     }
 
     fn certificates(&self) -> Vec<CertificateView> {
-        let roots = self
-            .certificates
-            .roots()
-            .iter()
-            .map(|root| CertificateView {
-                identity: root.subject.clone(),
-                kind: CertificateKind::Root,
-                serial: root.serial.clone(),
-                not_before: root.not_before,
-                not_after: root.not_after,
-            });
+        let authorities = |kind, all: Vec<CaInfo>| {
+            all.into_iter().map(move |ca| CertificateView {
+                identity: ca.subject,
+                kind,
+                serial: ca.serial,
+                not_before: ca.not_before,
+                not_after: ca.not_after,
+                workloads: Vec::new(),
+                chain: Vec::new(),
+            })
+        };
+        let roots = self.certificates.roots();
+        let intermediates = self.certificates.intermediates();
+        let authority = self.certificates.authority();
+        let locals = self.enrolment.by_cookie();
         let leaves = self
             .certificates
             .certificates()
             .into_iter()
             .map(|leaf| CertificateView {
+                workloads: locals
+                    .values()
+                    .filter(|local| local.workload.identity == leaf.identity)
+                    .map(|local| local.workload.name.to_string())
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect(),
                 identity: leaf.identity.to_string(),
                 kind: CertificateKind::Leaf,
                 serial: leaf.serial,
                 not_before: leaf.not_before,
                 not_after: leaf.not_after,
+                chain: authority.above().to_vec(),
             });
-        roots.chain(leaves).collect()
+        authorities(CertificateKind::Root, roots)
+            .chain(authorities(CertificateKind::Intermediate, intermediates))
+            .chain(leaves)
+            .collect()
     }
 
     fn authz_check(&self, question: &AuthzQuestion) -> Result<AuthzAnswer, String> {
@@ -172,6 +201,20 @@ impl Agent {
             },
             state,
         }
+    }
+
+    /// Handshakes of the last minute between a client and the workloads behind a row.
+    fn handshakes(&self, registry: &Registry, client: &Identity, row: &TlsCheckRow) -> u64 {
+        let Some(service) = registry.by_host.get(&row.host) else {
+            return 0;
+        };
+        let servers: BTreeSet<&Identity> = service
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.ports.contains_key(&row.port))
+            .filter_map(|endpoint| Some(&endpoint.workload.as_ref()?.identity))
+            .collect();
+        (self.node.handshakes).count(client, |server| servers.contains(server))
     }
 
     fn flow(&self, record: &FlowRecord, local: &Local, snapshot: &Snapshot) -> FlowView {

@@ -90,7 +90,8 @@ enum Command {
     },
     /// Shows the configuration in force, its warnings, and the last one that was refused
     Config,
-    /// Lists certificates and when they expire
+    /// Lists certificates, when they expire, and who uses them
+    #[command(visible_alias = "certs")]
     Certificates,
     /// Shows the version of meshctl and of the agent
     Version,
@@ -231,7 +232,7 @@ mod tests {
             (
                 "authn tls-check sleep reviews -o wide",
                 0,
-                "0 mTLS, 0 plaintext",
+                "0 mTLS (0 handshakes), 0 same node, 0 plaintext",
             ),
             ("authn tls-check nope", ERROR, "no workload nope"),
             ("authn tls-check no&pe", ERROR, "is not a name"),
@@ -243,6 +244,7 @@ mod tests {
             ("authz report", 0, "would be denied"),
             ("config", 0, "Refused 1m5s ago"),
             ("certificates", 0, "Root"),
+            ("certs -o wide", 0, "CHAIN"),
             ("version -o json", 0, "\"node\": \"n1\""),
             ("check", FOUND, "√ meshctl and agent are of one version"),
         ] {

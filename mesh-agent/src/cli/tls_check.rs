@@ -85,7 +85,10 @@ fn text(rows: &[TlsCheckRow], wide: bool, format: Format) -> String {
         ];
         if wide {
             cells.push(row.observed.map_or(String::new(), |seen| {
-                format!("{} mTLS, {} plaintext", seen.mutual_tls, seen.plaintext)
+                format!(
+                    "{} mTLS ({} handshakes), {} same node, {} plaintext",
+                    seen.mutual_tls, seen.handshakes, seen.same_node, seen.plaintext
+                )
             }));
         }
         table.row(cells);
@@ -134,6 +137,8 @@ mod tests {
         );
         rows[2].observed = Some(Observed {
             mutual_tls: 17,
+            handshakes: 2,
+            same_node: 3,
             plaintext: 1,
         });
         golden("tls-check-wide.txt", &text(&rows, true, Format::Mode));

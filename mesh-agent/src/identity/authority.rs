@@ -3,7 +3,7 @@
 //! It lives in a directory with the file names of Istio's plug-in CA
 //! (`root-cert.pem`, `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`): what an
 //! operator puts there is used as it is, an empty directory gets a self-signed
-//! root.
+//! root with an intermediate. `crl.pem` beside them revokes certificates.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +17,16 @@ use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::Identity;
-use super::authority_files::{self, CA_CERT, CA_KEY, CERT_CHAIN, Files, ROOT_CERT};
+use super::authority_files::{self, CA_CERT, CA_KEY, CERT_CHAIN, CRL, Files, ROOT_CERT};
 use super::verify;
+use super::{Identity, Trust};
 
-/// How long a self-signed root is valid.
+/// How long a self-signed root and its intermediate are valid.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far in the past validity begins, for peers whose clocks are behind.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -87,9 +89,9 @@ pub enum AuthorityError {
     Key(#[from] rustls::Error),
 }
 
-/// A root that peers are verified against.
+/// A certificate of a CA, for people to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RootInfo {
+pub struct CaInfo {
     /// Distinguished name.
     pub subject: String,
     /// Serial number, hexadecimal.
@@ -123,8 +125,12 @@ pub struct Authority {
     issuer_not_after: u64,
     /// From the issuing certificate upwards; empty where that is a root itself.
     chain: Vec<CertificateDer<'static>>,
-    roots: Arc<RootCertStore>,
-    root_info: Vec<RootInfo>,
+    trust: Arc<Trust>,
+    root_info: Vec<CaInfo>,
+    /// Of `chain`.
+    chain_info: Vec<CaInfo>,
+    /// Subjects of all certificates above a leaf, the root last.
+    above: Vec<String>,
 }
 
 impl Authority {
@@ -142,6 +148,15 @@ impl Authority {
         let trust_domain = trust_domain.into();
         let files = authority_files::load_or_create(dir, || self_signed(&trust_domain))?;
         Self::from_files(dir, &files, trust_domain)
+    }
+
+    /// Loads the authority in `dir`.
+    ///
+    /// # Errors
+    /// As [`load_or_create`](Self::load_or_create), also where there is none.
+    pub fn load(dir: &Path, trust_domain: impl Into<Arc<str>>) -> Result<Self, AuthorityError> {
+        let files = authority_files::load_existing(dir)?;
+        Self::from_files(dir, &files, trust_domain.into())
     }
 
     fn from_files(
@@ -184,13 +199,16 @@ impl Authority {
             roots
                 .add(root.clone())
                 .map_err(|error| invalid(ROOT_CERT, error.to_string()))?;
-            root_info.push(RootInfo {
-                subject: parsed.subject().to_string(),
-                serial: hex(parsed.raw_serial()),
-                not_before: unix(parsed.validity().not_before.timestamp()),
-                not_after: unix(parsed.validity().not_after.timestamp()),
-            });
+            root_info.push(info(&parsed));
         }
+        let crls = match &files.crl {
+            Some(text) => CertificateRevocationListDer::pem_slice_iter(text.as_bytes())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| invalid(CRL, format!("not PEM: {error}")))?,
+            None => Vec::new(),
+        };
+        let trust = Trust::new(roots, crls)
+            .map_err(|error| invalid(CRL, format!("not a revocation list: {error}")))?;
 
         // Peers hold the roots: what is sent is the way up to them.
         let mut chain = vec![ca.clone()];
@@ -203,14 +221,29 @@ impl Authority {
             }
         }
         chain.retain(|certificate| !root_certificates.contains(certificate));
+        let chain_info = chain
+            .iter()
+            .map(|certificate| Ok(info(&parse(dir, CERT_CHAIN, certificate)?)))
+            .collect::<Result<_, AuthorityError>>()?;
+
+        let mut above = chain
+            .iter()
+            .map(|certificate| Ok(parse(dir, CERT_CHAIN, certificate)?.subject().to_string()))
+            .collect::<Result<Vec<_>, AuthorityError>>()?;
+        above.push(match chain.last() {
+            Some(last) => parse(dir, CERT_CHAIN, last)?.issuer().to_string(),
+            None => parsed.subject().to_string(),
+        });
 
         let authority = Self {
             trust_domain,
             issuer,
             issuer_not_after,
             chain,
-            roots: Arc::new(roots),
+            trust: Arc::new(trust),
             root_info,
+            chain_info,
+            above,
         };
         authority
             .prove()
@@ -229,7 +262,7 @@ impl Authority {
         let leaf = self
             .issue(&identity, Duration::from_secs(3600))
             .map_err(|error| error.to_string())?;
-        verify::chain(&self.roots, &leaf.certified.cert).map_err(|error| {
+        verify::chain(&self.trust, &leaf.certified.cert).map_err(|error| {
             format!("what this CA issues does not verify against {ROOT_CERT}: {error}")
         })
     }
@@ -240,13 +273,23 @@ impl Authority {
     }
 
     /// What peers' certificates are verified against.
-    pub fn roots(&self) -> &Arc<RootCertStore> {
-        &self.roots
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
     }
 
     /// The roots, for people to look at.
-    pub fn root_info(&self) -> &[RootInfo] {
+    pub fn root_info(&self) -> &[CaInfo] {
         &self.root_info
+    }
+
+    /// The certificates between leaves and roots, the issuing one first.
+    pub fn chain_info(&self) -> &[CaInfo] {
+        &self.chain_info
+    }
+
+    /// Subjects of the certificates above a leaf, the root last.
+    pub fn above(&self) -> &[String] {
+        &self.above
     }
 
     /// Makes a key and a certificate for `identity`, valid for `lifetime` from
@@ -297,30 +340,59 @@ impl Authority {
     }
 }
 
-/// A new root that signs leaves itself.
+/// A new root, and an intermediate that signs leaves. The root's key is kept
+/// beside it for the operator, who may take it away.
 fn self_signed(trust_domain: &str) -> Result<Files, AuthorityError> {
+    let root = ca_params(
+        trust_domain,
+        "Undermesh root CA",
+        BasicConstraints::Unconstrained,
+    );
+    let root_key = KeyPair::generate()?;
+    let root_cert = root.self_signed(&root_key)?.pem();
+    let mut ca = ca_params(
+        trust_domain,
+        "Undermesh CA",
+        BasicConstraints::Constrained(0),
+    );
+    ca.use_authority_key_identifier_extension = true;
+    let ca_key = KeyPair::generate()?;
+    let ca_cert = ca
+        .signed_by(&ca_key, &Issuer::from_params(&root, &root_key))?
+        .pem();
+    Ok(Files {
+        cert_chain: Some(format!("{ca_cert}{root_cert}")),
+        root_cert,
+        ca_cert,
+        ca_key: ca_key.serialize_pem(),
+        crl: None,
+        root_key: Some(root_key.serialize_pem()),
+    })
+}
+
+fn ca_params(trust_domain: &str, name: &str, constraints: BasicConstraints) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params
         .distinguished_name
         .push(DnType::OrganizationName, trust_domain);
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Undermesh root CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(constraints);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + ROOT_LIFETIME).into();
-    let key = KeyPair::generate()?;
-    let certificate = params.self_signed(&key)?.pem();
-    Ok(Files {
-        root_cert: certificate.clone(),
-        ca_cert: certificate.clone(),
-        ca_key: key.serialize_pem(),
-        cert_chain: Some(certificate),
-    })
+    params
+}
+
+fn info(certificate: &X509Certificate<'_>) -> CaInfo {
+    CaInfo {
+        subject: certificate.subject().to_string(),
+        serial: hex(certificate.raw_serial()),
+        not_before: unix(certificate.validity().not_before.timestamp()),
+        not_after: unix(certificate.validity().not_after.timestamp()),
+    }
 }
 
 /// All certificates of a PEM file; at least one.

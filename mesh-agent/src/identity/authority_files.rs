@@ -16,6 +16,10 @@ pub const CA_KEY: &str = "ca-key.pem";
 /// From the issuing certificate up to the root; may be left out where the
 /// former was signed by the latter.
 pub const CERT_CHAIN: &str = "cert-chain.pem";
+/// Lists of revoked certificates; may be left out.
+pub const CRL: &str = "crl.pem";
+/// Key of a root that was made here, for a later intermediate; not read by the agent.
+const ROOT_KEY: &str = "root-key.pem";
 
 /// All files of an authority.
 pub const AUTHORITY_FILES: [&str; 4] = [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN];
@@ -25,12 +29,15 @@ const SECRET_MODE: u32 = 0o600;
 const PUBLIC_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// The texts of the four files.
+/// The texts of the files.
 pub struct Files {
     pub root_cert: String,
     pub ca_cert: String,
     pub ca_key: String,
     pub cert_chain: Option<String>,
+    pub crl: Option<String>,
+    /// Written, never read.
+    pub root_key: Option<String>,
 }
 
 /// Reads the files of `dir`, or writes those that `create` gives where there
@@ -39,6 +46,30 @@ pub struct Files {
 pub fn load_or_create(
     dir: &Path,
     create: impl FnOnce() -> Result<Files, AuthorityError>,
+) -> Result<Files, AuthorityError> {
+    load(dir, Some(create))
+}
+
+/// Reads the files of `dir`.
+pub fn load_existing(dir: &Path) -> Result<Files, AuthorityError> {
+    load(dir, None::<fn() -> Result<Files, AuthorityError>>)
+}
+
+/// Changes whenever one of the files does: their names, times, sizes and numbers.
+pub fn fingerprint(dir: &Path) -> Vec<Option<(u64, i64, i64, u64)>> {
+    [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN, CRL]
+        .iter()
+        .map(|name| {
+            let metadata = std::fs::metadata(dir.join(name)).ok()?;
+            let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+            Some((metadata.ino(), seconds, nanoseconds, metadata.len()))
+        })
+        .collect()
+}
+
+fn load(
+    dir: &Path,
+    create: Option<impl FnOnce() -> Result<Files, AuthorityError>>,
 ) -> Result<Files, AuthorityError> {
     DirBuilder::new()
         .recursive(true)
@@ -52,7 +83,9 @@ pub fn load_or_create(
     let ca_cert = read(dir, CA_CERT)?;
     let ca_key = read(dir, CA_KEY)?;
     let cert_chain = read(dir, CERT_CHAIN)?;
-    if root_cert.is_none() && ca_cert.is_none() && ca_key.is_none() && cert_chain.is_none() {
+    let is_empty =
+        root_cert.is_none() && ca_cert.is_none() && ca_key.is_none() && cert_chain.is_none();
+    if let (true, Some(create)) = (is_empty, create) {
         let files = create()?;
         write(dir, &files)?;
         lock.sync_all().map_err(failed("sync", dir))?;
@@ -69,6 +102,8 @@ pub fn load_or_create(
         ca_cert: need(ca_cert, CA_CERT)?,
         ca_key: need(ca_key, CA_KEY)?,
         cert_chain,
+        crl: read(dir, CRL)?,
+        root_key: None,
     })
 }
 
@@ -96,6 +131,7 @@ fn read(dir: &Path, name: &str) -> Result<Option<String>, AuthorityError> {
 /// Each file appears whole or not at all.
 fn write(dir: &Path, files: &Files) -> Result<(), AuthorityError> {
     let all = [
+        (ROOT_KEY, SECRET_MODE, files.root_key.as_ref()),
         (CA_KEY, SECRET_MODE, Some(&files.ca_key)),
         (CERT_CHAIN, PUBLIC_MODE, files.cert_chain.as_ref()),
         (CA_CERT, PUBLIC_MODE, Some(&files.ca_cert)),

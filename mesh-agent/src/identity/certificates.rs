@@ -2,6 +2,7 @@
 //! the TLS configurations that use them.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,14 +10,16 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::Rng;
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
-use super::authority::{Authority, AuthorityError, Leaf, RootInfo, unix_seconds};
+use super::authority::{Authority, AuthorityError, CaInfo, Leaf, unix_seconds};
+use super::authority_files;
+use super::sessions::Sessions;
 use super::verify::{ClientVerifier, ServerVerifier, provider};
 
 /// The protocol inside TLS: HTTP/2, as HBONE demands.
@@ -30,6 +33,14 @@ pub const MAX_CLIENT_CONFIGS: usize = 1024;
 const RENEW_AFTER: f64 = 0.5;
 /// ... or up to this share earlier, so that those issued together part.
 const RENEW_JITTER: f64 = 0.1;
+/// A session may be resumed for this part of a certificate's life.
+const RESUMPTIONS_PER_LIFE: u32 = 4;
+/// Tickets that a server gives with each handshake; one serves once.
+const TICKETS: usize = 2;
+/// Servers whose sessions a client of one configuration keeps.
+const MAX_CLIENT_SESSIONS: usize = 256;
+/// How often the authority's files are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often certificates are looked at, as a part of their life and at most.
 const CHECKS_PER_LIFE: u32 = 16;
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -116,8 +127,10 @@ impl Held {
 /// The agent's certificates. A certificate is kept as long as a configuration
 /// of its identity is; after that it is forgotten within a minute.
 pub struct Certificates {
-    authority: Arc<Authority>,
+    authority: ArcSwap<Authority>,
     lifetime: Duration,
+    /// Further names of the trust domain that servers may bear.
+    aliases: Vec<Arc<str>>,
     held: Mutex<HashMap<Identity, Held>>,
 }
 
@@ -128,9 +141,61 @@ impl Certificates {
     /// [`renew`]: Self::renew
     pub fn new(authority: Arc<Authority>, lifetime: Duration) -> Self {
         Self {
-            authority,
+            authority: ArcSwap::new(authority),
             lifetime,
+            aliases: Vec::new(),
             held: Mutex::default(),
+        }
+    }
+
+    /// The same, where the trust domain has further names: a server that is expected may bear
+    /// any of them.
+    #[must_use]
+    pub fn with_aliases(mut self, aliases: &[String]) -> Self {
+        self.aliases = aliases.iter().map(|alias| alias.as_str().into()).collect();
+        self
+    }
+
+    /// Uses the authority in `dir` again whenever its files change, until
+    /// `stop`: a new intermediate, another root, a revocation list. What cannot
+    /// be used is told, and the one before stays. Open connections go on.
+    pub async fn watch(&self, dir: PathBuf, stop: CancellationToken) {
+        let mut seen = authority_files::fingerprint(&dir);
+        while stop
+            .run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL))
+            .await
+            .is_some()
+        {
+            let now = authority_files::fingerprint(&dir);
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            let trust_domain = self.authority.load().trust_domain().clone();
+            match Authority::load(&dir, trust_domain) {
+                Ok(authority) => {
+                    self.replace(Arc::new(authority));
+                    tracing::info!(dir = %dir.display(), "certificate authority is renewed");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "certificate authority not renewed, the old one stays");
+                }
+            }
+        }
+    }
+
+    /// Issues by another authority and verifies against its roots from now on.
+    /// Sessions of before are not resumed.
+    pub fn replace(&self, authority: Arc<Authority>) {
+        self.authority.store(authority);
+        let identities: Vec<Identity> = {
+            let mut held = self.held.lock();
+            held.drain().map(|(identity, _)| identity).collect()
+        };
+        for identity in identities {
+            if let Err(error) = self.with(&identity, |_| Ok(())) {
+                tracing::warn!(%identity, %error, "no certificate by the new authority");
+            }
         }
     }
 
@@ -167,7 +232,7 @@ impl Certificates {
             .collect();
         // Signing is done without the lock, connections wait for it.
         for identity in due {
-            match self.authority.issue(&identity, self.lifetime) {
+            match self.authority.load().issue(&identity, self.lifetime) {
                 Ok(leaf) => {
                     tracing::debug!(%identity, serial = leaf.serial, "certificate renewed");
                     if let Some(held) = self.held.lock().get_mut(&identity) {
@@ -205,6 +270,13 @@ impl Certificates {
         expected: &[Identity],
     ) -> Result<Arc<ClientConfig>, CertificateError> {
         let mut expected = expected.to_vec();
+        for index in 0..expected.len() {
+            let others = self.aliases.iter().map(|alias| Identity {
+                trust_domain: alias.clone(),
+                ..expected[index].clone()
+            });
+            expected.extend(others.collect::<Vec<_>>());
+        }
         expected.sort_unstable();
         expected.dedup();
         self.with(identity, |held| {
@@ -252,9 +324,19 @@ impl Certificates {
         all
     }
 
+    /// The authority in use.
+    pub fn authority(&self) -> Arc<Authority> {
+        self.authority.load_full()
+    }
+
     /// The roots that peers are verified against.
-    pub fn roots(&self) -> &[RootInfo] {
-        self.authority.root_info()
+    pub fn roots(&self) -> Vec<CaInfo> {
+        self.authority.load().root_info().to_vec()
+    }
+
+    /// The certificates between leaves and roots, the issuing one first.
+    pub fn intermediates(&self) -> Vec<CaInfo> {
+        self.authority.load().chain_info().to_vec()
     }
 
     fn with<T>(
@@ -272,7 +354,7 @@ impl Certificates {
         if all.len() >= MAX_IDENTITIES {
             return Err(CertificateError::TooMany(identity.clone()));
         }
-        let leaf = self.authority.issue(identity, self.lifetime)?;
+        let leaf = self.authority.load().issue(identity, self.lifetime)?;
         let renew_at = renewal_time(unix_time(), &leaf);
         let current = Arc::new(Current {
             leaf: ArcSwap::from_pointee(leaf),
@@ -288,19 +370,19 @@ impl Certificates {
         Ok(result)
     }
 
-    // Sessions are not resumed, on either side: a resumed session would carry
-    // the proof of an earlier connection beyond the certificate that gave it,
-    // and connections are pooled, so that handshakes are few.
+    // A resumed session carries the proof of an earlier handshake. It is short: each side's
+    // certificate had half of its life before it then, and a new authority or revocation list
+    // makes new configurations, without sessions.
 
     fn make_server(&self, current: Arc<Current>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let verifier = ClientVerifier::new(self.authority.roots().clone())?;
+        let verifier = ClientVerifier::new(self.authority.load().trust())?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(current);
         config.alpn_protocols = vec![ALPN.to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(Sessions::new(self.lifetime / RESUMPTIONS_PER_LIFE));
+        config.send_tls13_tickets = TICKETS;
         Ok(Arc::new(config))
     }
 
@@ -309,7 +391,7 @@ impl Certificates {
         current: Arc<Current>,
         expected: Arc<[Identity]>,
     ) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = ServerVerifier::new(self.authority.roots().clone(), expected);
+        let verifier = ServerVerifier::new(self.authority.load().trust().clone(), expected);
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             // "Dangerous" to rustls because it is not the web's check of a DNS name.
@@ -317,7 +399,7 @@ impl Certificates {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(current);
         config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = Resumption::disabled();
+        config.resumption = Resumption::in_memory_sessions(MAX_CLIENT_SESSIONS);
         config.enable_sni = false;
         Ok(Arc::new(config))
     }

@@ -4,7 +4,9 @@
 pub mod authority;
 mod authority_files;
 pub mod certificates;
+mod sessions;
 mod spiffe;
+mod trust;
 pub mod verify;
 
 #[cfg(test)]
@@ -14,3 +16,4 @@ pub use authority::{Authority, AuthorityError};
 pub use authority_files::AUTHORITY_FILES;
 pub use certificates::{CertificateError, CertificateInfo, Certificates};
 pub use spiffe::{Identity, ParseIdentityError};
+pub use trust::Trust;

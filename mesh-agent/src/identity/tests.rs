@@ -45,6 +45,8 @@ fn a_new_authority_is_private_and_stays_the_same() {
     let first = load(&dir).unwrap();
     assert_eq!(mode(&dir), 0o700);
     assert_eq!(mode(&dir.join("ca-key.pem")), 0o600);
+    assert_eq!(mode(&dir.join("root-key.pem")), 0o600);
+    assert_eq!(first.chain_info().len(), 1, "an intermediate signs");
     let second = load(&dir).unwrap();
     assert_eq!(first.root_info(), second.root_info());
     let mut names: Vec<_> = fs::read_dir(&dir)
@@ -58,7 +60,8 @@ fn a_new_authority_is_private_and_stays_the_same() {
             "ca-cert.pem",
             "ca-key.pem",
             "cert-chain.pem",
-            "root-cert.pem"
+            "root-cert.pem",
+            "root-key.pem"
         ]
     );
     let root = &first.root_info()[0];
@@ -87,12 +90,18 @@ fn a_leaf_is_a_spiffe_document_for_both_sides() {
     let dir = TempDir::new().unwrap();
     let authority = load(dir.path()).unwrap();
     let leaf = authority.issue(&identity("reviews"), HOUR).unwrap();
-    verify::chain(authority.roots(), &leaf.certified.cert).unwrap();
+    verify::chain(authority.trust(), &leaf.certified.cert).unwrap();
     assert_eq!(
         verify::identity_of(&leaf.certified.cert[0]).unwrap(),
         identity("reviews")
     );
-    assert_eq!(leaf.certified.cert.len(), 1, "the root is not sent");
+    // The intermediate is sent, the root is not.
+    assert_eq!(leaf.certified.cert.len(), 2);
+    let (_, sent) = X509Certificate::from_der(&leaf.certified.cert[1]).unwrap();
+    assert_eq!(
+        sent.subject().to_string(),
+        authority.chain_info()[0].subject
+    );
 
     let (_, parsed) = X509Certificate::from_der(&leaf.certified.cert[0]).unwrap();
     assert_eq!(parsed.subject().iter().count(), 0);
@@ -290,4 +299,87 @@ fn configurations_are_shared_by_what_they_expect() {
     ));
     assert!(!Arc::ptr_eq(&both, &client(&[identity("a")])));
     assert_eq!(certificates.certificates().len(), 1);
+}
+
+#[test]
+fn while_a_root_is_replaced_both_are_trusted() {
+    let (old, new) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    load(old.path()).unwrap();
+    load(new.path()).unwrap();
+    let root = |dir: &TempDir| fs::read_to_string(dir.path().join("root-cert.pem")).unwrap();
+    let (old_root, new_root) = (root(&old), root(&new));
+    let leaf = |authority: &Authority| authority.issue(&identity("a"), HOUR).unwrap();
+    let verifies = |by: &Authority, of: &Authority| {
+        verify::chain(by.trust(), &leaf(of).certified.cert).is_ok()
+    };
+    let strangers = (load(old.path()).unwrap(), load(new.path()).unwrap());
+    assert!(!verifies(&strangers.0, &strangers.1));
+
+    for dir in [&old, &new] {
+        fs::write(
+            dir.path().join("root-cert.pem"),
+            format!("{old_root}{new_root}"),
+        )
+        .unwrap();
+    }
+    let (before, after) = (load(old.path()).unwrap(), load(new.path()).unwrap());
+    assert!(verifies(&before, &after) && verifies(&after, &before));
+    assert_eq!(before.root_info().len(), 2);
+
+    fs::write(new.path().join("root-cert.pem"), new_root).unwrap();
+    let last = load(new.path()).unwrap();
+    assert!(verifies(&last, &after) && !verifies(&last, &before));
+}
+
+#[tokio::test]
+async fn a_new_authority_is_taken_up_and_a_broken_one_is_not() {
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let certificates = Arc::new(Certificates::new(Arc::new(load(dir.path()).unwrap()), HOUR));
+    let config = certificates.server_config(&identity("a")).unwrap();
+    let first = certificates.certificates()[0].serial.clone();
+    let stop = CancellationToken::new();
+    let watch = tokio::spawn({
+        let (certificates, stop) = (certificates.clone(), stop.clone());
+        let dir = dir.path().to_owned();
+        async move { certificates.watch(dir, stop).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    fs::write(dir.path().join("ca-key.pem"), "broken").unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(certificates.certificates()[0].serial, first);
+
+    let root = load(other.path()).unwrap().root_info()[0].clone();
+    for name in [
+        "root-cert.pem",
+        "cert-chain.pem",
+        "ca-cert.pem",
+        "ca-key.pem",
+    ] {
+        fs::copy(other.path().join(name), dir.path().join(name)).unwrap();
+    }
+    let taken_up = async {
+        while certificates.roots() != [root.clone()] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken_up)
+        .await
+        .unwrap();
+    assert_ne!(certificates.certificates()[0].serial, first);
+    let again = certificates.server_config(&identity("a")).unwrap();
+    assert!(!Arc::ptr_eq(&config, &again));
+    stop.cancel();
+    watch.await.unwrap();
+}
+
+#[test]
+fn a_revocation_list_that_is_none_is_refused() {
+    let dir = TempDir::new().unwrap();
+    load(dir.path()).unwrap();
+    fs::write(
+        dir.path().join("crl.pem"),
+        "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+    )
+    .unwrap();
+    assert!(error(dir.path()).contains("crl.pem: not a revocation list"));
 }

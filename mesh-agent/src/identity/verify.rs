@@ -12,14 +12,14 @@ use rustls::crypto::{
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{RevocationOptionsBuilder, UnknownStatusPolicy};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Identity, ParseIdentityError};
+use super::{Identity, ParseIdentityError, Trust};
 
 /// How many expected identities an error spells out.
 const MAX_NAMED: usize = 8;
@@ -103,12 +103,12 @@ pub fn peer(verified: Option<&[CertificateDer<'_>]>) -> Result<Peer, Error> {
 }
 
 /// Verifies a chain, leaf first, as a client and as a server would at this moment.
-pub(super) fn chain(roots: &Arc<RootCertStore>, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+pub(super) fn chain(trust: &Arc<Trust>, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
     let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
     let now = UnixTime::now();
-    let server = ServerVerifier::new(roots.clone(), Arc::from([]));
+    let server = ServerVerifier::new(trust.clone(), Arc::from([]));
     server.chain(leaf, intermediates, now)?;
-    ClientVerifier::new(roots.clone())?
+    ClientVerifier::new(trust)?
         .verify_client_cert(leaf, intermediates, now)
         .map(drop)
 }
@@ -126,16 +126,16 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 /// none is expected, none is accepted.
 #[derive(Debug)]
 pub struct ServerVerifier {
-    roots: Arc<RootCertStore>,
+    trust: Arc<Trust>,
     algorithms: WebPkiSupportedAlgorithms,
     expected: Arc<[Identity]>,
 }
 
 impl ServerVerifier {
-    /// Accepts servers that prove one of `expected` by a chain to `roots`.
-    pub fn new(roots: Arc<RootCertStore>, expected: Arc<[Identity]>) -> Self {
+    /// Accepts servers that prove one of `expected` by a chain that `trust` accepts.
+    pub fn new(trust: Arc<Trust>, expected: Arc<[Identity]>) -> Self {
         Self {
-            roots,
+            trust,
             algorithms: algorithms(),
             expected,
         }
@@ -149,11 +149,45 @@ impl ServerVerifier {
     ) -> Result<(), Error> {
         verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
+            &self.trust.roots,
             intermediates,
             now,
             self.algorithms.all,
-        )
+        )?;
+        self.not_revoked(leaf, intermediates, now)
+    }
+
+    /// Once more with the revocation lists, which rustls's own check does not take.
+    fn not_revoked(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let lists: Vec<_> = self.trust.revoked.iter().collect();
+        let Ok(options) = RevocationOptionsBuilder::new(&lists) else {
+            // There are none.
+            return Ok(());
+        };
+        let options = options
+            .with_status_policy(UnknownStatusPolicy::Allow)
+            .build();
+        webpki::EndEntityCert::try_from(leaf)
+            .map_err(|_| Error::from(CertificateError::BadEncoding))?
+            .verify_for_usage(
+                self.algorithms.all,
+                &self.trust.roots.roots,
+                intermediates,
+                now,
+                webpki::KeyUsage::server_auth(),
+                Some(options),
+                None,
+            )
+            .map(drop)
+            .map_err(|error| match error {
+                webpki::Error::CertRevoked => CertificateError::Revoked.into(),
+                error => CertificateError::Other(OtherError(Arc::new(error))).into(),
+            })
     }
 
     fn wanted(&self) -> String {
@@ -226,12 +260,14 @@ pub struct ClientVerifier {
 }
 
 impl ClientVerifier {
-    /// Accepts clients that prove an identity by a chain to `roots`.
+    /// Accepts clients that prove an identity by a chain that `trust` accepts.
     ///
     /// # Errors
     /// Where there are no roots.
-    pub fn new(roots: Arc<RootCertStore>) -> Result<Self, Error> {
-        WebPkiClientVerifier::builder_with_provider(roots, provider())
+    pub fn new(trust: &Trust) -> Result<Self, Error> {
+        WebPkiClientVerifier::builder_with_provider(trust.roots.clone(), provider())
+            .with_crls(trust.crls.iter().cloned())
+            .allow_unknown_revocation_status()
             .build()
             .map(|webpki| Self { webpki })
             .map_err(|error| Error::General(error.to_string()))

@@ -59,8 +59,12 @@ pub enum TlsCheckStatus {
 /// What was seen on the wire in the last minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
-    /// Connections with mutual TLS, or between two workloads of one node.
+    /// Connections with mutual TLS.
     pub mutual_tls: u64,
+    /// Mutual TLS handshakes; one serves many connections.
+    pub handshakes: u64,
+    /// Connections between two workloads of one node, whose ends the kernel knows.
+    pub same_node: u64,
     /// Connections in the clear.
     pub plaintext: u64,
 }

@@ -15,7 +15,7 @@ use super::copy::{Duplex, Transferred, copy_both};
 use super::hbone::{self, IncomingTunnel, Refusal, TunnelHandler};
 use super::notes::Transport;
 use super::{Local, Node};
-use crate::identity::Certificates;
+use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;
 use crate::policy::MtlsMode;
 
@@ -130,6 +130,11 @@ impl Inbound {
 
 impl TunnelHandler for Inbound {
     type Io = Application;
+
+    fn connected(&self, peer: &Identity) {
+        let own = &self.local.workload.identity;
+        self.node.handshakes.add(peer, own);
+    }
 
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Application, Refusal>> {
         Box::pin(async move {

@@ -42,6 +42,8 @@ pub struct Node {
     pub reports: application::Reports,
     /// Connections that are open: an agent that drains waits for them.
     pub connections: TaskTracker,
+    /// Handshakes of the last minute.
+    pub handshakes: Arc<hbone::Handshakes>,
 }
 
 /// The workloads of this node. Immutable: an enrolment makes a new one.

@@ -20,7 +20,7 @@ use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
 use crate::registry::{Location, Tunnel, Workload};
 use crate::route::UpstreamTls;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{SameNode, Snapshot};
 
 /// Connects on behalf of the node's workloads.
 pub struct Upstream {
@@ -178,7 +178,9 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
             "the DestinationRule asks for ISTIO_MUTUAL, but the server accepts plaintext only"
                 .to_owned(),
         ),
-        (_, Some(_)) if same_node => Ok(Transport::SameNode),
+        (_, Some(_)) if same_node && snapshot.same_node == SameNode::Attest => {
+            Ok(Transport::SameNode)
+        }
         (_, Some(_)) => Ok(Transport::Hbone),
     }
 }

@@ -8,6 +8,8 @@ mod canary;
 mod configuration;
 mod container;
 mod dns;
+mod envoy;
+mod identity;
 mod interception;
 mod laboratory;
 mod lifetime;

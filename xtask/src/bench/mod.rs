@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 pub use load::{Load, run as load};
+pub use needs::envoy as fetch_envoy;
 
 use crate::shell;
 use crate::supervise::{Ended, supervise};

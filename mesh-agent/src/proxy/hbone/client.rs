@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{ConnectError, Connection, Key, connect};
 use super::forwarded;
+use super::handshakes::Handshakes;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use crate::identity::{Certificates, Identity};
@@ -108,6 +109,7 @@ pub struct TunnelPool {
 
 struct Pool {
     certificates: Arc<Certificates>,
+    handshakes: Arc<Handshakes>,
     idle_timeout: Duration,
     /// Numbers connections in the order in which they are begun.
     next_number: AtomicU64,
@@ -142,16 +144,26 @@ enum Failure {
 }
 
 impl TunnelPool {
-    /// A pool whose connections use `certificates`.
-    pub fn new(certificates: Arc<Certificates>) -> Self {
-        Self::with_idle_timeout(certificates, IDLE_TIMEOUT)
+    /// A pool whose connections use `certificates`, and whose handshakes are
+    /// noted in `handshakes`.
+    pub fn new(certificates: Arc<Certificates>, handshakes: Arc<Handshakes>) -> Self {
+        Self::of(certificates, handshakes, IDLE_TIMEOUT)
     }
 
     /// The same with another time after which unused connections are closed.
     pub fn with_idle_timeout(certificates: Arc<Certificates>, idle_timeout: Duration) -> Self {
+        Self::of(certificates, Arc::default(), idle_timeout)
+    }
+
+    fn of(
+        certificates: Arc<Certificates>,
+        handshakes: Arc<Handshakes>,
+        idle_timeout: Duration,
+    ) -> Self {
         Self {
             shared: Arc::new(Pool {
                 certificates,
+                handshakes,
                 idle_timeout,
                 next_number: AtomicU64::new(0),
                 peers: Mutex::default(),
@@ -315,6 +327,10 @@ impl Pool {
             limit: OPEN_TIMEOUT,
         }));
 
+        if let Ok((connection, _)) = &connected {
+            self.handshakes
+                .add(&key.source_identity, &connection.peer_identity);
+        }
         let mut peers = self.peers.lock();
         // Where the peer was forgotten meanwhile, those who wait try again.
         let Some(peer) = peers.get_mut(&key) else {

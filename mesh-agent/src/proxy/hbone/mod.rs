@@ -5,6 +5,7 @@
 mod client;
 mod connection;
 mod forwarded;
+mod handshakes;
 mod keep_alive;
 mod refusal;
 mod server;
@@ -15,6 +16,7 @@ mod tests;
 
 pub use client::{OPEN_TIMEOUT, TunnelError, TunnelPool, TunnelRequest};
 pub use connection::ConnectError;
+pub use handshakes::Handshakes;
 pub use refusal::Refusal;
 pub use server::{IncomingTunnel, ServeError, TunnelHandler, serve};
 pub use stream::TunnelStream;

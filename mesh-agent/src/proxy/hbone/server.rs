@@ -83,6 +83,9 @@ pub trait TunnelHandler: Send + Sync + 'static {
     /// gives up first.
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Self::Io, Refusal>>;
 
+    /// A client has proven who it is.
+    fn connected(&self, _peer: &Identity) {}
+
     /// A tunnel that was opened has ended. Not called for tunnels that are cut
     /// off because `serve` was dropped.
     fn closed(&self, _tunnel: &IncomingTunnel, _result: Result<(), CopyError>) {}
@@ -105,6 +108,7 @@ pub async fn serve(
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
     let peer_address = forwarded::canonical(peer_address);
+    handler.connected(&peer.identity);
 
     let lost = keep_alive::lost(http2.ping_pong());
     let outlived = async {
@@ -174,6 +178,12 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
     }
     let peer = verify::peer(session.peer_certificates())
         .map_err(|error| ServeError::Tls(io::Error::other(error)))?;
+    // A session that was resumed proves what was proven then.
+    if remaining(peer.not_after).is_zero() {
+        let expired = rustls::CertificateError::Expired;
+        let error = rustls::Error::InvalidCertificate(expired);
+        return Err(ServeError::Tls(io::Error::other(error)));
+    }
     let http2 = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -1,5 +1,6 @@
 //! Real TLS over loopback: a client's pool, a server, and applications behind it.
 
+mod hostile;
 mod pool;
 mod trust;
 mod tunnels;
@@ -190,7 +191,7 @@ impl Mesh {
 
     async fn of(trust: &Trust) -> Self {
         Self {
-            pool: TunnelPool::new(trust.certificates.clone()),
+            pool: TunnelPool::new(trust.certificates.clone(), Arc::default()),
             server: Server::start(&trust.certificates, "server").await,
             application: bind().await.0,
         }

@@ -5,7 +5,8 @@ use http::{Method, Request};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, SupportedProtocolVersion};
@@ -51,7 +52,7 @@ async fn another_root_is_refused_by_both_sides() {
     let (ours, theirs) = (Trust::new(), Trust::new());
     // The same names everywhere: only the root differs.
     let mut mesh = Mesh::of(&ours).await;
-    mesh.pool = TunnelPool::new(theirs.certificates.clone());
+    mesh.pool = TunnelPool::new(theirs.certificates.clone(), Arc::default());
     let error = refused(&mesh, mesh.request()).await;
     // Both roots bear one name, so it is the signature that tells.
     assert!(
@@ -67,13 +68,13 @@ async fn another_root_is_refused_by_both_sides() {
 }
 
 /// A client with whatever certificate it likes.
-fn client(
+pub(super) fn client(
     trust: &Trust,
     version: &'static SupportedProtocolVersion,
     certificate: Option<Arc<CertifiedKey>>,
 ) -> ClientConfig {
     let verifier = ServerVerifier::new(
-        trust.authority.roots().clone(),
+        trust.authority.trust().clone(),
         Arc::from([identity("server")]),
     );
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -94,7 +95,10 @@ fn client(
 }
 
 /// A certificate of the mesh's own CA that is not as it should be.
-fn signed(trust: &Trust, change: impl FnOnce(&mut CertificateParams)) -> Arc<CertifiedKey> {
+pub(super) fn signed(
+    trust: &Trust,
+    change: impl FnOnce(&mut CertificateParams),
+) -> Arc<CertifiedKey> {
     let read = |name| std::fs::read_to_string(trust.dir.path().join(name)).unwrap();
     let ca_key = KeyPair::from_pem(&read("ca-key.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem"), ca_key).unwrap();
@@ -106,7 +110,8 @@ fn signed(trust: &Trust, change: impl FnOnce(&mut CertificateParams)) -> Arc<Cer
     let certificate = params.signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let key = aws_lc_rs::sign::any_ecdsa_type(&key).unwrap();
-    Arc::new(CertifiedKey::new(vec![certificate.der().clone()], key))
+    let ca = CertificateDer::from_pem_slice(read("ca-cert.pem").as_bytes()).unwrap();
+    Arc::new(CertifiedKey::new(vec![certificate.der().clone(), ca], key))
 }
 
 fn uri(text: &str) -> SanType {
@@ -114,7 +119,7 @@ fn uri(text: &str) -> SanType {
 }
 
 /// Connects and asks for a tunnel; how the server saw the end of it.
-async fn knock(mesh: &mut Mesh, config: ClientConfig) -> ServeError {
+pub(super) async fn knock(mesh: &mut Mesh, config: ClientConfig) -> ServeError {
     let tcp = TcpStream::connect(mesh.server.address).await.unwrap();
     let name = ServerName::from(mesh.server.address.ip());
     let connected = TlsConnector::from(Arc::new(config))
@@ -133,7 +138,7 @@ async fn knock(mesh: &mut Mesh, config: ClientConfig) -> ServeError {
     error
 }
 
-async fn ask(
+pub(super) async fn ask(
     sender: h2::client::SendRequest<Bytes>,
     method: Method,
     uri: &str,
@@ -227,14 +232,14 @@ async fn only_tls_1_3_and_http_2_are_spoken() {
 }
 
 #[tokio::test]
-async fn the_key_exchange_is_post_quantum_and_no_session_is_resumed() {
+async fn the_key_exchange_is_post_quantum_and_sessions_are_resumed() {
     let trust = Trust::new();
     let mesh = Mesh::of(&trust).await;
     let config = trust
         .certificates
         .client_config(&identity("client"), &[identity("server")])
         .unwrap();
-    for _ in 0..2 {
+    for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
         let tcp = TcpStream::connect(mesh.server.address).await.unwrap();
         let name = ServerName::from(mesh.server.address.ip());
         let mut tls = TlsConnector::from(config.clone())
@@ -247,7 +252,7 @@ async fn the_key_exchange_is_post_quantum_and_no_session_is_resumed() {
             .unwrap();
         patient(tls.read_exact(&mut [0; 9])).await.unwrap();
         let session = tls.get_ref().1;
-        assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(session.handshake_kind(), Some(kind));
         let group = session.negotiated_key_exchange_group().unwrap().name();
         assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
     }

@@ -1,0 +1,190 @@
+//! Peers with certificates of the mesh that mean no good.
+
+use http::{Method, Request};
+use rcgen::{
+    CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
+};
+use rustls::pki_types::ServerName;
+use rustls::version::TLS13;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::super::MAX_STREAMS;
+use super::trust::{ask, client, knock, signed};
+use super::*;
+
+/// A connection to the mesh's server with a good certificate.
+async fn connected(trust: &Trust, mesh: &Mesh) -> TlsStream<TcpStream> {
+    let config = client(trust, &TLS13, Some(signed(trust, |_| {})));
+    let tcp = TcpStream::connect(mesh.server.address).await.unwrap();
+    let name = ServerName::from(mesh.server.address.ip());
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, tcp).await.unwrap()
+}
+
+/// The authority, after these certificates were revoked.
+fn revoked(trust: &Trust, serials: &[Vec<u8>]) -> Authority {
+    let read = |name| std::fs::read_to_string(trust.dir.path().join(name)).unwrap();
+    let ca_key = KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem"), ca_key).unwrap();
+    let now = std::time::SystemTime::now();
+    let revoked = |serial: &Vec<u8>| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: (now - HOUR).into(),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: (now - HOUR).into(),
+        next_update: (now + HOUR).into(),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let text = list.signed_by(&issuer).unwrap().pem().unwrap();
+    std::fs::write(trust.dir.path().join("crl.pem"), text).unwrap();
+    Authority::load(trust.dir.path(), "cluster.local").unwrap()
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused_on_both_sides() {
+    let trust = Trust::new();
+    let mut mesh = Mesh::of(&trust).await;
+    let bad = signed(&trust, |params| {
+        params.serial_number = Some(SerialNumber::from(4711));
+    });
+    let server = &trust.certificates.certificates()[0];
+    assert_eq!(server.identity, identity("server"));
+    let of_server = (0..server.serial.len() / 2)
+        .map(|at| u8::from_str_radix(&server.serial[2 * at..][..2], 16).unwrap())
+        .collect();
+    let with_list = Arc::new(revoked(&trust, &[vec![0x12, 0x67], of_server]));
+
+    // A client that knows of the list, and a server with a certificate on it.
+    let certificates = Arc::new(Certificates::new(with_list.clone(), HOUR));
+    let pool = TunnelPool::new(certificates, Arc::default());
+    let error = patient(pool.open(mesh.request())).await.unwrap_err();
+    assert!(error.to_string().contains("Revoked"), "{error}");
+    assert!(mesh.server.end().await.is_err());
+
+    // The same list at the server; it has a new certificate now.
+    trust.certificates.replace(with_list);
+    mesh.server = Server::start(&trust.certificates, "server").await;
+    let error = knock(&mut mesh, client(&trust, &TLS13, Some(bad))).await;
+    assert!(error.to_string().contains("Revoked"), "{error}");
+    mesh.pool = TunnelPool::new(trust.certificates.clone(), Arc::default());
+    mesh.tunnel().await;
+}
+
+#[tokio::test]
+async fn oversized_headers_open_no_tunnel() {
+    let trust = Trust::new();
+    let mesh = Mesh::of(&trust).await;
+    let (sender, connection) = h2::client::handshake(connected(&trust, &mesh).await)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri("127.0.0.1:80")
+        .header("x-large", "a".repeat(40_000))
+        .body(())
+        .unwrap();
+    let mut ready = sender.clone().ready().await.unwrap();
+    let (response, _send) = ready.send_request(request, false).unwrap();
+    match patient(response).await {
+        Ok(response) => assert_eq!(response.status().as_u16(), 431),
+        Err(error) => assert!(error.is_reset() || error.is_go_away(), "{error}"),
+    }
+    assert!(mesh.server.handler.opened.lock().is_empty());
+    mesh.tunnel().await;
+}
+
+/// An HTTP/2 frame (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// HEADERS of a CONNECT, without compression (RFC 7541, section 6.2.2).
+fn connect(stream: u32, authority: &str) -> Vec<u8> {
+    let mut block = vec![0x02, 7];
+    block.extend(b"CONNECT");
+    block.extend([0x01, u8::try_from(authority.len()).unwrap()]);
+    block.extend(authority.as_bytes());
+    frame(1, 4, stream, &block)
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn a_flood_of_streams_is_bounded_and_others_are_served() {
+    let trust = Trust::new();
+    let mesh = Mesh::of(&trust).await;
+    let (mut read, mut write) = tokio::io::split(connected(&trust, &mesh).await);
+    let silent = format!("127.0.0.1:{SILENT_PORT}");
+    let mut flood = PREFACE.to_vec();
+    for number in 0..4 * MAX_STREAMS as u32 {
+        flood.extend(connect(2 * number + 1, &silent));
+    }
+    let reading = tokio::spawn(async move {
+        let mut all = Vec::new();
+        let _ = read.read_to_end(&mut all).await;
+    });
+    // The server may have had enough before all is written.
+    let _ = write.write_all(&flood).await;
+    let _ = write.flush().await;
+    until(|| mesh.server.handler.opened.lock().len() >= MAX_STREAMS).await;
+    mesh.tunnel().await;
+    let silent = |tunnel: &&IncomingTunnel| tunnel.authority.port() == SILENT_PORT;
+    let opened = mesh
+        .server
+        .handler
+        .opened
+        .lock()
+        .iter()
+        .filter(silent)
+        .count();
+    assert_eq!(opened, MAX_STREAMS, "the rest was refused");
+    drop(write);
+    reading.abort();
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_at_once_end_the_connection() {
+    let trust = Trust::new();
+    let mut mesh = Mesh::of(&trust).await;
+    let (mut read, mut write) = tokio::io::split(connected(&trust, &mesh).await);
+    let reading = tokio::spawn(async move {
+        let mut all = Vec::new();
+        let _ = read.read_to_end(&mut all).await;
+    });
+    let silent = format!("127.0.0.1:{SILENT_PORT}");
+    let mut flood = PREFACE.to_vec();
+    for number in 0..20_000 {
+        flood.extend(connect(2 * number + 1, &silent));
+        flood.extend(frame(3, 0, 2 * number + 1, &8u32.to_be_bytes()));
+    }
+    let _ = write.write_all(&flood).await;
+    let _ = write.flush().await;
+    let ended = mesh.server.end().await;
+    assert!(matches!(ended, Err(ServeError::Http2(_))), "{ended:?}");
+    reading.abort();
+    mesh.tunnel().await;
+    let config = client(&trust, &TLS13, Some(signed(&trust, |_| {})));
+    let tcp = TcpStream::connect(mesh.server.address).await.unwrap();
+    let name = ServerName::from(mesh.server.address.ip());
+    let tls = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .unwrap();
+    let (sender, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let status = ask(sender, Method::CONNECT, "127.0.0.1:1").await.unwrap();
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}

@@ -1,0 +1,219 @@
+//! Certificates: renewal, another authority, revocation, and encryption on one node.
+
+use std::time::Duration;
+
+use mesh_tests::{
+    Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, workload_entries,
+};
+
+/// `sleep` on node a, `near` on node a and `far` on node b.
+struct Mesh {
+    a: Agent,
+    _b: Agent,
+    _servers: Vec<Process>,
+    sleep: Workload,
+    lab: Lab,
+}
+
+fn mesh(flags: &[&str]) -> Mesh {
+    let lab = Lab::new();
+    let workload = |node, name| lab.workload(node, name, &[("app", name)]);
+    let sleep = workload(Node::A, "sleep");
+    let (near, far) = (workload(Node::A, "near"), workload(Node::B, "far"));
+    let servers = [&near, &far].map(|server| server.serve(9080, "bookinfo", &["details"]));
+    lab.configure("workloads.yaml", &workload_entries(&[&sleep, &near, &far]));
+    for (name, host) in [("near", 40), ("far", 41)] {
+        let port = ServicePort {
+            name: "http",
+            port: 80,
+            target: 9080,
+        };
+        lab.configure(&format!("{name}.yaml"), &service(name, host, &[port]));
+    }
+    let mesh = Mesh {
+        a: Agent::start_with(&lab, Node::A, flags),
+        _b: Agent::start_with(&lab, Node::B, flags),
+        _servers: servers.into(),
+        sleep,
+        lab,
+    };
+    for url in ["http://near/", "http://far/"] {
+        mesh.reaches(url);
+    }
+    mesh
+}
+
+impl Mesh {
+    fn reaches(&self, url: &str) {
+        eventually(Duration::from_secs(10), url, || {
+            let reply = self.sleep.curl(&[url]);
+            if reply.status == 200 {
+                Ok(())
+            } else {
+                Err(format!("{reply:?}"))
+            }
+        });
+    }
+
+    /// Serial of the certificate that the server of `far` shows.
+    fn serials(&self) -> Vec<String> {
+        let all = self.a.meshctl_json(&["certs"]);
+        let leaves = all.as_array().expect("a list").iter();
+        leaves
+            .filter(|one| one["kind"] == "Leaf")
+            .map(|one| one["serial"].to_string())
+            .collect()
+    }
+}
+
+/// No program of the laboratory runs longer than a minute.
+const MAX_LOAD_SECONDS: u32 = 45;
+
+/// Asks all the time over one connection and over a new one for each request;
+/// prints how often, and every failure.
+const LOAD: &str = r#"
+import http.client, sys, time
+end, count = time.time() + float(sys.argv[1]), 0
+kept = http.client.HTTPConnection("far", timeout=10)
+while time.time() < end:
+    fresh = http.client.HTTPConnection("far", timeout=10)
+    for connection in (kept, fresh):
+        try:
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                print("failed:", response.status)
+        except Exception as error:
+            print("failed:", repr(error))
+            connection.close()
+        count += 1
+    fresh.close()
+    time.sleep(0.005)
+print("requests:", count)
+"#;
+
+/// `UNDERMESH_ROTATION_SECONDS=600` makes it the long run.
+#[test]
+fn certificates_of_ten_seconds_are_renewed_under_load_without_a_failed_request() {
+    let seconds = std::env::var("UNDERMESH_ROTATION_SECONDS").ok();
+    let mut seconds: u32 = seconds.map_or(25, |text| text.parse().expect("a number"));
+    let mesh = mesh(&["--cert-lifetime", "10s"]);
+    let (before, id) = (mesh.serials(), mesh.a.id());
+    let mut requests = 0;
+    while seconds > 0 {
+        let now = seconds.min(MAX_LOAD_SECONDS);
+        seconds -= now;
+        let said = mesh
+            .sleep
+            .run("/usr/bin/python3", &["-c", LOAD, &now.to_string()])
+            .success();
+        assert!(
+            !said.contains("failed"),
+            "after {requests} requests: {said}"
+        );
+        let count = said.trim().rsplit(' ').next();
+        requests += count
+            .and_then(|count| count.parse::<u32>().ok())
+            .expect("a count");
+    }
+    assert!(requests > 200, "{requests}");
+    let after = mesh.serials();
+    assert!(!after.is_empty() && after.iter().all(|serial| !before.contains(serial)));
+    assert_eq!(mesh.a.id(), id);
+    println!("{requests} requests, none failed");
+}
+
+#[test]
+fn another_root_is_taken_up_while_the_mesh_works() {
+    let mesh = mesh(&[]);
+    let ca = mesh.lab.ca();
+    // The new authority is made elsewhere by the same program; both roots are trusted first.
+    let elsewhere = mesh.lab.folder().join("new-ca");
+    std::fs::create_dir(&elsewhere).expect("a folder");
+    let sign = format!(
+        "cd {} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca-key.pem \
+         -out ca-cert.pem -days 30 -subj /O=new/CN=root -addext basicConstraints=critical,CA:true 2>&1",
+        elsewhere.display()
+    );
+    mesh.sleep.run("sh", &["-c", &sign]).success();
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("a file");
+    let (old_root, new_root) = (
+        read(&ca.join("root-cert.pem")),
+        read(&elsewhere.join("ca-cert.pem")),
+    );
+    let replace = |name: &str, text: &str| {
+        let draft = ca.join(".draft");
+        std::fs::write(&draft, text).expect("written");
+        std::fs::rename(draft, ca.join(name)).expect("renamed");
+    };
+    let roots = || {
+        let all = mesh.a.meshctl_json(&["certs"]);
+        let is_root = |one: &&serde_json::Value| one["kind"] == "Root";
+        all.as_array()
+            .expect("a list")
+            .iter()
+            .filter(is_root)
+            .count()
+    };
+    replace("root-cert.pem", &format!("{old_root}{new_root}"));
+    eventually(Duration::from_secs(5), "both roots are trusted", || {
+        if roots() == 2 {
+            Ok(())
+        } else {
+            Err(roots().to_string())
+        }
+    });
+    // Both agents look once a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    replace("cert-chain.pem", &new_root);
+    replace("ca-key.pem", &read(&elsewhere.join("ca-key.pem")));
+    replace("ca-cert.pem", &new_root);
+    eventually(Duration::from_secs(5), "the new authority signs", || {
+        let all = mesh.a.meshctl_json(&["certs"]).to_string();
+        let reply = mesh.sleep.curl(&["http://far/"]);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        if all.contains("[\"O=new, CN=root\"]") {
+            Ok(())
+        } else {
+            Err(all)
+        }
+    });
+    replace("root-cert.pem", &new_root);
+    eventually(Duration::from_secs(5), "the old root is gone", || {
+        let reply = mesh.sleep.curl(&["http://far/"]);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        if roots() == 1 {
+            Ok(())
+        } else {
+            Err(roots().to_string())
+        }
+    });
+}
+
+#[test]
+fn connections_on_one_node_are_encrypted_where_it_is_demanded() {
+    let observed = |mesh: &Mesh, host: &str| {
+        let rows = mesh.a.meshctl_json(&["authn", "tls-check", "sleep", host]);
+        rows[0]["observed"].clone()
+    };
+    let attested = mesh(&[]);
+    let seen = observed(&attested, "near");
+    assert!(seen["same_node"].as_u64() > Some(0), "{seen}");
+    assert_eq!(seen["handshakes"], 0, "{seen}");
+    let seen = observed(&attested, "far");
+    assert!(seen["handshakes"].as_u64() > Some(0), "{seen}");
+    drop(attested);
+
+    let encrypted = mesh(&["--same-node", "encrypt"]);
+    let seen = observed(&encrypted, "near");
+    assert!(
+        seen["handshakes"].as_u64() > Some(0) && seen["mutual_tls"].as_u64() > Some(0),
+        "{seen}"
+    );
+    assert_eq!(
+        (&seen["same_node"], &seen["plaintext"]),
+        (&0.into(), &0.into()),
+        "{seen}"
+    );
+}
