@@ -2,7 +2,7 @@
 //! the agent: in sk_storage of the connecting socket, by tuple to the accepted
 //! one, in sk_storage there, read by file descriptor.
 
-use crate::{DNS_PORT, Ip, SocketIp, Workload, assert_layout};
+use crate::{DNS_PORT, Ip, SocketIp, VerdictKind, Workload, assert_layout};
 
 /// What `connect(2)` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,25 +14,48 @@ pub enum Connect {
         /// Port of the listener.
         port: u16,
     },
-    /// The workload is enrolled but nobody serves it: refuse.
-    Refuse,
+    /// The connection goes to an endpoint on this node.
+    Direct,
+    /// Refused by the agent's decision.
+    Deny,
+    /// The workload is enrolled but nobody serves it.
+    Unserved,
 }
 
-/// Decides for a TCP connection of an enrolled workload.
+/// Decides for a TCP connection of an enrolled workload. `cached` is the kind of
+/// the agent's verdict where one is in force, `known` whether the mesh knows the
+/// destination.
 #[inline(always)]
-pub const fn connect_verdict(workload: &Workload, destination: &SocketIp, known: bool) -> Connect {
-    if destination.port != DNS_PORT
-        && (destination.ip.is_loopback() || workload.is_own(&destination.ip) || !known)
-    {
-        return Connect::Pass;
+pub const fn connect_verdict(
+    workload: &Workload,
+    destination: &SocketIp,
+    cached: Option<u32>,
+    known: bool,
+) -> Connect {
+    if destination.port != DNS_PORT {
+        if destination.ip.is_loopback() || workload.is_own(&destination.ip) {
+            return Connect::Pass;
+        }
+        match cached {
+            Some(DIRECT) => return Connect::Direct,
+            Some(PASS) => return Connect::Pass,
+            Some(DENY) => return Connect::Deny,
+            Some(_) => {}
+            None if !known => return Connect::Pass,
+            None => {}
+        }
     }
     let port = workload.outbound_port(&destination.ip);
     if port == 0 {
-        Connect::Refuse
+        Connect::Unserved
     } else {
         Connect::Proxy { port }
     }
 }
+
+const PASS: u32 = VerdictKind::Pass as u32;
+const DIRECT: u32 = VerdictKind::Direct as u32;
+const DENY: u32 = VerdictKind::Deny as u32;
 
 /// How a socket gets to the agent's listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,24 +92,38 @@ pub enum OriginRole {
     Application = 0,
     /// The socket belongs to the agent, which reads the storage by itself.
     Agent = 1,
+    /// The socket belongs to an application, and so does the other end: no agent is on the way.
+    Direct = 2,
 }
 
 /// Value of the sk_storage map `origins`: the address that the other side of
 /// the mesh stands for. On a connecting application socket and on the agent's
 /// accepted one it is the original destination; on the socket that the
-/// application accepts from the agent it is the true client.
+/// application accepts it is the true client.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
     /// Socket cookie of the flow (of the socket that the application opened).
     pub flow: u64,
+    /// Cookie of the namespace that the connection ends in.
+    pub server_netns: u64,
+    /// Kernel address of the connecting socket, for the short-circuit.
+    pub client_sock: u64,
     /// The address.
     pub address: SocketIp,
     /// An [`OriginRole`].
     pub role: u32,
+    /// Bits of [`direction`](crate::direction): which ends may use the short-circuit.
+    pub splice: u32,
+    /// Who connects, as in the map `identities`; 0 where that is not known.
+    pub source_identity: u32,
+    /// Direct: who accepts.
+    pub destination_identity: u32,
+    /// To an application: a [`Transport`](crate::Transport), how the bytes came to this node.
+    pub transport: u32,
 }
 
-assert_layout!(Origin, size = 32, align = 8);
+assert_layout!(Origin, size = 64, align = 8);
 
 /// Value of the sk_storage map `agent_sockets`: marks a socket as the agent's
 /// own. Only a process with the map's file descriptor can write it, so no
@@ -96,19 +133,21 @@ assert_layout!(Origin, size = 32, align = 8);
 pub struct Socket {
     /// Client that the application at the other end shall see, or unspecified.
     pub client: SocketIp,
-    /// Explicit padding, zero.
-    pub reserved: u32,
+    /// Identity of that client, as in the map `identities`.
+    pub source_identity: u32,
+    /// A [`Transport`](crate::Transport): how its bytes came here.
+    pub transport: u32,
 }
 
-assert_layout!(Socket, size = 24, align = 4);
+assert_layout!(Socket, size = 28, align = 4);
 
-/// Key of the map `connecting`: a connection inside one namespace between the
-/// client's SYN and the server's accept. The destination address is left out:
-/// it is always the namespace's own.
+/// Key of the map `connecting`: a connection between two sockets of this node,
+/// between the client's SYN and the server's accept. The destination address is
+/// left out: it is always the namespace's own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// Cookie of the network namespace.
+    /// Cookie of the network namespace that the connection ends in.
     pub netns_cookie: u64,
     /// Address of the connecting socket.
     pub source: Ip,
@@ -143,8 +182,34 @@ mod tests {
         connect_verdict(
             &workload(),
             &destination.parse::<SocketAddr>().unwrap().into(),
+            None,
             known,
         )
+    }
+
+    #[test]
+    fn the_agents_verdict_comes_before_the_question_whether_the_mesh_knows_the_address() {
+        let decide = |destination: &str, kind| {
+            connect_verdict(
+                &workload(),
+                &destination.parse::<SocketAddr>().unwrap().into(),
+                Some(kind as u32),
+                // What the mesh knows does not matter then.
+                false,
+            )
+        };
+        let vip = "10.96.0.1:80";
+        assert_eq!(decide(vip, VerdictKind::Direct), Connect::Direct);
+        assert_eq!(decide(vip, VerdictKind::Pass), Connect::Pass);
+        assert_eq!(decide(vip, VerdictKind::Deny), Connect::Deny);
+        assert_eq!(decide(vip, VerdictKind::Proxy), Connect::Proxy { port: 4 });
+        // Its own affairs are its own, whatever the agent says.
+        assert_eq!(decide("10.0.0.1:80", VerdictKind::Deny), Connect::Pass);
+        // Questions to name servers are never cached.
+        assert_eq!(
+            decide("192.0.2.1:53", VerdictKind::Pass),
+            Connect::Proxy { port: 4 }
+        );
     }
 
     #[test]
@@ -184,8 +249,8 @@ mod tests {
     fn without_a_listener_an_enrolled_workload_is_refused() {
         let destination = "10.96.0.1:80".parse::<SocketAddr>().unwrap().into();
         assert_eq!(
-            connect_verdict(&Workload::default(), &destination, true),
-            Connect::Refuse
+            connect_verdict(&Workload::default(), &destination, None, true),
+            Connect::Unserved
         );
     }
 }

@@ -7,16 +7,31 @@ mod address;
 mod connect;
 mod flow;
 mod host;
+mod identity;
 mod inbound;
+mod kernel;
+mod knob;
 mod nameserver;
+mod splice;
+mod verdict;
 mod workload;
 
 pub use address::{Ip, SocketIp};
 pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, Way, connect_verdict, way};
-pub use flow::{Flow, FlowState};
+pub use flow::{
+    COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState, Protocol,
+    Transport, beside_bytes, close_reason,
+};
 pub use host::{CgroupKey, HOST_LEVELS, Host};
+pub use identity::{IDENTITY_BYTES, Identity};
 pub use inbound::{ListenerKey, ListenerKind, ListeningPort, Steer, steer};
+pub use kernel::KernelLayout;
+pub use knob::{KNOBS, Knob};
 pub use nameserver::{Nameserver, alias_of, is_alias};
+pub use splice::{
+    Guard, HandOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction, waiting_limit,
+};
+pub use verdict::{Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose};
 pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
 
 /// Value of the one element of the map `layout`.
@@ -37,7 +52,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 #[cfg(feature = "user")]
 macro_rules! pod {
@@ -65,7 +80,17 @@ pod!(
     Layout,
     Destination,
     Workload,
-    WorkloadKey
+    WorkloadKey,
+    FlowPath,
+    FlowEvent,
+    Splice,
+    SplicePeer,
+    VerdictKey,
+    Verdict,
+    EndpointKey,
+    Endpoint,
+    Identity,
+    KernelLayout
 );
 
 /// Asserts at compile time that a type has no padding and the size that the maps expect.

@@ -30,6 +30,8 @@ pub struct Workload {
     pub dns4_port: u16,
     /// UDP socket for DNS questions over IPv6 (::1).
     pub dns6_port: u16,
+    /// Who the workload is, as in the map `identities`.
+    pub identity: u32,
     /// Bits of [`workload_flag`].
     pub flags: u32,
     /// Index of the network interface that has the addresses, or 0. A socket
@@ -40,12 +42,18 @@ pub struct Workload {
     pub tcp_tw_reuse_before: u32,
 }
 
-assert_layout!(Workload, size = 52, align = 4);
+assert_layout!(Workload, size = 56, align = 4);
 
 /// Bits of [`Workload::flags`].
 pub mod workload_flag {
     /// While no agent serves the workload its connections are left alone, instead of refused.
     pub const FAIL_OPEN: u32 = 1 << 0;
+    /// The short-circuit may take bytes from the application to the agent.
+    pub const SPLICE_TO_AGENT: u32 = 1 << 8;
+    /// The same, but only for sockets that do not block when they connect.
+    pub const SPLICE_NONBLOCKING_TO_AGENT: u32 = 1 << 9;
+    /// The short-circuit may take bytes from the agent to the application.
+    pub const SPLICE_FROM_AGENT: u32 = 1 << 10;
 }
 
 impl Workload {

@@ -1,6 +1,7 @@
 //! `cgroup/connect4` and `cgroup/connect6`: a connection of an enrolled
 //! workload to an address of the mesh goes to the agent's listener in the same
-//! namespace, with the workload's own address as its source.
+//! namespace, with the workload's own address as its source, or to where the
+//! agent's verdict says.
 
 use core::mem::size_of;
 use core::ptr;
@@ -10,15 +11,17 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{Connect, Ip, Origin, OriginRole, SocketIp, Way, Workload, connect_verdict, way};
+use mesh_common::{
+    Connect, Ip, Origin, OriginRole, SocketIp, Transport, Way, Workload, connect_verdict, way,
+};
 
 use crate::context::{
-    FAIL, PROCEED, SockAddr, agent_socket, caller, clear_origin, netns_cookie, set_origin,
-    socket_cookie,
+    FAIL, NO_ORIGIN, PROCEED, SockAddr, agent_socket, caller, clear_origin, netns_cookie,
+    set_origin, socket_cookie,
 };
-use crate::dns;
 use crate::listener::is_served;
 use crate::maps::DESTINATIONS;
+use crate::{account, direct, dns, splice};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -38,28 +41,29 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
     let raw = SockAddrContext::new(ctx.sock_addr);
     let ctx = SockAddr::new(&ctx);
     let destination = ctx.address4();
-    match intercept(&ctx, &destination) {
-        Next::Pass => PROCEED,
-        Next::Refuse => refuse(),
-        Next::Proxy(workload, port, way) => {
+    let next = intercept(&ctx, &destination);
+    match next.what {
+        What::Pass => PROCEED,
+        What::Refuse => refuse(),
+        What::Redirect => {
             #[cfg(feature = "log")]
             aya_log_ebpf::debug!(
                 &raw,
-                "connect to {:i}:{} goes to the agent's port {}",
+                "connect to {:i}:{} goes to {:i}:{}",
                 u32::from_be(destination.ip.words[3]),
                 destination.port,
-                port
+                u32::from_be(next.to.ip.words[3]),
+                next.to.port
             );
-            bind4(&ctx, &workload.ip4);
-            ctx.set_ip4(match way {
-                Way::OwnAddress => workload.ip4.words[3],
-                _ => LOOPBACK4,
-            });
-            ctx.set_port(port);
+            bind4(&ctx, &next.source);
+            ctx.set_ip4(next.to.ip.words[3]);
+            ctx.set_port(next.to.port);
             PROCEED
         }
-        Next::Dns(workload) => {
-            dns::redirect4(&ctx, workload, true);
+        What::Dns => {
+            if let Some(workload) = next.workload {
+                dns::redirect4(&ctx, workload, true);
+            }
             PROCEED
         }
     }
@@ -69,94 +73,174 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
 pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     let ctx = SockAddr::new(&ctx);
     let destination = ctx.address6();
-    match intercept(&ctx, &destination) {
-        Next::Pass => PROCEED,
-        Next::Refuse => refuse(),
-        Next::Proxy(workload, port, way) => {
-            let own = matches!(way, Way::OwnAddress);
-            // A mapped destination stays mapped: the socket speaks IPv4.
-            if destination.ip.is_v4() {
-                bind6(&ctx, &workload.ip4);
-                ctx.set_ip6(&if own { workload.ip4 } else { Ip::v4(LOOPBACK4) });
-            } else {
-                bind6(&ctx, &workload.ip6);
-                ctx.set_ip6(&if own { workload.ip6 } else { LOOPBACK6 });
-            }
-            ctx.set_port(port);
+    let next = intercept(&ctx, &destination);
+    match next.what {
+        What::Pass => PROCEED,
+        What::Refuse => refuse(),
+        What::Redirect => {
+            // A mapped destination stays mapped, which is its canonical form: the socket speaks IPv4.
+            bind6(&ctx, &next.source);
+            ctx.set_ip6(&next.to.ip);
+            ctx.set_port(next.to.port);
             PROCEED
         }
-        Next::Dns(workload) => {
-            dns::redirect6(&ctx, workload, true);
+        What::Dns => {
+            if let Some(workload) = next.workload {
+                dns::redirect6(&ctx, workload, true);
+            }
             PROCEED
         }
     }
 }
 
-enum Next {
+/// What is done with the call. Every field always has a value: those of an
+/// enumeration's other variants would have none, and LLVM computes with them
+/// before it looks at the variant, which the verifier refuses.
+struct Next {
+    what: What,
+    /// Redirect: another destination of the same family.
+    to: SocketIp,
+    /// Redirect: the address that the socket gets, unless it is unspecified.
+    source: Ip,
+    /// DNS: whose question it is.
+    workload: Option<&'static Workload>,
+}
+
+#[derive(Clone, Copy)]
+enum What {
     Pass,
     Refuse,
-    Proxy(&'static Workload, u16, Way),
-    Dns(&'static Workload),
+    Redirect,
+    Dns,
+}
+
+impl Next {
+    const PASS: Self = Self::only(What::Pass);
+    const REFUSE: Self = Self::only(What::Refuse);
+
+    const fn only(what: What) -> Self {
+        Self {
+            what,
+            to: SocketIp::new(Ip::UNSPECIFIED, 0),
+            source: Ip::UNSPECIFIED,
+            workload: None,
+        }
+    }
+
+    #[inline(always)]
+    fn redirect(to: SocketIp, source: Ip) -> Self {
+        Self {
+            to,
+            source,
+            ..Self::only(What::Redirect)
+        }
+    }
 }
 
 #[inline(always)]
 fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
     let protocol = ctx.protocol();
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_MPTCP {
-        return Next::Pass;
+        return Next::PASS;
     }
     let Some(workload) = caller(netns_cookie(ctx.as_ptr())) else {
-        return Next::Pass;
+        return Next::PASS;
     };
     let sk = ctx.sk();
     if agent_socket(sk).is_some() {
-        return Next::Pass;
+        return Next::PASS;
     }
     if protocol == IPPROTO_UDP {
         return if destination.port == mesh_common::DNS_PORT && !dns::left_alone(ctx, workload) {
-            Next::Dns(workload)
+            Next {
+                workload: Some(workload),
+                ..Next::only(What::Dns)
+            }
         } else if destination.port == workload.dns4_port || destination.port == workload.dns6_port {
-            Next::Pass
+            Next::PASS
         } else {
             pass(sk)
         };
     }
+    let netns_cookie = netns_cookie(ctx.as_ptr());
+    let verdict = direct::verdict(netns_cookie, destination);
     let known = DESTINATIONS.get(&Key::new(128, destination.ip));
-    match connect_verdict(workload, destination, known.is_some()) {
+    let decided = connect_verdict(
+        workload,
+        destination,
+        // SAFETY: a value of the map.
+        verdict.map(|verdict| unsafe { (*verdict).kind }),
+        known.is_some(),
+    );
+    let origin = Origin {
+        flow: socket_cookie(ctx.as_ptr()),
+        server_netns: netns_cookie,
+        client_sock: sk as u64,
+        address: *destination,
+        role: OriginRole::Application as u32,
+        source_identity: workload.identity,
+        ..NO_ORIGIN
+    };
+    let deny = || {
+        account::denied(netns_cookie, origin.flow, destination);
+        Next::REFUSE
+    };
+    match decided {
         // Sent to the agent by another instance of this program, further down the hierarchy.
         Connect::Pass if workload.is_outbound_listener(&destination.ip, destination.port) => {
-            Next::Pass
+            Next::PASS
         }
         Connect::Pass => pass(sk),
-        Connect::Refuse if workload.fails_open() => pass(sk),
-        Connect::Refuse => Next::Refuse,
+        Connect::Unserved if workload.fails_open() => pass(sk),
+        Connect::Unserved | Connect::Deny => deny(),
         Connect::Proxy { port } => {
-            let loopback = if destination.ip.is_v4() {
-                Ip::v4(LOOPBACK4)
+            let (loopback, own) = if destination.ip.is_v4() {
+                (Ip::v4(LOOPBACK4), workload.ip4)
             } else {
-                LOOPBACK6
+                (LOOPBACK6, workload.ip6)
             };
             if workload.fails_open() && !is_served(ctx, &loopback, port) {
                 return pass(sk);
             }
             if let Some(known) = known {
                 if known.has_nobody() {
-                    return Next::Refuse;
+                    return deny();
                 }
             }
             let way = way(workload, bound_device(sk));
             if matches!(way, Way::None) {
-                return Next::Refuse;
+                return Next::REFUSE;
             }
-            let origin = Origin {
-                flow: socket_cookie(ctx.as_ptr()),
-                address: *destination,
-                role: OriginRole::Application as u32,
+            match set_origin(sk, &origin) {
+                Some(origin) => {
+                    origin.splice = splice::with_agent(workload, origin);
+                    let ip = if matches!(way, Way::OwnAddress) {
+                        own
+                    } else {
+                        loopback
+                    };
+                    Next::redirect(SocketIp::new(ip, port), own)
+                }
+                None => Next::REFUSE,
+            }
+        }
+        Connect::Direct => {
+            let Some(endpoint) = verdict.and_then(direct::choose) else {
+                // The set has gone in this very moment: the next try finds its successor.
+                return Next::REFUSE;
             };
-            if set_origin(sk, &origin) {
-                Next::Proxy(workload, port, way)
-            } else {
-                Next::Refuse
+            let origin = Origin {
+                server_netns: endpoint.netns_cookie,
+                role: OriginRole::Direct as u32,
+                splice: endpoint.splice,
+                destination_identity: endpoint.identity,
+                transport: Transport::SameNode as u32,
+                ..origin
+            };
+            match set_origin(sk, &origin) {
+                // The agent gives a destination endpoints of its own family; routing chooses the source.
+                Some(_) => Next::redirect(endpoint.address, Ip::UNSPECIFIED),
+                None => Next::REFUSE,
             }
         }
     }
@@ -166,7 +250,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
 #[inline(always)]
 fn pass(sk: *mut bpf_sock) -> Next {
     clear_origin(sk);
-    Next::Pass
+    Next::PASS
 }
 
 /// The device that `SO_BINDTODEVICE` has bound the socket to, or 0.

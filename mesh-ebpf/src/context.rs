@@ -4,19 +4,37 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, generated,
 };
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::{CgroupKey, HOST_LEVELS, Ip, Origin, Socket, SocketIp, Workload, WorkloadKey};
+use mesh_common::{
+    CgroupKey, Counter, HOST_LEVELS, Ip, Knob, Origin, OriginRole, Socket, SocketIp, Transport,
+    Workload, WorkloadKey,
+};
 
-use crate::maps::{AGENT_SOCKETS, HOST, HOST_WORKLOADS, ORIGINS, WORKLOADS};
+use crate::maps::{AGENT_SOCKETS, COUNTS, HOST, HOST_WORKLOADS, KNOB_VALUES, ORIGINS, WORKLOADS};
+
+const AF_INET: u32 = 2;
 
 /// Result of a cgroup program: go on.
 pub const PROCEED: i32 = 1;
 /// Result of a cgroup program: fail the call (EPERM unless set otherwise).
 pub const FAIL: i32 = 0;
+
+/// What a new [`Origin`] starts from.
+pub const NO_ORIGIN: Origin = Origin {
+    flow: 0,
+    server_netns: 0,
+    client_sock: 0,
+    address: SocketIp::new(Ip::UNSPECIFIED, 0),
+    role: OriginRole::Application as u32,
+    splice: 0,
+    source_identity: 0,
+    destination_identity: 0,
+    transport: Transport::Unknown as u32,
+};
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
@@ -108,7 +126,7 @@ pub fn origin(sk: *mut bpf_sock) -> Option<&'static Origin> {
 }
 
 #[inline(always)]
-pub fn set_origin(sk: *mut bpf_sock, value: &Origin) -> bool {
+pub fn set_origin(sk: *mut bpf_sock, value: &Origin) -> Option<&'static mut Origin> {
     // SAFETY: as above; the helper copies the value.
     unsafe {
         let slot = generated::bpf_sk_storage_get(
@@ -117,13 +135,11 @@ pub fn set_origin(sk: *mut bpf_sock, value: &Origin) -> bool {
             ptr::from_ref(value).cast_mut().cast(),
             CREATE,
         )
-        .cast::<Origin>();
-        if slot.is_null() {
-            return false;
-        }
+        .cast::<Origin>()
+        .as_mut()?;
         // An existing value is not replaced by the helper.
         *slot = *value;
-        true
+        Some(slot)
     }
 }
 
@@ -133,6 +149,76 @@ pub fn clear_origin(sk: *mut bpf_sock) {
     let _ = unsafe {
         generated::bpf_sk_storage_delete(ptr::from_ref(&ORIGINS).cast_mut().cast(), sk.cast())
     };
+}
+
+/// Ends of a connection in canonical form, local and remote.
+#[inline(always)]
+pub fn ends(raw: *mut bpf_sock_ops) -> (SocketIp, SocketIp) {
+    // SAFETY: fields of the context, read one by one. `local_port` is in host order, `remote_port` in network
+    // order in the upper half on little endian machines.
+    unsafe {
+        let local_port = ptr::read_volatile(&raw const (*raw).local_port) as u16;
+        let remote_port = u32::from_be(ptr::read_volatile(&raw const (*raw).remote_port)) as u16;
+        let family = ptr::read_volatile(&raw const (*raw).family);
+        // Both families are read and one is chosen: reads in branches would be merged into one at a
+        // computed offset, which the verifier refuses.
+        let local4 = Ip::v4(ptr::read_volatile(&raw const (*raw).local_ip4));
+        let remote4 = Ip::v4(ptr::read_volatile(&raw const (*raw).remote_ip4));
+        let local6 = read6((&raw const (*raw).local_ip6).cast());
+        let remote6 = read6((&raw const (*raw).remote_ip6).cast());
+        let (local, remote) = if family == AF_INET {
+            (local4, remote4)
+        } else {
+            (local6, remote6)
+        };
+        (
+            SocketIp::new(local, local_port),
+            SocketIp::new(remote, remote_port),
+        )
+    }
+}
+
+/// Four words of a context.
+///
+/// # Safety
+/// `words` points at four words of the context.
+#[inline(always)]
+pub unsafe fn read6(words: *const u32) -> Ip {
+    // SAFETY: the caller's word.
+    unsafe {
+        Ip::v6([
+            ptr::read_volatile(words),
+            ptr::read_volatile(words.add(1)),
+            ptr::read_volatile(words.add(2)),
+            ptr::read_volatile(words.add(3)),
+        ])
+    }
+}
+
+/// Adds atomically, modulo 2^64. `core` has no such operation for the kernel's target.
+#[inline(always)]
+pub fn add(counter: *mut u64, value: u64) {
+    // SAFETY: an aligned counter in map memory.
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
+}
+
+/// One more of what is counted.
+#[inline(always)]
+pub fn count(what: Counter) {
+    if let Some(counter) = COUNTS.get_ptr_mut(what as u32) {
+        // SAFETY: this CPU's own slot; a program is not interrupted by another one of its kind.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// A switch of the operator.
+#[inline(always)]
+pub fn knob(which: Knob) -> u32 {
+    match KNOB_VALUES.get_ptr(which as u32) {
+        // SAFETY: a slot of the array; any value will do.
+        Some(value) => unsafe { ptr::read_volatile(value) },
+        None => 0,
+    }
 }
 
 /// A socket-address context with the accesses that the verifier accepts.
@@ -197,16 +283,7 @@ impl SockAddr {
     #[inline(always)]
     pub fn ip6(&self) -> Ip {
         // SAFETY: fields of the context of an IPv6 program.
-        unsafe {
-            let words = &raw const (*self.raw).user_ip6;
-            let words = words.cast::<u32>();
-            Ip::v6([
-                ptr::read_volatile(words),
-                ptr::read_volatile(words.add(1)),
-                ptr::read_volatile(words.add(2)),
-                ptr::read_volatile(words.add(3)),
-            ])
-        }
+        unsafe { read6((&raw const (*self.raw).user_ip6).cast()) }
     }
 
     #[inline(always)]

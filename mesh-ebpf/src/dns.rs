@@ -9,7 +9,9 @@ use mesh_common::{
 };
 
 use crate::connect::{LOOPBACK4, LOOPBACK6};
-use crate::context::{PROCEED, SockAddr, agent_socket, caller, netns_cookie, origin, set_origin};
+use crate::context::{
+    NO_ORIGIN, PROCEED, SockAddr, agent_socket, caller, netns_cookie, origin, set_origin,
+};
 use crate::listener::is_served;
 use crate::maps::NAMESERVERS;
 
@@ -91,10 +93,10 @@ fn asked(ctx: &SockAddr, source: &SocketIp) -> Option<SocketIp> {
         return None;
     }
     let origin = origin(ctx.sk())?;
-    if origin.role == OriginRole::Application as u32 {
-        Some(origin.address)
-    } else {
+    if origin.role == OriginRole::Agent as u32 {
         None
+    } else {
+        Some(origin.address)
     }
 }
 
@@ -122,9 +124,9 @@ pub fn redirect6(ctx: &SockAddr, workload: &Workload, connected: bool) {
         }
     } else if workload.dns6_port != 0 {
         let origin = Origin {
-            flow: 0,
             address: server,
             role: OriginRole::Application as u32,
+            ..NO_ORIGIN
         };
         set_origin(ctx.sk(), &origin);
         // For the agent: the alias 0 stands for the last IPv6 server that the namespace has asked.
@@ -143,9 +145,9 @@ fn alias(ctx: &SockAddr, server: &SocketIp, connected: bool) -> u32 {
     if connected {
         // For getpeername.
         let origin = Origin {
-            flow: 0,
             address: *server,
             role: OriginRole::Application as u32,
+            ..NO_ORIGIN
         };
         set_origin(ctx.sk(), &origin);
     }

@@ -2,19 +2,25 @@
 //! of mesh-common, which host tests call.
 #![no_std]
 #![no_main]
-// Inline assembly for the kernel's target; see `sockops::add`.
+// Inline assembly for the kernel's target; see `context::add`.
 #![feature(asm_experimental_arch)]
 
+mod account;
 mod bind;
 mod connect;
 mod context;
+mod direct;
 mod dns;
+mod kernel;
 mod listener;
 mod maps;
 mod original_dst;
 mod peername;
+mod ring;
 mod sk_lookup;
+mod sk_msg;
 mod sockops;
+mod splice;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,11 +1,13 @@
 //! Every map, with BTF and a name that `bpftool` shows (at most 15 characters).
 
+use crate::ring::EventRing;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, SkStorage, SockHash};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, SockHash};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    CgroupKey, Destination, Flow, Host, Ip, Layout, ListenerKey, ListeningPort, Nameserver, Origin,
-    Socket, SocketIp, Tuple, Workload, WorkloadKey,
+    COUNTERS, CgroupKey, Destination, Endpoint, EndpointKey, Flow, FlowPath, Host, Identity, Ip,
+    KNOBS, Layout, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp, Splice,
+    SplicePeer, Tuple, Verdict, VerdictKey, Workload, WorkloadKey,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -55,6 +57,58 @@ pub static LISTENING: HashMap<ListeningPort, u64, 65536, NO_PREALLOC> = HashMap:
 #[btf_map(name = "nameservers")]
 pub static NAMESERVERS: LruHashMap<Nameserver, SocketIp, 16384> = LruHashMap::new();
 
-/// One record a connection, by socket cookie.
+/// The agent's decisions. Written by the agent.
+#[btf_map(name = "verdicts")]
+pub static VERDICTS: HashMap<VerdictKey, Verdict, 131072, NO_PREALLOC> = HashMap::new();
+
+/// One number, which the agent raises at every change: verdicts of another one
+/// do not count.
+#[btf_map(name = "generation")]
+pub static GENERATION: Array<u64, 1> = Array::new();
+
+/// Endpoints of direct verdicts. Written by the agent.
+#[btf_map(name = "endpoints")]
+pub static ENDPOINTS: HashMap<EndpointKey, Endpoint, 65536, NO_PREALLOC> = HashMap::new();
+
+/// Open direct connections, by namespace and port of the endpoint.
+#[btf_map(name = "endpoint_load")]
+pub static ENDPOINT_LOAD: LruHashMap<ListeningPort, u64, 16384> = LruHashMap::new();
+
+/// One record a connection, by socket cookie. The agent removes those of closed ones.
 #[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<u64, Flow, 65536> = LruHashMap::new();
+pub static FLOWS: HashMap<u64, Flow, 65536, NO_PREALLOC> = HashMap::new();
+
+/// What the agent knows of the flows that it carries, by socket cookie. LRU: an
+/// entry that outlives its flow goes by itself.
+#[btf_map(name = "flow_paths")]
+pub static FLOW_PATHS: LruHashMap<u64, FlowPath, 65536> = LruHashMap::new();
+
+/// Opened, closed, denied: hints for the agent.
+#[btf_map(name = "flow_events")]
+pub static FLOW_EVENTS: EventRing = EventRing::new();
+
+/// What flows' identities stand for. Written by the agent.
+#[btf_map(name = "identities")]
+pub static IDENTITIES: HashMap<u32, Identity, 16384, NO_PREALLOC> = HashMap::new();
+
+/// Counts by `Counter`.
+#[btf_map(name = "counters")]
+pub static COUNTS: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();
+
+/// Switches for the operator, by `Knob`.
+#[btf_map(name = "knobs")]
+pub static KNOB_VALUES: Array<u32, KNOBS> = Array::new();
+
+/// Sockets whose other end is on this node, by socket cookie. An entry goes
+/// when its socket is closed; nobody deletes one, since that would lose bytes.
+#[btf_map(name = "spliced_sockets")]
+pub static SPLICED_SOCKETS: SockHash<u64, 131072> = SockHash::new();
+
+/// The two ends of a connection, as each knows them.
+#[btf_map(name = "splices")]
+pub static SPLICES: SkStorage<Splice> = SkStorage::new();
+
+/// Accepted ends, until the connecting end has read them. LRU: an end that never
+/// sends does not read it.
+#[btf_map(name = "splice_peers")]
+pub static SPLICE_PEERS: LruHashMap<u64, SplicePeer, 65536> = LruHashMap::new();

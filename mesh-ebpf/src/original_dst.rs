@@ -48,7 +48,7 @@ pub fn um_original_dst(ctx: SockoptContext) -> i32 {
         let Some(origin) = origin(sk) else {
             return PROCEED;
         };
-        if origin.role != OriginRole::Application as u32 {
+        if origin.role == OriginRole::Agent as u32 {
             return PROCEED;
         }
         let value = (*raw).__bindgen_anon_2.optval as usize;

@@ -33,9 +33,9 @@ pub fn um_getpeername6(ctx: SockAddrContext) -> i32 {
 fn visible(ctx: &SockAddr) -> Option<SocketIp> {
     // Also for connections of a workload that has left: they go on as they were.
     let origin = origin(ctx.sk())?;
-    if origin.role == OriginRole::Application as u32 {
-        Some(origin.address)
-    } else {
+    if origin.role == OriginRole::Agent as u32 {
         None
+    } else {
+        Some(origin.address)
     }
 }

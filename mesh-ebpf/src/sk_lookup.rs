@@ -4,11 +4,15 @@
 
 use core::ptr;
 
+use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::{Ip, ListenerKey, ListenerKind, ListeningPort, Steer, WorkloadKey, steer};
+use mesh_common::{
+    Ip, ListenerKey, ListenerKind, ListeningPort, OriginRole, Steer, Tuple, WorkloadKey, steer,
+};
 
-use crate::maps::{LISTENERS, LISTENING, WORKLOADS};
+use crate::context::read6;
+use crate::maps::{CONNECTING, LISTENERS, LISTENING, WORKLOADS};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -67,6 +71,9 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
                 port: local_port,
                 reserved: [0; 3],
             };
+            if is_direct(raw, netns_cookie, &remote, local_port) {
+                return SK_PASS;
+            }
             // SAFETY: a counter that is only compared with zero.
             match unsafe { LISTENING.get(port) } {
                 Some(count) if *count > 0 => ListenerKind::Inbound,
@@ -91,15 +98,21 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
     }
 }
 
+/// A connection of a workload of this node, by a verdict of the agent: only the
+/// kernel writes these entries, at the SYN of that very connection.
 #[inline(always)]
-unsafe fn read6(words: *const u32) -> Ip {
-    // SAFETY: the caller points at four words of the context.
-    unsafe {
-        Ip::v6([
-            ptr::read_volatile(words),
-            ptr::read_volatile(words.add(1)),
-            ptr::read_volatile(words.add(2)),
-            ptr::read_volatile(words.add(3)),
-        ])
+fn is_direct(raw: *mut bpf_sk_lookup, netns_cookie: u64, remote: &Ip, local_port: u16) -> bool {
+    let tuple = Tuple {
+        netns_cookie,
+        source: *remote,
+        // SAFETY: a field of the context, in network order.
+        source_port: u16::from_be(unsafe { ptr::read_volatile(&raw const (*raw).remote_port) }),
+        destination_port: local_port,
+        reserved: 0,
+    };
+    // SAFETY: values are written whole.
+    match unsafe { CONNECTING.get(tuple) } {
+        Some(origin) => origin.role == OriginRole::Direct as u32,
+        None => false,
     }
 }

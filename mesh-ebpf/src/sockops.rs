@@ -1,6 +1,7 @@
 //! `sock_ops`: carries original addresses from the connecting socket to the
-//! accepted one, keeps the list of ports on which applications listen, and
-//! accounts for every connection of a workload.
+//! accepted one, brings the two ends of a connection on this node together,
+//! keeps the list of ports on which applications listen, and reports to the
+//! account.
 
 use core::ptr;
 
@@ -12,14 +13,18 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::{Flow, FlowState, Ip, ListeningPort, Origin, OriginRole, SocketIp, Tuple};
+use mesh_common::{
+    Flow, FlowState, ListeningPort, Origin, OriginRole, SocketIp, SplicePeer, Tuple, VerdictKind,
+    Workload,
+};
 
 use crate::context::{
-    agent_socket, is_host, netns_cookie, origin, set_origin, socket_cookie, workload,
+    NO_ORIGIN, add, agent_socket, ends, is_host, netns_cookie, origin, set_origin, socket_cookie,
+    workload,
 };
 use crate::maps::{CONNECTING, FLOWS, LISTENING};
+use crate::{account, direct, splice};
 
-const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 const FLAGS: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32;
@@ -39,7 +44,8 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         _ => return 1,
     }
     let netns_cookie = netns_cookie(raw.cast());
-    let host = workload(netns_cookie).is_none();
+    let workload = workload(netns_cookie);
+    let host = workload.is_none();
     if host && !is_host(netns_cookie) {
         return 1;
     }
@@ -52,12 +58,12 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     match op {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(raw, sk, netns_cookie),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => update(raw, FlowState::Open),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie, host),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(raw, sk, netns_cookie, workload),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(raw, sk),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie, workload),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(raw, sk, netns_cookie),
-        BPF_SOCK_OPS_STATE_CB => state(raw, netns_cookie),
-        _ => update(raw, FlowState::Open),
+        BPF_SOCK_OPS_STATE_CB => state(raw, sk, netns_cookie),
+        _ => account::update(raw),
     }
     1
 }
@@ -75,137 +81,150 @@ fn is_of_host_workload(op: u32, sk: *mut bpf_sock) -> bool {
 
 /// Before the SYN leaves; the source port is chosen by now.
 #[inline(always)]
-fn connecting(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
+fn connecting(
+    raw: *mut bpf_sock_ops,
+    sk: *mut bpf_sock,
+    netns_cookie: u64,
+    workload: Option<&Workload>,
+) {
     let (local, remote) = ends(raw);
-    let tuple = Tuple {
-        netns_cookie,
-        source: local.ip,
-        source_port: local.port,
-        destination_port: remote.port,
-        reserved: 0,
-    };
     if let Some(socket) = agent_socket(sk) {
         // Agent to application: the application shall see the true client.
         if !socket.client.ip.is_unspecified() {
+            let ends = workload.map_or(0, splice::with_application);
             let origin = Origin {
-                flow: 0,
+                flow: socket_cookie(raw.cast()),
+                server_netns: netns_cookie,
                 address: socket.client,
-                role: OriginRole::Application as u32,
+                client_sock: sk as u64,
+                splice: ends,
+                source_identity: socket.source_identity,
+                transport: socket.transport,
+                ..NO_ORIGIN
             };
-            let _ = CONNECTING.insert(&tuple, &origin, 0);
+            let _ = CONNECTING.insert(&tuple(netns_cookie, &local, &remote), &origin, 0);
+            if ends != 0 {
+                set_origin(
+                    sk,
+                    &Origin {
+                        role: OriginRole::Agent as u32,
+                        ..origin
+                    },
+                );
+            }
         }
         return;
     }
-    let asked = match origin(sk) {
-        Some(origin) => {
-            // Application to agent: the agent shall see the original destination.
-            let carried = Origin {
-                flow: origin.flow,
-                address: origin.address,
-                role: OriginRole::Agent as u32,
-            };
-            let _ = CONNECTING.insert(&tuple, &carried, 0);
-            origin.address
-        }
-        None => remote,
-    };
-    open(
-        raw,
+    let mut flow = Flow {
         netns_cookie,
-        false,
-        &local,
-        &asked,
-        FlowState::Connecting,
-    );
+        state: FlowState::Connecting as u32,
+        source_identity: workload.map_or(0, |workload| workload.identity),
+        local,
+        remote,
+        ..NO_FLOW
+    };
+    if let Some(origin) = origin(sk) {
+        let mut carried = *origin;
+        flow.source_identity = carried.source_identity;
+        if carried.role == OriginRole::Direct as u32 {
+            flow.verdict = VerdictKind::Direct as u32;
+            flow.endpoint = remote;
+            flow.destination_identity = carried.destination_identity;
+            direct::begin(carried.server_netns, remote.port);
+        } else {
+            // Application to agent: the agent shall see the original destination.
+            carried.role = OriginRole::Agent as u32;
+            flow.verdict = VerdictKind::Proxy as u32;
+        }
+        flow.remote = carried.address;
+        let _ = CONNECTING.insert(&tuple(carried.server_netns, &local, &remote), &carried, 0);
+    }
+    open(raw, flow);
 }
 
+/// The connecting end is established.
 #[inline(always)]
-fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64, host: bool) {
+fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock) {
+    if let Some(origin) = origin(sk)
+        && origin.splice != 0
+    {
+        splice::connected(raw, sk, origin.splice);
+    }
+    account::established(raw);
+}
+
+/// The accepting end is established.
+#[inline(always)]
+fn accepted(
+    raw: *mut bpf_sock_ops,
+    sk: *mut bpf_sock,
+    netns_cookie: u64,
+    workload: Option<&Workload>,
+) {
     let (local, remote) = ends(raw);
+    let host = workload.is_none();
     if host && !local.ip.is_loopback() {
         return;
     }
-    let tuple = Tuple {
+    let tuple = tuple(netns_cookie, &remote, &local);
+    let mut flow = Flow {
         netns_cookie,
-        source: remote.ip,
-        source_port: remote.port,
-        destination_port: local.port,
-        reserved: 0,
+        state: FlowState::Open as u32,
+        inbound: 1,
+        destination_identity: workload.map_or(0, |workload| workload.identity),
+        local,
+        remote,
+        ..NO_FLOW
     };
     // SAFETY: values are written whole.
-    let carried = unsafe { CONNECTING.get(tuple) }.copied();
-    let client = match carried {
+    match unsafe { CONNECTING.get(tuple) }.copied() {
         Some(origin) => {
-            set_origin(sk, &origin);
             let _ = CONNECTING.remove(&tuple);
-            if origin.role == OriginRole::Agent as u32 {
-                // The agent's side: the application's own socket carries the account.
-                return;
+            if origin.splice != 0 {
+                let client = SplicePeer {
+                    cookie: origin.flow,
+                    sock: origin.client_sock,
+                };
+                splice::accepted(raw, sk, client, origin.splice);
             }
-            origin.address
+            flow.source_identity = origin.source_identity;
+            flow.transport = origin.transport;
+            if origin.role == OriginRole::Direct as u32 {
+                flow.verdict = VerdictKind::Direct as u32;
+                flow.peer = origin.flow;
+                if let Some(client) = FLOWS.get_ptr_mut(&origin.flow) {
+                    // SAFETY: a value of the map; nobody else writes this field.
+                    unsafe { (*client).peer = socket_cookie(raw.cast()) };
+                }
+            } else {
+                set_origin(sk, &origin);
+                if origin.role == OriginRole::Agent as u32 {
+                    // The agent's side: the application's own socket carries the account.
+                    return;
+                }
+                flow.verdict = VerdictKind::Proxy as u32;
+                flow.remote = origin.address;
+            }
         }
         // From outside, before the agent: the flow towards the application counts.
         None if host || (!remote.ip.same(&local.ip) && !local.ip.is_loopback()) => return,
-        None => remote,
-    };
-    open(raw, netns_cookie, true, &local, &client, FlowState::Open);
+        None => {}
+    }
+    open(raw, flow);
 }
 
 #[inline(always)]
-fn open(
-    raw: *mut bpf_sock_ops,
-    netns_cookie: u64,
-    inbound: bool,
-    local: &SocketIp,
-    remote: &SocketIp,
-    state: FlowState,
-) {
+fn open(raw: *mut bpf_sock_ops, mut flow: Flow) {
     // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let flow = Flow {
-        netns_cookie,
-        opened_ns: now,
-        updated_ns: now,
-        bytes_sent: 0,
-        bytes_received: 0,
-        segments_sent: 0,
-        segments_received: 0,
-        rtt_us: 0,
-        retransmits: 0,
-        state: state as u32,
-        inbound: inbound as u32,
-        local: *local,
-        remote: *remote,
-    };
-    let cookie = socket_cookie(raw.cast());
-    // LRU: the oldest record makes room.
-    let _ = FLOWS.insert(&cookie, &flow, 0);
+    flow.opened_ns = unsafe { bpf_ktime_get_ns() };
+    flow.updated_ns = flow.opened_ns;
+    account::open(raw, &flow);
     // SAFETY: the context of the program.
     unsafe { bpf_sock_ops_cb_flags_set(raw, FLAGS) };
 }
 
 #[inline(always)]
-fn update(raw: *mut bpf_sock_ops, state: FlowState) {
-    let cookie = socket_cookie(raw.cast());
-    let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
-        return;
-    };
-    // SAFETY: a value of the map; only this socket's callbacks write it, under the socket's lock.
-    unsafe {
-        (*flow).updated_ns = bpf_ktime_get_ns();
-        (*flow).bytes_sent = ptr::read_volatile(&raw const (*raw).bytes_acked);
-        (*flow).bytes_received = ptr::read_volatile(&raw const (*raw).bytes_received);
-        (*flow).segments_sent = ptr::read_volatile(&raw const (*raw).segs_out);
-        (*flow).segments_received = ptr::read_volatile(&raw const (*raw).segs_in);
-        // The kernel keeps eight times the smoothed value.
-        (*flow).rtt_us = ptr::read_volatile(&raw const (*raw).srtt_us) >> 3;
-        (*flow).retransmits = ptr::read_volatile(&raw const (*raw).total_retrans);
-        (*flow).state = state as u32;
-    }
-}
-
-#[inline(always)]
-fn state(raw: *mut bpf_sock_ops, netns_cookie: u64) {
+fn state(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
     // SAFETY: for this callback the arguments are old and new state.
     let (old, new) = unsafe {
         let args = (&raw const (*raw).__bindgen_anon_1).cast::<u32>();
@@ -214,7 +233,20 @@ fn state(raw: *mut bpf_sock_ops, netns_cookie: u64) {
     if old == TCP_LISTEN {
         count_listener(raw, netns_cookie, false);
     } else if new == TCP_CLOSE {
-        update(raw, FlowState::Closed);
+        let mut sock = 0;
+        if let Some(origin) = origin(sk)
+            && origin.flow == socket_cookie(raw.cast())
+        {
+            // This is the end that connected.
+            sock = origin.client_sock;
+            let (local, remote) = ends(raw);
+            if origin.role == OriginRole::Direct as u32 {
+                direct::end(origin.server_netns, remote.port);
+            }
+            // A connection that never came about must not vouch for a later one with the same ports.
+            let _ = CONNECTING.remove(&tuple(origin.server_netns, &local, &remote));
+        }
+        account::closed(raw, old, sock);
     }
 }
 
@@ -248,49 +280,43 @@ fn count_listener(raw: *mut bpf_sock_ops, netns_cookie: u64, more: bool) {
     }
 }
 
-/// Adds atomically. `core` has no such operation for the kernel's target.
+/// The key of a connection from `client` to `server`, which is in that namespace.
 #[inline(always)]
-fn add(counter: *mut u64, value: u64) {
-    // SAFETY: an aligned counter in map memory.
-    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
-}
-
-/// Local and remote end in canonical form.
-#[inline(always)]
-fn ends(raw: *mut bpf_sock_ops) -> (SocketIp, SocketIp) {
-    // SAFETY: fields of the context, read one by one. `local_port` is in host order, `remote_port` in network
-    // order in the upper half on little endian machines.
-    unsafe {
-        let local_port = ptr::read_volatile(&raw const (*raw).local_port) as u16;
-        let remote_port = u32::from_be(ptr::read_volatile(&raw const (*raw).remote_port)) as u16;
-        let family = ptr::read_volatile(&raw const (*raw).family);
-        // Both families are read and one is chosen: reads in branches would be merged into one at a
-        // computed offset, which the verifier refuses.
-        let local4 = Ip::v4(ptr::read_volatile(&raw const (*raw).local_ip4));
-        let remote4 = Ip::v4(ptr::read_volatile(&raw const (*raw).remote_ip4));
-        let local6 = read6((&raw const (*raw).local_ip6).cast());
-        let remote6 = read6((&raw const (*raw).remote_ip6).cast());
-        let (local, remote) = if family == AF_INET {
-            (local4, remote4)
-        } else {
-            (local6, remote6)
-        };
-        (
-            SocketIp::new(local, local_port),
-            SocketIp::new(remote, remote_port),
-        )
+fn tuple(netns_cookie: u64, client: &SocketIp, server: &SocketIp) -> Tuple {
+    Tuple {
+        netns_cookie,
+        source: client.ip,
+        source_port: client.port,
+        destination_port: server.port,
+        reserved: 0,
     }
 }
 
-#[inline(always)]
-unsafe fn read6(words: *const u32) -> Ip {
-    // SAFETY: the caller points at four words of the context.
-    unsafe {
-        Ip::v6([
-            ptr::read_volatile(words),
-            ptr::read_volatile(words.add(1)),
-            ptr::read_volatile(words.add(2)),
-            ptr::read_volatile(words.add(3)),
-        ])
-    }
-}
+/// What a new record starts from.
+const NO_FLOW: Flow = Flow {
+    netns_cookie: 0,
+    peer: 0,
+    opened_ns: 0,
+    updated_ns: 0,
+    closed_ns: 0,
+    bytes_sent: 0,
+    bytes_received: 0,
+    spliced_sent: 0,
+    spliced_received: 0,
+    segments_sent: 0,
+    segments_received: 0,
+    rtt_us: 0,
+    min_rtt_us: 0,
+    connect_us: 0,
+    retransmits: 0,
+    state: 0,
+    close_reason: 0,
+    inbound: 0,
+    verdict: 0,
+    source_identity: 0,
+    transport: 0,
+    local: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
+    remote: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
+    endpoint: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
+    destination_identity: 0,
+};

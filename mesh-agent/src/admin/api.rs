@@ -202,6 +202,10 @@ pub struct FlowView {
     pub bytes_sent: u64,
     /// Bytes of payload that the workload received.
     pub bytes_received: u64,
+    /// Those of the bytes sent that took the short-circuit.
+    pub short_circuit_sent: u64,
+    /// Those of the bytes received that took the short-circuit.
+    pub short_circuit_received: u64,
     /// TCP segments sent.
     pub segments_sent: u64,
     /// TCP segments received.
@@ -212,6 +216,8 @@ pub struct FlowView {
     pub min_rtt_us: Option<u32>,
     /// Segments sent again.
     pub retransmits: u32,
+    /// Time from SYN to answer, microseconds; of connections that the workload opened.
+    pub connect_us: Option<u32>,
     /// Milliseconds since the flow began.
     pub age_ms: u64,
     /// Open, or how it ended.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::listeners::{self, Listeners};
 use super::takeover::{Handed, ListenerRole, Offered, Sockets};
+use super::verdicts::LocalWorkload;
 use crate::admin::api::WorkloadState;
 use crate::datapath::{self, Datapath, ListenerPorts};
 use crate::dns::{DnsServer, Nameservers};
@@ -22,11 +23,12 @@ use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Local, Locals, Node};
-use crate::registry::{WhenAgentIsDown, Workload, WorkloadName};
+use crate::registry::{ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
 
 /// Enrols and removes workloads as the configuration and the namespaces change.
 pub(super) struct Enrolment {
     node_name: String,
+    short_circuit: ShortCircuit,
     node: Arc<Node>,
     upstreams: Arc<Upstreams<Upstream>>,
     certificates: Arc<Certificates>,
@@ -63,6 +65,8 @@ pub(super) struct Settings {
     pub(super) node_name: String,
     /// For workloads that do not say it themselves.
     pub(super) when_agent_is_down: WhenAgentIsDown,
+    /// The same.
+    pub(super) short_circuit: ShortCircuit,
     /// Mount point of cgroup2.
     pub(super) cgroup2: PathBuf,
 }
@@ -79,10 +83,12 @@ impl Enrolment {
         let Settings {
             node_name,
             when_agent_is_down,
+            short_circuit,
             cgroup2,
         } = settings;
         Self {
             node_name,
+            short_circuit,
             node,
             upstreams,
             certificates,
@@ -96,8 +102,9 @@ impl Enrolment {
     }
 
     /// Makes the enrolled workloads those of the configuration whose
-    /// namespaces are here. Connections of workloads that stay are untouched.
-    pub(super) fn reconcile(&self) {
+    /// namespaces are here; whether that changed any. Connections of workloads
+    /// that stay are untouched.
+    pub(super) fn reconcile(&self) -> bool {
         let snapshot = self.node.snapshot.load_full();
         let mut members = self.members.lock();
         let mut changed = false;
@@ -154,6 +161,23 @@ impl Enrolment {
         if self.accepts.load(Ordering::Relaxed) {
             accept(&mut members);
         }
+        changed
+    }
+
+    /// The enrolled workloads that have a network namespace of their own.
+    pub(super) fn locals(&self) -> Vec<LocalWorkload> {
+        let members = self.members.lock();
+        let locals = members.values().filter_map(|member| match member {
+            Member::Enrolled(Enrolled { local, .. }) => Some(local),
+            _ => None,
+        });
+        locals
+            .filter(|local| local.sockets.location().cgroup.is_none())
+            .map(|local| LocalWorkload {
+                workload: local.workload.clone(),
+                netns_cookie: local.sockets.namespace().cookie(),
+            })
+            .collect()
     }
 
     /// Accepts the connections of all workloads from now on.
@@ -174,18 +198,15 @@ impl Enrolment {
     }
 
     /// The workload of a namespace on this node.
-    pub(super) fn by_cookie(&self) -> HashMap<u64, Arc<Local>> {
-        let members = self.members.lock();
-        members
-            .values()
-            .filter_map(|member| match member {
-                Member::Enrolled(enrolled) => Some((
-                    enrolled.local.sockets.namespace().cookie(),
-                    enrolled.local.clone(),
-                )),
-                _ => None,
-            })
-            .collect()
+    pub(super) fn by_cookie(&self) -> HashMap<u64, Vec<Arc<Local>>> {
+        let mut by_cookie: HashMap<u64, Vec<Arc<Local>>> = HashMap::new();
+        for member in self.members.lock().values() {
+            if let Member::Enrolled(Enrolled { local, .. }) = member {
+                let cookie = local.sockets.namespace().cookie();
+                by_cookie.entry(cookie).or_default().push(local.clone());
+            }
+        }
+        by_cookie
     }
 
     fn is_ours(&self, workload: &Workload) -> bool {
@@ -324,12 +345,14 @@ impl Enrolment {
         }
         let enrolled = datapath::Enrolled {
             addresses: local.workload.addresses.clone(),
+            identity: local.workload.identity.to_string(),
             ports,
             fails_open: local
                 .workload
                 .when_agent_is_down
                 .unwrap_or(self.when_agent_is_down)
                 == WhenAgentIsDown::Pass,
+            short_circuit: local.workload.short_circuit.unwrap_or(self.short_circuit),
         };
         datapath.enrol(sockets.location(), &enrolled)?;
         let sockets = listeners.into_kept();

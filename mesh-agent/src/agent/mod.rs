@@ -1,11 +1,14 @@
 //! The agent as a whole: puts the parts together and takes them apart.
 
 mod authz;
+mod checks;
 mod enrolment;
+mod flow_keeper;
 mod listeners;
 mod options;
 mod takeover;
 mod uninstall;
+mod verdicts;
 mod view;
 
 pub use options::{RunOptions, UninstallOptions};
@@ -37,6 +40,7 @@ use crate::resource::Finding;
 use crate::snapshot::{Options, Snapshot};
 use crate::source::{Loaded, directory};
 use enrolment::{Enrolment, Settings};
+use flow_keeper::FlowKeeper;
 use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
 
 /// How long tunnels may take to end in order when nobody uses them any more.
@@ -127,6 +131,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let settings = Settings {
         node_name: options.node.clone(),
         when_agent_is_down: options.when_agent_is_down,
+        short_circuit: options.short_circuit,
         cgroup2,
     };
     let enrolment = Enrolment::new(
@@ -201,10 +206,16 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
+    let mut keeper = FlowKeeper::default();
+    let mut tend = flow_keeper::IDLE;
     let successor = loop {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
             () = namespaces.changed() => agent.enrol(),
+            () = tokio::time::sleep(tend) => {
+                let busy = keeper.tend(&agent.node.datapath);
+                tend = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
+            }
             () = gone(predecessor.as_ref()) => {
                 tracing::info!("the agent before has ended");
                 agent.node.datapath.remove_other_links();
@@ -338,7 +349,7 @@ impl Agent {
                 (snapshot.authorization)
                     .succeed(&self.node.snapshot.load().authorization, generation);
                 let snapshot = Arc::new(snapshot);
-                self.node.snapshot.store(snapshot.clone());
+                self.replace_verdicts(&snapshot);
                 application::recheck(&self.node, &snapshot);
                 self.resources
                     .store(resources, std::sync::atomic::Ordering::Relaxed);
@@ -373,15 +384,27 @@ impl Agent {
     }
 
     fn enrol(&self) {
-        self.enrolment.reconcile();
-        if self.node.notes.is_full() {
-            let flows = self.node.datapath.flows();
-            let ids: std::collections::HashSet<u64> = flows.iter().map(|flow| flow.id).collect();
-            let ends: std::collections::HashSet<_> =
-                flows.iter().map(|flow| (flow.remote, flow.local)).collect();
-            self.node
-                .notes
-                .retain(|id| ids.contains(&id), |pair| ends.contains(pair));
+        if self.enrolment.reconcile() {
+            self.replace_verdicts(&self.node.snapshot.load_full());
+        }
+    }
+
+    /// Puts a configuration in force together with the verdicts that follow
+    /// from it: none of an older one counts afterwards.
+    fn replace_verdicts(&self, snapshot: &Arc<Snapshot>) {
+        let locals = self.enrolment.locals();
+        let verdicts = verdicts::Verdicts {
+            snapshot,
+            locals: &locals,
+            tiers: self.node.datapath.tiers(),
+            short_circuit: self.options.short_circuit,
+        };
+        let store = || self.node.snapshot.store(snapshot.clone());
+        let result = self.node.datapath.replace_verdicts(&verdicts.all(), store);
+        if let Err(error) = result {
+            // The snapshot counts in any case: every connection goes to the agent.
+            self.node.snapshot.store(snapshot.clone());
+            tracing::error!(%error, "no connection goes past the agent");
         }
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::admin::SOCKET_DIRECTORY;
 use crate::datapath::AttachOrder;
 use crate::policy::PathNormalization;
-use crate::registry::WhenAgentIsDown;
+use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::snapshot::SameNode;
 
 /// Where programs, maps and links are pinned.
@@ -73,6 +73,9 @@ pub struct RunOptions {
     /// ends) or encrypt (mutual TLS, as between nodes)
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub same_node: SameNode,
+    /// Whether bytes that stay on the node bypass the TCP/IP stack, where a workload does not say: auto, on, off
+    #[arg(long, value_name = "SETTING", default_value_t)]
+    pub short_circuit: ShortCircuit,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,

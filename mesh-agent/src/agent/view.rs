@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
+use mesh_common::{
+    CloseReason, FlowState as KernelFlowState, Protocol as Recognised, Transport, VerdictKind,
+};
+
 use super::Agent;
 use crate::admin::api::{
     self, CertificateKind, CertificateView, CheckItem, ConfigView, Direction, EndpointView,
@@ -11,14 +15,13 @@ use crate::admin::api::{
     TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
 };
 use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
-use crate::datapath::FlowRecord;
+use crate::datapath::{FlowPath, FlowRecord};
 use crate::identity::Identity;
 use crate::identity::authority::CaInfo;
 use crate::policy::tls_check::{
     DestinationRule, DestinationTls, Observed, TlsCheck, find_workload, tls_check,
 };
 use crate::proxy::Local;
-use crate::proxy::notes::{Path, Transport};
 use crate::registry::{Endpoint, Placement, Protocol, Registry, Service, Tunnel, Workload};
 use crate::route::{ClientView, UpstreamTls};
 use crate::snapshot::Snapshot;
@@ -62,7 +65,12 @@ impl api::Agent for Agent {
         let mut flows: Vec<FlowView> = records
             .iter()
             .filter_map(|record| {
-                Some(self.flow(record, workloads.get(&record.netns_cookie)?, &snapshot))
+                let locals = workloads.get(&record.netns_cookie)?;
+                // Workloads of the host's own namespace share its cookie.
+                let named = locals.iter().find(|local| {
+                    record.source_identity == Some(local.workload.identity.to_string())
+                });
+                Some(self.flow(record, named.or(locals.first())?, &snapshot))
             })
             .collect();
         flows.sort_by_key(|flow| (flow.workload.clone(), flow.age_ms, flow.id));
@@ -100,13 +108,7 @@ impl api::Agent for Agent {
     }
 
     fn checks(&self) -> Vec<CheckItem> {
-        let attached = self.node.datapath.attached();
-        let folder = self.node.datapath.folder().display();
-        vec![CheckItem::ok(
-            "agent",
-            "kernel programs are attached",
-            format!("{} links below {folder}", attached.len()),
-        )]
+        super::checks::checks(&self.node.datapath)
     }
 
     fn config(&self) -> ConfigView {
@@ -147,6 +149,7 @@ impl api::Agent for Agent {
             .map(|leaf| CertificateView {
                 workloads: locals
                     .values()
+                    .flatten()
                     .filter(|local| local.workload.identity == leaf.identity)
                     .map(|local| local.workload.name.to_string())
                     .collect::<BTreeSet<_>>()
@@ -219,8 +222,16 @@ impl Agent {
 
     fn flow(&self, record: &FlowRecord, local: &Local, snapshot: &Snapshot) -> FlowView {
         let counters = &record.counters;
-        let own = Some(local.workload.identity.to_string());
-        let mut view = FlowView {
+        let (source, destination) = if record.inbound {
+            (record.remote, record.local)
+        } else {
+            (record.local, record.remote)
+        };
+        let service = (snapshot.registry.service_for(destination))
+            .filter(|service| service.port(destination.port()).is_some())
+            .map(|service| service.host.clone());
+        let way = self.way(record, local, service.as_deref());
+        FlowView {
             id: record.id,
             workload: local.workload.name.to_string(),
             direction: if record.inbound {
@@ -228,65 +239,108 @@ impl Agent {
             } else {
                 Direction::Outbound
             },
-            source: record.local,
-            destination: record.remote,
-            endpoint: None,
-            service: None,
-            protocol: "-".to_owned(),
-            security: Security::Unknown,
-            source_identity: own.clone(),
-            destination_identity: None,
-            bytes_sent: counters.bytes_sent,
-            bytes_received: counters.bytes_received,
+            source,
+            destination,
+            endpoint: way.endpoint,
+            service,
+            protocol: protocol(record.path.as_ref()).to_owned(),
+            security: security(way.transport),
+            source_identity: record.source_identity.clone(),
+            destination_identity: way.identity,
+            bytes_sent: counters.bytes_sent + counters.spliced_sent,
+            bytes_received: counters.bytes_received + counters.spliced_received,
+            short_circuit_sent: counters.spliced_sent,
+            short_circuit_received: counters.spliced_received,
             segments_sent: counters.segments_sent.into(),
             segments_received: counters.segments_received.into(),
             rtt_us: counters.rtt_us,
-            min_rtt_us: None,
+            min_rtt_us: (counters.min_rtt_us > 0).then_some(counters.min_rtt_us),
             retransmits: counters.retransmits,
+            connect_us: (counters.connect_us > 0).then_some(counters.connect_us),
             age_ms: u64::try_from(record.age.as_millis()).unwrap_or(u64::MAX),
-            state: if record.closed {
-                FlowState::Closed("closed".to_owned())
-            } else {
-                FlowState::Open
-            },
-            verdict: "pass".to_owned(),
-        };
-        if record.inbound {
-            (view.source, view.destination) = (record.remote, record.local);
-            view.destination_identity = own;
-            view.source_identity = None;
-            if let Some(arrival) = self.node.notes.of_inbound(record.remote, record.local) {
-                view.verdict = "proxy".to_owned();
-                view.security = security(arrival.transport);
-                view.source_identity = arrival.identity.map(|identity| identity.to_string());
+            state: flow_state(record),
+            verdict: match record.verdict {
+                VerdictKind::Pass => "pass",
+                VerdictKind::Proxy => "proxy",
+                VerdictKind::Direct => "direct",
+                VerdictKind::Deny => "deny",
             }
-        } else if let Some(note) = self.node.notes.of_outbound(record.id) {
-            view.verdict = "proxy".to_owned();
-            view.protocol = note.protocol.to_owned();
-            let path = note.path.or_else(|| {
-                let service = note.service.as_deref()?;
-                self.node.notes.path(&local.workload.name, service)
-            });
-            if let Some(Path {
-                endpoint,
-                transport,
-                identity,
-            }) = path
-            {
-                view.endpoint = Some(endpoint);
-                view.security = security(transport);
-                view.destination_identity = identity.map(|identity| identity.to_string());
-            }
-            view.service = note.service;
+            .to_owned(),
         }
-        if view.service.is_none() {
-            view.service = snapshot
-                .registry
-                .service_for(view.destination)
-                .map(|service| service.host.clone());
-        }
-        view
     }
+
+    /// Which way the bytes of a flow go. The kernel's record knows that of a
+    /// direct and of an incoming one; of others the agent has noted it, for the
+    /// flow or, where requests take several ways, for the service.
+    fn way(&self, record: &FlowRecord, local: &Local, service: Option<&str>) -> Way {
+        if record.inbound {
+            return Way {
+                endpoint: None,
+                transport: record.transport,
+                identity: record.destination_identity.clone(),
+            };
+        }
+        if record.verdict == VerdictKind::Direct {
+            return Way {
+                endpoint: record.endpoint,
+                transport: Transport::SameNode,
+                identity: record.destination_identity.clone(),
+            };
+        }
+        let noted = record.path.as_ref().filter(|path| path.endpoint.is_some());
+        if let Some(path) = noted {
+            return Way {
+                endpoint: path.endpoint,
+                transport: path.transport,
+                identity: path.destination_identity.clone(),
+            };
+        }
+        let of_service = service
+            .filter(|_| record.path.is_some())
+            .and_then(|service| self.node.notes.path(&local.workload.name, service));
+        match of_service {
+            Some(path) => Way {
+                endpoint: Some(path.endpoint),
+                transport: path.transport,
+                identity: path.identity.map(|identity| identity.to_string()),
+            },
+            None => Way {
+                endpoint: None,
+                transport: Transport::Unknown,
+                identity: None,
+            },
+        }
+    }
+}
+
+struct Way {
+    endpoint: Option<SocketAddr>,
+    transport: Transport,
+    identity: Option<String>,
+}
+
+fn protocol(path: Option<&FlowPath>) -> &'static str {
+    match path.map(|path| path.protocol) {
+        Some(Recognised::Tcp) => "tcp",
+        Some(Recognised::Http1) => "http",
+        Some(Recognised::Http2) => "h2",
+        Some(Recognised::Dns) => "dns",
+        Some(Recognised::Unknown) | None => "-",
+    }
+}
+
+fn flow_state(record: &FlowRecord) -> FlowState {
+    if record.state != KernelFlowState::Closed {
+        return FlowState::Open;
+    }
+    let reason = match record.close_reason {
+        CloseReason::Local => "by this end",
+        CloseReason::Remote => "by the other end",
+        CloseReason::Reset => "reset",
+        CloseReason::Failed => "not established",
+        CloseReason::Open => "closed",
+    };
+    FlowState::Closed(reason.to_owned())
 }
 
 fn client_namespace(snapshot: &Snapshot, text: &str) -> String {
@@ -330,6 +384,7 @@ fn security(transport: Transport) -> Security {
         Transport::SameNode => Security::SameNode,
         Transport::Hbone => Security::MutualTls,
         Transport::Plain => Security::Plaintext,
+        Transport::Unknown => Security::Unknown,
     }
 }
 

@@ -76,6 +76,8 @@ fn text(flows: &[FlowView], wide: bool) -> String {
         header.extend([
             "ENDPOINT",
             "VERDICT",
+            "SHORT-CIRCUIT",
+            "CONNECT",
             "MIN-RTT",
             "SEGMENTS",
             "RETRANSMITS",
@@ -117,6 +119,12 @@ fn text(flows: &[FlowView], wide: bool) -> String {
                     .map(|endpoint| endpoint.to_string())
                     .unwrap_or_default(),
                 flow.verdict.clone(),
+                format!(
+                    "{}/{}",
+                    bytes(flow.short_circuit_sent),
+                    bytes(flow.short_circuit_received)
+                ),
+                micros(flow.connect_us.unwrap_or(0)),
                 micros(flow.min_rtt_us.unwrap_or(0)),
                 format!("{}/{}", flow.segments_sent, flow.segments_received),
                 flow.retransmits.to_string(),

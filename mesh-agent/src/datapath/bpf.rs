@@ -8,6 +8,8 @@ use std::path::Path;
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -18,6 +20,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 #[repr(u32)]
 pub(super) enum AttachType {
     SockOps = 3,
+    SkMsgVerdict = 7,
     Bind4 = 8,
     Bind6 = 9,
     Connect4 = 10,
@@ -35,9 +38,9 @@ pub(super) enum AttachType {
 #[repr(C)]
 #[derive(Default)]
 struct LinkAttribute {
-    /// Program (create) or link (update).
+    /// Program (create), link (update) or map (attach).
     first: u32,
-    /// Cgroup or namespace (create) or new program (update).
+    /// Cgroup or namespace (create) or program (update, attach).
     second: u32,
     attach_type_or_flags: u32,
     flags: u32,
@@ -49,6 +52,19 @@ struct ObjectAttribute {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttribute {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
 fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<i32> {
@@ -97,6 +113,41 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         ..LinkAttribute::default()
     };
     call(BPF_LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// Removes these keys from a hash map with one call for many. A key that is
+/// not there is as good as removed.
+pub(super) fn delete_batch(map: BorrowedFd<'_>, keys: &[u64]) -> io::Result<()> {
+    let mut left = keys;
+    while !left.is_empty() {
+        let mut attribute = BatchAttribute {
+            keys: left.as_ptr() as u64,
+            count: u32::try_from(left.len()).unwrap_or(u32::MAX),
+            map: raw(map),
+            ..BatchAttribute::default()
+        };
+        match call(BPF_MAP_DELETE_BATCH, &mut attribute) {
+            Ok(_) => {}
+            // The kernel stops at such a key, and `count` says how many went before it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => attribute.count += 1,
+            Err(error) => return Err(error),
+        }
+        left = &left[(attribute.count as usize).min(left.len())..];
+    }
+    Ok(())
+}
+
+/// Makes `program` the one that sees messages of the sockets in a map of
+/// sockets (there is no link for this type). Sockets that are in the map
+/// already keep the program that was there when they came.
+pub(super) fn attach_to_sockets(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attribute = LinkAttribute {
+        first: raw(map),
+        second: raw(program),
+        attach_type_or_flags: AttachType::SkMsgVerdict as u32,
+        flags: 0,
+    };
+    call(BPF_PROG_ATTACH, &mut attribute).map(drop)
 }
 
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {

@@ -3,7 +3,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_common::{Flow, FlowState};
+use mesh_common::{CloseReason, Flow, FlowState, Protocol, Transport, VerdictKind};
+
+/// What the agent knows of a flow that it carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowPath {
+    /// The endpoint that was chosen.
+    pub endpoint: Option<SocketAddr>,
+    /// Who that is, where it is known.
+    pub destination_identity: Option<String>,
+    /// How its bytes travel there.
+    pub transport: Transport,
+    /// What was recognised.
+    pub protocol: Protocol,
+}
 
 /// One connection of a workload, as the kernel counts it.
 #[derive(Clone, Debug)]
@@ -18,32 +31,106 @@ pub struct FlowRecord {
     pub local: SocketAddr,
     /// Original destination, or true client.
     pub remote: SocketAddr,
+    /// Endpoint of a direct verdict.
+    pub endpoint: Option<SocketAddr>,
+    /// What the agent has noted of it.
+    pub path: Option<FlowPath>,
+    /// Who opened it.
+    pub source_identity: Option<String>,
+    /// Who accepted it.
+    pub destination_identity: Option<String>,
+    /// What the kernel did with it.
+    pub verdict: VerdictKind,
+    /// Inbound: how it came to this node.
+    pub transport: Transport,
     /// Time since it was opened; for a closed one until it closed.
     pub age: Duration,
-    /// It is closed.
-    pub closed: bool,
-    /// It is not yet established.
-    pub connecting: bool,
+    /// How far it has come.
+    pub state: FlowState,
+    /// How it ended.
+    pub close_reason: CloseReason,
     /// The kernel's counters.
     pub counters: Flow,
 }
 
 impl FlowRecord {
-    pub(super) fn new(id: u64, flow: Flow, now_ns: u64) -> Self {
-        let closed = flow.state == FlowState::Closed as u32;
-        let end = if closed { flow.updated_ns } else { now_ns };
+    pub(super) fn new(
+        id: u64,
+        flow: Flow,
+        path: Option<FlowPath>,
+        source_identity: Option<String>,
+        destination_identity: Option<String>,
+        now_ns: u64,
+    ) -> Self {
+        let end = match flow.closed_ns {
+            0 => now_ns,
+            closed => closed,
+        };
         Self {
             id,
             netns_cookie: flow.netns_cookie,
             inbound: flow.inbound != 0,
             local: flow.local.into(),
             remote: flow.remote.into(),
+            endpoint: (!flow.endpoint.ip.is_unspecified()).then(|| flow.endpoint.into()),
+            path,
+            source_identity,
+            destination_identity,
+            verdict: match flow.verdict {
+                verdict if verdict == VerdictKind::Direct as u32 => VerdictKind::Direct,
+                verdict if verdict == VerdictKind::Proxy as u32 => VerdictKind::Proxy,
+                _ => VerdictKind::Pass,
+            },
+            transport: transport(flow.transport),
             age: Duration::from_nanos(end.saturating_sub(flow.opened_ns)),
-            closed,
-            connecting: flow.state == FlowState::Connecting as u32,
+            state: match flow.state {
+                state if state == FlowState::Closed as u32 => FlowState::Closed,
+                state if state == FlowState::Open as u32 => FlowState::Open,
+                _ => FlowState::Connecting,
+            },
+            close_reason: close_reason(flow.close_reason),
             counters: flow,
         }
     }
+}
+
+impl FlowPath {
+    pub(super) fn new(path: mesh_common::FlowPath, identity: Option<String>) -> Self {
+        Self {
+            endpoint: (!path.endpoint.ip.is_unspecified()).then(|| path.endpoint.into()),
+            destination_identity: identity,
+            transport: transport(path.transport.into()),
+            protocol: [
+                Protocol::Tcp,
+                Protocol::Http1,
+                Protocol::Http2,
+                Protocol::Dns,
+            ]
+            .into_iter()
+            .find(|protocol| *protocol as u16 == path.protocol)
+            .unwrap_or(Protocol::Unknown),
+        }
+    }
+}
+
+/// The transport of a number that a kernel program has copied.
+pub(super) fn transport(number: u32) -> Transport {
+    [Transport::SameNode, Transport::Hbone, Transport::Plain]
+        .into_iter()
+        .find(|transport| *transport as u32 == number)
+        .unwrap_or(Transport::Unknown)
+}
+
+fn close_reason(number: u32) -> CloseReason {
+    [
+        CloseReason::Local,
+        CloseReason::Remote,
+        CloseReason::Reset,
+        CloseReason::Failed,
+    ]
+    .into_iter()
+    .find(|reason| *reason as u32 == number)
+    .unwrap_or(CloseReason::Open)
 }
 
 /// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.

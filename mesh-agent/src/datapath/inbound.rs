@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::programs::SkLookup;
+use mesh_common::KernelLayout;
 
 use super::bpf::{self, AttachType};
 use super::programs::{LINKS, missing, refused};
@@ -17,9 +18,13 @@ pub(super) const PREFIX: &str = "um_inbound_";
 
 /// Loads an instance for the namespace (its cookie is a constant of the
 /// program) and attaches it.
-pub(super) fn attach(folder: &Path, namespace: &Namespace) -> Result<(), DatapathError> {
+pub(super) fn attach(
+    folder: &Path,
+    kernel: &KernelLayout,
+    namespace: &Namespace,
+) -> Result<(), DatapathError> {
     let cookie = namespace.cookie();
-    let mut object = maps::open_object(folder, Some(cookie))?;
+    let mut object = maps::open_object(folder, kernel, Some(cookie))?;
     let program = object
         .program_mut(PROGRAM)
         .ok_or_else(|| missing(PROGRAM))?;

@@ -2,33 +2,42 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData, SkStorage, SockHash};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    Destination, Flow, Ip, ListenerKey, ListenerKind, ListeningPort, Nameserver, Socket, SocketIp,
-    Workload, WorkloadKey,
+    COUNTERS, Destination, Flow, FlowEvent, FlowPath, Ip, KernelLayout, Knob, ListenerKey,
+    ListenerKind, ListeningPort, Nameserver, Socket, SocketIp, Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
+use super::bpf::delete_batch;
 use super::flows::{FlowRecord, monotonic_ns};
 use super::host::HostWorkloads;
+use super::identities::Identities;
 use super::marks::SocketMarks;
+use super::verdicts::Verdicts;
 use super::{DatapathError, OBJECT, layout};
 use crate::registry::Served;
 
 /// Reads the object with its maps pinned, or taken from their pins.
-pub(super) fn open_object(folder: &Path, netns_cookie: Option<u64>) -> Result<Ebpf, DatapathError> {
+pub(super) fn open_object(
+    folder: &Path,
+    kernel: &KernelLayout,
+    netns_cookie: Option<u64>,
+) -> Result<Ebpf, DatapathError> {
     let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader.btf(btf.as_ref());
     for name in layout::pinned_maps() {
         loader.map_pin_path(name, folder.join(name));
     }
+    loader.override_global("KERNEL_LAYOUT", kernel, true);
     if let Some(cookie) = &netns_cookie {
         loader.override_global("NETNS_COOKIE", cookie, true);
     }
@@ -57,6 +66,14 @@ pub(super) struct Maps {
     nameservers: HashMap<MapData, Nameserver, SocketIp>,
     flows: HashMap<MapData, u64, Flow>,
     pub(super) host: HostWorkloads,
+    /// The same map, for removing many records at once.
+    flows_fd: OwnedFd,
+    flow_paths: Mutex<HashMap<MapData, u64, FlowPath>>,
+    events: Mutex<RingBuf<MapData>>,
+    counters: PerCpuArray<MapData, u64>,
+    knobs: Mutex<Array<MapData, u32>>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) verdicts: Verdicts,
 }
 
 impl Maps {
@@ -78,15 +95,27 @@ impl Maps {
         }
         layout::settle(take(object, layout::MAP)?, folder)?;
         let agent_sockets: SkStorage<_, Socket> = take(object, "agent_sockets")?;
-        let marks = SocketMarks::new(agent_sockets, take(object, "origins")?);
+        let identities = Arc::new(Identities::new(take(object, "identities")?));
+        let marks = SocketMarks::new(agent_sockets, take(object, "origins")?, identities.clone());
         let maps = Self {
             workloads: Mutex::new(take(object, "workloads")?),
             destinations: Mutex::new(take(object, "destinations")?),
             listeners: Mutex::new(take(object, "listeners")?),
             listening: Mutex::new(take(object, "listening")?),
             nameservers: take(object, "nameservers")?,
+            flows_fd: descriptor(object, "flows")?,
             flows: take(object, "flows")?,
             host: HostWorkloads::new(take(object, "host")?, take(object, "host_workloads")?),
+            flow_paths: Mutex::new(take(object, "flow_paths")?),
+            events: Mutex::new(take(object, "flow_events")?),
+            counters: take(object, "counters")?,
+            knobs: Mutex::new(take(object, "knobs")?),
+            identities,
+            verdicts: Verdicts::new(
+                take(object, "verdicts")?,
+                take(object, "endpoints")?,
+                take(object, "generation")?,
+            ),
         };
         Ok((maps, marks))
     }
@@ -211,12 +240,78 @@ impl Maps {
 
     pub(super) fn flows(&self) -> Vec<FlowRecord> {
         let now = monotonic_ns();
-        self.flows
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(id, flow)| FlowRecord::new(id, flow, now))
+        let paths = self.flow_paths.lock();
+        let identity = |number| self.identities.uri(number);
+        let records = self.flows.iter().filter_map(Result::ok);
+        records
+            .map(|(id, flow)| {
+                let source = identity(flow.source_identity);
+                let destination = identity(flow.destination_identity);
+                let path = paths.get(&id, 0).ok().map(|path| {
+                    let identity = identity(path.destination_identity);
+                    super::FlowPath::new(path, identity)
+                });
+                FlowRecord::new(id, flow, path, source, destination, now)
+            })
             .collect()
     }
+
+    pub(super) fn set_flow_path(&self, flow: u64, path: FlowPath) -> Result<(), DatapathError> {
+        let mut paths = self.flow_paths.lock();
+        paths
+            .insert(flow, path, 0)
+            .map_err(|error| refused("flow_paths", &error))
+    }
+
+    /// Removes the records of these flows. Those of `flow_paths` go by themselves.
+    pub(super) fn forget_flows(&self, ids: &[u64]) {
+        if let Err(error) = delete_batch(self.flows_fd.as_fd(), ids) {
+            tracing::warn!(%error, "records of ended flows cannot be removed");
+        }
+    }
+
+    /// Removes the records of all flows that ended before this time.
+    pub(super) fn forget_flows_before(&self, closed_ns: u64) {
+        let ended: Vec<u64> = (self.flows.iter().filter_map(Result::ok))
+            .filter(|(_, flow)| flow.closed_ns != 0 && flow.closed_ns < closed_ns)
+            .map(|(id, _)| id)
+            .collect();
+        if !ended.is_empty() {
+            self.forget_flows(&ended);
+        }
+    }
+
+    /// Takes the events that have come since the last time.
+    pub(super) fn events(&self, mut each: impl FnMut(FlowEvent)) {
+        let mut events = self.events.lock();
+        while let Some(item) = events.next() {
+            if item.len() == size_of::<FlowEvent>() {
+                // SAFETY: the kernel programs write whole values of this type, of which any bytes are valid.
+                each(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
+            }
+        }
+    }
+
+    pub(super) fn counters(&self) -> [u64; COUNTERS] {
+        std::array::from_fn(|index| {
+            let values = self.counters.get(&(index as u32), 0);
+            values.map_or(0, |values| values.iter().sum())
+        })
+    }
+
+    pub(super) fn knob(&self, which: Knob) -> u32 {
+        self.knobs.lock().get(&(which as u32), 0).unwrap_or(0)
+    }
+}
+
+/// A descriptor of its own for a map, for calls that aya does not make.
+fn descriptor(object: &Ebpf, name: &str) -> Result<OwnedFd, DatapathError> {
+    let map = match object.map(name) {
+        Some(Map::HashMap(map)) => map,
+        _ => return Err(super::programs::missing(name)),
+    };
+    let owned = map.fd().as_fd().try_clone_to_owned();
+    owned.map_err(|error| refused(name, &error))
 }
 
 fn keys_of<V: Pod>(

@@ -2,9 +2,11 @@
 //! module knows aya.
 
 mod bpf;
+mod btf;
 mod cgroup;
 mod flows;
 mod host;
+mod identities;
 mod inbound;
 mod kernel_log;
 mod layout;
@@ -16,13 +18,17 @@ mod marks;
 mod mounts;
 mod order;
 mod programs;
+mod short_circuit;
 mod tune;
+mod verdicts;
 
 pub use cgroup::{cgroup2_mount, own_cgroup};
-pub use flows::FlowRecord;
-pub use marks::SocketMarks;
+pub use flows::{FlowPath, FlowRecord};
+pub use marks::{Caller, SocketMarks};
 pub use mounts::mount_point;
 pub use order::AttachOrder;
+pub use short_circuit::{Tier, Tiers};
+pub use verdicts::{Decision, DirectEndpoint, WorkloadVerdict};
 
 use std::fs;
 use std::io;
@@ -32,11 +38,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_common::{Ip, ListenerKind, Nameserver, Workload, workload_flag};
+use mesh_common::{Ip, KernelLayout, ListenerKind, Nameserver, Workload, workload_flag};
 use parking_lot::Mutex;
 
 use crate::netns::{Location, Namespace};
-use crate::registry::Served;
+use crate::registry::{Served, ShortCircuit};
 use lock::FolderLock;
 use maps::Maps;
 
@@ -134,18 +140,27 @@ pub struct ListenerPorts {
 pub struct Enrolled {
     /// Its addresses; the kernel knows the first of each family.
     pub addresses: Vec<IpAddr>,
+    /// Who it is.
+    pub identity: String,
     /// Listeners for it.
     pub ports: ListenerPorts,
     /// Its connections are left alone while no agent serves it, instead of refused.
     pub fails_open: bool,
+    /// Whether its bytes may take the short-circuit.
+    pub short_circuit: ShortCircuit,
 }
 
 impl Enrolled {
-    fn value(&self) -> Workload {
+    fn value(&self, tiers: &Tiers) -> Workload {
         let first = |is_v4: bool| {
             let mut addresses = self.addresses.iter();
             let address = addresses.find(|address| address.is_ipv4() == is_v4);
             address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
+        };
+        let fail_open = if self.fails_open {
+            workload_flag::FAIL_OPEN
+        } else {
+            0
         };
         Workload {
             ip4: first(true),
@@ -154,13 +169,8 @@ impl Enrolled {
             outbound6_port: self.ports.outbound6,
             dns4_port: self.ports.dns4,
             dns6_port: self.ports.dns6,
-            flags: if self.fails_open {
-                workload_flag::FAIL_OPEN
-            } else {
-                0
-            },
-            device: 0,
-            tcp_tw_reuse_before: 0,
+            flags: fail_open | tiers.flags(self.short_circuit),
+            ..Workload::default()
         }
     }
 }
@@ -172,6 +182,8 @@ pub struct Datapath {
     marks: Arc<SocketMarks>,
     attached: programs::Attached,
     lock: Mutex<Option<FolderLock>>,
+    kernel: KernelLayout,
+    tiers: Tiers,
 }
 
 impl Datapath {
@@ -202,17 +214,32 @@ impl Datapath {
             None => FolderLock::acquire(folder)?,
         };
         layout::check(folder)?;
-        let mut object = maps::open_object(folder, None)?;
+        let (kernel, tiers) = short_circuit::examine();
+        let mut object = maps::open_object(folder, &kernel, None)?;
         kernel_log::start(&mut object);
         let (maps, marks) = Maps::take(&mut object, folder)?;
         let attached = programs::attach(&mut object, folder, cgroup, order)?;
+        let tiers = match kernel.is_known {
+            0 => tiers,
+            _ => match programs::attach_splice(&mut object) {
+                Ok(()) => tiers,
+                Err(error) => Tiers::off(error.to_string()),
+            },
+        };
         Ok(Self {
             folder: folder.to_owned(),
             maps,
             marks: Arc::new(marks),
             attached,
             lock: Mutex::new(Some(lock)),
+            kernel,
+            tiers,
         })
+    }
+
+    /// What the short-circuit may do on this kernel.
+    pub fn tiers(&self) -> &Tiers {
+        &self.tiers
     }
 
     /// The lock of the folder, for the agent that takes over.
@@ -278,9 +305,13 @@ impl Datapath {
     pub fn enrol(&self, location: &Location, enrolled: &Enrolled) -> Result<(), DatapathError> {
         let namespace = &location.namespace;
         let cookie = namespace.cookie();
+        let value = Workload {
+            identity: self.maps.identities.number(&enrolled.identity),
+            ..enrolled.value(&self.tiers)
+        };
         if let Some(cgroup) = &location.cgroup {
             // Not `device` nor a setting of the namespace: the host's are not ours to touch.
-            return self.maps.host.insert(cookie, cgroup, enrolled.value());
+            return self.maps.host.insert(cookie, cgroup, value);
         }
         let before = self.maps.workload(cookie);
         let value = Workload {
@@ -290,11 +321,11 @@ impl Datapath {
                 0 => tune::enter(namespace),
                 before => before,
             },
-            ..enrolled.value()
+            ..value
         };
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
-        inbound::attach(&self.folder, namespace)
+        inbound::attach(&self.folder, &self.kernel, namespace)
     }
 
     /// Makes a listener of the agent the one for connections from outside.
@@ -353,5 +384,76 @@ impl Datapath {
     /// All flows that the kernel remembers.
     pub fn flows(&self) -> Vec<FlowRecord> {
         self.maps.flows()
+    }
+
+    /// Notes the way of a flow that the agent carries, beside the kernel's own record.
+    ///
+    /// # Errors
+    /// Where the map refuses.
+    pub fn set_flow_path(&self, flow: u64, path: &FlowPath) -> Result<(), DatapathError> {
+        let identity = path.destination_identity.as_deref();
+        let value = mesh_common::FlowPath {
+            endpoint: path.endpoint.map(Into::into).unwrap_or_default(),
+            destination_identity: identity.map_or(0, |uri| self.maps.identities.number(uri)),
+            transport: path.transport as u16,
+            protocol: path.protocol as u16,
+        };
+        self.maps.set_flow_path(flow, value)
+    }
+
+    /// Puts these verdicts in the place of all others. `in_between` runs while
+    /// none is in force: whatever it changes, no connection is decided by a
+    /// verdict from before once this has returned.
+    ///
+    /// # Errors
+    /// Where a map refuses; then no verdict is in force.
+    pub fn replace_verdicts(
+        &self,
+        verdicts: &[WorkloadVerdict],
+        in_between: impl FnOnce(),
+    ) -> Result<(), DatapathError> {
+        let number = |uri: &str| self.maps.identities.number(uri);
+        self.maps
+            .verdicts
+            .replace(verdicts, number, in_between)
+            .map_err(|error| DatapathError::Refused {
+                what: "map verdicts".to_owned(),
+                reason: error.to_string(),
+            })
+    }
+
+    /// How many verdicts are in force.
+    pub fn verdicts(&self) -> usize {
+        self.maps.verdicts.count()
+    }
+
+    /// What the kernel has counted, by [`mesh_common::Counter`].
+    pub fn counters(&self) -> [u64; mesh_common::COUNTERS] {
+        self.maps.counters()
+    }
+
+    /// Takes the events that have come since the last time.
+    pub fn events(&self, each: impl FnMut(mesh_common::FlowEvent)) {
+        self.maps.events(each);
+    }
+
+    /// Removes the records of flows that have ended.
+    pub fn forget_flows(&self, ids: &[u64]) {
+        self.maps.forget_flows(ids);
+    }
+
+    /// The same for all that ended before this time.
+    pub fn forget_flows_before(&self, closed_ns: u64) {
+        self.maps.forget_flows_before(closed_ns);
+    }
+
+    /// `CLOCK_MONOTONIC` in nanoseconds, the clock of flows and their events.
+    pub fn now_ns(&self) -> u64 {
+        flows::monotonic_ns()
+    }
+
+    /// What the operator has set a switch to.
+    pub fn knob(&self, which: mesh_common::Knob) -> u32 {
+        self.maps.knob(which)
     }
 }

@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SockOps};
+use aya::maps::Map;
+use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SkMsg, SockOps};
 
 use super::bpf::{self, AttachType};
 use super::order::{AttachOrder, exclusive};
@@ -33,6 +34,10 @@ const FOR_WORKLOADS: [(&str, AttachType); 12] = [
     ("um_connect4", AttachType::Connect4),
     ("um_connect6", AttachType::Connect6),
 ];
+
+/// The program of the short-circuit, and the map of its sockets.
+const SPLICE: &str = "um_splice";
+const SPLICED_SOCKETS: &str = "spliced_sockets";
 
 /// The agent's own sockets carry original addresses, too.
 const FOR_AGENT: [(&str, AttachType); 1] = [("um_sockops", AttachType::SockOps)];
@@ -106,6 +111,19 @@ pub(super) fn attach(
     Ok(Attached { lines, wanted })
 }
 
+/// Loads the program of the short-circuit and attaches it to its sockets.
+pub(super) fn attach_splice(object: &mut Ebpf) -> Result<(), DatapathError> {
+    load(object, SPLICE)?;
+    let program = object.program(SPLICE).ok_or_else(|| missing(SPLICE))?;
+    let program = program.fd().map_err(|error| refused(SPLICE, &error))?;
+    let sockets = match object.map(SPLICED_SOCKETS) {
+        Some(Map::SockHash(sockets)) => sockets.fd(),
+        _ => return Err(missing(SPLICED_SOCKETS)),
+    };
+    bpf::attach_to_sockets(program.as_fd(), sockets.as_fd())
+        .map_err(|error| refused(SPLICE, &error))
+}
+
 /// A new link. Where nothing is asked for, in front of what others have
 /// attached if the kernel can do that: we have to see the address that the
 /// application asked for.
@@ -165,6 +183,7 @@ fn load(object: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
         Program::CgroupSockopt(_) => {
             <&mut CgroupSockopt>::try_from(program).and_then(CgroupSockopt::load)
         }
+        Program::SkMsg(_) => <&mut SkMsg>::try_from(program).and_then(SkMsg::load),
         _ => return Err(missing(name)),
     };
     result.map_err(|error| refused(name, &error))

@@ -8,6 +8,7 @@ mod place;
 mod sockets;
 mod watch;
 
+pub use crate::datapath::Caller;
 pub use find::find;
 pub use namespace::{Namespace, NamespaceError};
 pub use place::{Cgroup, Location, Place};
@@ -26,13 +27,13 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Opens sockets as a workload would: in its network namespace, from its address.
 pub trait Sockets: Send + Sync + 'static {
-    /// Connects to `to`, from `from` where given. `client` is the address that
-    /// the accepting application shall see as its peer, where that differs.
+    /// Connects to `to`, from `from` where given, on behalf of `caller`, whom
+    /// the accepting application shall see as its peer.
     fn connect(
         &self,
         from: Option<IpAddr>,
         to: SocketAddr,
-        client: Option<SocketAddr>,
+        caller: Option<Caller>,
     ) -> BoxFuture<'_, io::Result<TcpStream>>;
 
     /// A UDP socket that is connected to `to`.

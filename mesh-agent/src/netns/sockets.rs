@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::{BoxFuture, Location, Namespace, Sockets};
-use crate::datapath::SocketMarks;
+use crate::datapath::{Caller, SocketMarks};
 
 /// Connections that may wait for the agent; the kernel bounds it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -68,7 +68,7 @@ impl WorkloadSockets {
         like: IpAddr,
         kind: Type,
         protocol: Protocol,
-        client: Option<SocketAddr>,
+        caller: Option<&Caller>,
     ) -> io::Result<Socket> {
         let domain = if like.is_ipv4() {
             Domain::IPV4
@@ -81,7 +81,7 @@ impl WorkloadSockets {
         if domain == Domain::IPV6 {
             socket.set_only_v6(true)?;
         }
-        self.marks.mark(&socket, client)?;
+        self.marks.mark(&socket, caller)?;
         Ok(socket)
     }
 }
@@ -111,10 +111,10 @@ impl Sockets for WorkloadSockets {
         &self,
         from: Option<IpAddr>,
         to: SocketAddr,
-        client: Option<SocketAddr>,
+        caller: Option<Caller>,
     ) -> BoxFuture<'_, io::Result<TcpStream>> {
         Box::pin(async move {
-            let socket = self.open(to.ip(), Type::STREAM, Protocol::TCP, client)?;
+            let socket = self.open(to.ip(), Type::STREAM, Protocol::TCP, caller.as_ref())?;
             if let Some(from) = from {
                 // The port is chosen at connect, by the whole tuple.
                 bind_address_no_port(&socket)?;
@@ -141,7 +141,7 @@ impl Sockets for HostSockets {
         &self,
         _from: Option<IpAddr>,
         to: SocketAddr,
-        _client: Option<SocketAddr>,
+        _caller: Option<Caller>,
     ) -> BoxFuture<'_, io::Result<TcpStream>> {
         Box::pin(TcpStream::connect(to))
     }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use mesh_common::Transport;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
 use super::copy::{Duplex, Transferred, copy_both};
 use super::hbone::{self, IncomingTunnel, Refusal, TunnelHandler};
-use super::notes::Transport;
 use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
 
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, FlowPath};
 use crate::netns::WorkloadSockets;
 use crate::registry::{Workload, WorkloadName};
 use crate::snapshot::Snapshot;
@@ -34,7 +34,7 @@ pub struct Node {
     pub datapath: Arc<Datapath>,
     /// The node's own workloads.
     pub locals: ArcSwap<Locals>,
-    /// What became of connections, for people.
+    /// Which way requests went, for people.
     pub notes: notes::Notes,
     /// What is open by leave of the policies.
     pub admissions: Arc<application::Admissions>,
@@ -44,6 +44,16 @@ pub struct Node {
     pub connections: TaskTracker,
     /// Handshakes of the last minute.
     pub handshakes: Arc<hbone::Handshakes>,
+}
+
+impl Node {
+    /// Adds to the kernel's record of a flow what only the agent knows. It is
+    /// for people: where it fails, the connection goes on.
+    pub(crate) fn note_path(&self, flow: u64, path: &FlowPath) {
+        if let Err(error) = self.datapath.set_flow_path(flow, path) {
+            tracing::debug!(flow, %error, "the way of a flow is not recorded");
+        }
+    }
 }
 
 /// The workloads of this node. Immutable: an enrolment makes a new one.

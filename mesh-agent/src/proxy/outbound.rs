@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use mesh_common::{Protocol as Recognised, Transport};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::copy::Duplex;
 use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
-use super::notes::Note;
 use super::replay::Replay;
 use super::sniff::{MAX_SNIFF, Sniffed, sniff};
 use super::tcp::{self, Connection};
 use super::upstream::Upstream;
 use super::{Local, Node};
+use crate::datapath::FlowPath;
 use crate::dns::DnsServer;
 use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 
@@ -80,13 +81,7 @@ impl Outbound {
         };
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
-            self.node.notes.outbound(
-                flow,
-                Note {
-                    protocol: "dns",
-                    ..Note::default()
-                },
-            );
+            self.note_protocol(flow, Recognised::Dns);
             return self
                 .dns
                 .clone()
@@ -108,12 +103,6 @@ impl Outbound {
             },
             None => (Arc::new(self.direct(destination)), Protocol::Tcp),
         };
-        let note = Note {
-            service: Some(service.host.clone()),
-            protocol: "tcp",
-            path: None,
-        };
-        self.node.notes.outbound(flow, note);
         let connection = Connection {
             outbound: self,
             service,
@@ -132,6 +121,17 @@ impl Outbound {
                 tcp::forward(&connection, stream).await
             }
         }
+    }
+
+    /// The way is not known yet, or is each request's own.
+    fn note_protocol(&self, flow: u64, protocol: Recognised) {
+        let path = FlowPath {
+            endpoint: None,
+            destination_identity: None,
+            transport: Transport::Unknown,
+            protocol,
+        };
+        self.node.note_path(flow, &path);
     }
 
     /// A service for an address that is no service: a workload that was called
@@ -194,17 +194,11 @@ impl Outbound {
         version: HttpVersion,
         stream: Replay<TcpStream>,
     ) -> io::Result<()> {
-        let protocol = if version == HttpVersion::Http2 {
-            "h2"
-        } else {
-            "http"
+        let recognised = match version {
+            HttpVersion::Http1 => Recognised::Http1,
+            HttpVersion::Http2 => Recognised::Http2,
         };
-        let note = Note {
-            service: Some(connection.service.host.clone()),
-            protocol,
-            path: None,
-        };
-        self.node.notes.outbound(connection.flow, note);
+        self.note_protocol(connection.flow, recognised);
         let context = ConnectionContext {
             client: self.local.workload.clone(),
             client_address: connection.client,

@@ -4,11 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_common::Protocol;
+
 use super::copy::{Duplex, Transferred, copy_both};
 use super::http::Target;
 use super::outbound::Outbound;
 use super::upstream::Io;
 use crate::balance::{self, EndpointAddress, Wanted};
+use crate::datapath::FlowPath;
 use crate::registry::{Endpoint, Resolution, Service};
 use crate::route::ClientView;
 
@@ -68,8 +71,13 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
         let attempt = tokio::time::timeout(limit, connector.open(&target)).await;
         let error = match attempt {
             Ok(Ok((io, path))) => {
-                let notes = &connection.outbound.node.notes;
-                notes.outbound_path(connection.flow, path);
+                let path = FlowPath {
+                    endpoint: Some(path.endpoint),
+                    destination_identity: path.identity.map(|identity| identity.to_string()),
+                    transport: path.transport,
+                    protocol: Protocol::Tcp,
+                };
+                connection.outbound.node.note_path(connection.flow, &path);
                 return Ok(io);
             }
             Ok(Err(error)) => error,

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use mesh_common::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -14,7 +15,7 @@ use super::application::{self, Application, Caller};
 use super::copy::Duplex;
 use super::hbone::{HBONE_PORT, TunnelPool, TunnelRequest, TunnelStream};
 use super::http::{Connector, Target};
-use super::notes::{Path, Transport};
+use super::notes::Path;
 use super::{Local, Node};
 use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
@@ -90,7 +91,7 @@ impl Upstream {
         };
         self.node
             .notes
-            .service_path(&target.client.name, &target.service.host, path.clone());
+            .set(&target.client.name, &target.service.host, path.clone());
         Ok((io, path))
     }
 

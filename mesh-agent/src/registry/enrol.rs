@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Placement, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
+use super::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 use crate::identity::Identity;
 use crate::resource::scalar::HostName;
 use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec};
@@ -25,6 +25,10 @@ const NODE: &str = "undermesh.io/node";
 const ADDRESSES: &str = "undermesh.io/addresses";
 /// What becomes of its connections while no agent runs: `true` for left alone, `false` for refused.
 const FAIL_OPEN: &str = "undermesh.io/fail-open";
+/// Connections without an agent on the way.
+const DIRECT: &str = "undermesh.io/direct";
+/// The short-circuit.
+const SHORT_CIRCUIT: &str = "undermesh.io/short-circuit";
 /// Label of workloads that speak HBONE (Istio ambient).
 const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
 /// Service account of workloads that do not name one.
@@ -121,6 +125,8 @@ fn workload(
     workload.placement = annotations.placement;
     workload.node = annotations.node;
     workload.when_agent_is_down = annotations.when_agent_is_down;
+    workload.direct = annotations.direct;
+    workload.short_circuit = annotations.short_circuit;
     workload
 }
 
@@ -154,6 +160,8 @@ pub(super) fn endpoint_workload(
         node: None,
         placement: None,
         when_agent_is_down: None,
+        direct: false,
+        short_circuit: None,
         tunnel: if is_tunnelled(&spec.labels) {
             Tunnel::Hbone
         } else {
@@ -176,6 +184,8 @@ struct Annotations {
     node: Option<String>,
     addresses: Vec<IpAddr>,
     when_agent_is_down: Option<WhenAgentIsDown>,
+    direct: bool,
+    short_circuit: Option<ShortCircuit>,
 }
 
 impl Annotations {
@@ -207,13 +217,41 @@ impl Annotations {
                     }
                     continue;
                 }
+                DIRECT => {
+                    match value.as_str() {
+                        "true" => read.direct = true,
+                        "false" => read.direct = false,
+                        _ => {
+                            let reason = format!("{value:?} is neither \"true\" nor \"false\"");
+                            findings.push(Finding::error(meta, field(), reason));
+                        }
+                    }
+                    continue;
+                }
+                SHORT_CIRCUIT => {
+                    match value.parse() {
+                        Ok(setting) => read.short_circuit = Some(setting),
+                        Err(reason) => findings.push(Finding::error(meta, field(), reason)),
+                    }
+                    continue;
+                }
                 NETNS => netns(value),
                 PID => pid(value),
                 CONTAINER => container(value),
                 CGROUP => cgroup(value),
                 _ => {
-                    let known =
-                        [NETNS, PID, CONTAINER, CGROUP, NODE, ADDRESSES, FAIL_OPEN].join(", ");
+                    let known = [
+                        NETNS,
+                        PID,
+                        CONTAINER,
+                        CGROUP,
+                        NODE,
+                        ADDRESSES,
+                        FAIL_OPEN,
+                        DIRECT,
+                        SHORT_CIRCUIT,
+                    ]
+                    .join(", ");
                     let reason =
                         format!("is not an annotation that the mesh knows; it knows {known}");
                     findings.push(Finding::warning(meta, field(), reason));

@@ -19,7 +19,7 @@ mod workload;
 
 pub(crate) use host::{canonical_host, full_names};
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
-pub use workload::{Placement, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
+pub use workload::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 
 use std::collections::HashMap;
 use std::net::IpAddr;

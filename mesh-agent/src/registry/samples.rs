@@ -24,6 +24,8 @@ pub fn workload(name: &str, namespace: &str, addresses: &[&str]) -> Workload {
         node: None,
         placement: Some(Placement::Netns(name.to_owned())),
         when_agent_is_down: None,
+        direct: false,
+        short_circuit: None,
         tunnel: Tunnel::Hbone,
         locality: String::new(),
         weight: 1,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::identity::Identity;
@@ -44,6 +45,42 @@ pub enum WhenAgentIsDown {
     Pass,
 }
 
+/// Whether bytes that stay on the node may bypass the TCP/IP stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShortCircuit {
+    /// Where the application cannot notice it.
+    #[default]
+    Auto,
+    /// Wherever bytes stay on the node; for applications that are known to
+    /// read with plain `recv`, `read` and `poll`.
+    On,
+    /// Nowhere.
+    Off,
+}
+
+impl FromStr for ShortCircuit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("{text:?} is not one of auto, on, off")),
+        }
+    }
+}
+
+impl fmt::Display for ShortCircuit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// How connections to a workload travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tunnel {
@@ -73,6 +110,11 @@ pub struct Workload {
     pub placement: Option<Placement>,
     /// What becomes of its connections while no agent runs; `None` as the agent was told.
     pub when_agent_is_down: Option<WhenAgentIsDown>,
+    /// Its connections to workloads of its node go there with no agent on the
+    /// way, where policy and routes ask for nothing else.
+    pub direct: bool,
+    /// Whether its bytes may take the short-circuit; `None` where the agent's default holds.
+    pub short_circuit: Option<ShortCircuit>,
     /// How it is reached from another node.
     pub tunnel: Tunnel,
     /// `region/zone/subzone`, or empty.
@@ -90,5 +132,18 @@ impl Workload {
             .iter()
             .copied()
             .find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_as_they_are_written() {
+        for setting in [ShortCircuit::Auto, ShortCircuit::On, ShortCircuit::Off] {
+            assert_eq!(setting.to_string().parse(), Ok(setting));
+        }
+        assert!("yes".parse::<ShortCircuit>().is_err());
     }
 }

@@ -222,6 +222,11 @@ pub struct Opinion {
 }
 
 impl Authorization {
+    /// Whether there is no policy at all: everything is allowed.
+    pub fn is_empty(&self) -> bool {
+        self.mesh.is_empty() && self.by_namespace.is_empty()
+    }
+
     /// Keeps the epoch of the policies before, if these are the same.
     pub fn succeed(&mut self, before: &Self, generation: u64) {
         self.epoch = if self.sources == before.sources {

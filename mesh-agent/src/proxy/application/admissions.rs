@@ -18,9 +18,9 @@ use super::Caller;
 use crate::policy::MtlsMode;
 use crate::policy::authorization::{Decision, Payload, Request, Verdict, remote_ip};
 use crate::proxy::copy::Duplex;
-use crate::proxy::notes::Transport;
 use crate::registry::Workload;
 use crate::snapshot::Snapshot;
+use mesh_common::Transport;
 
 /// The head of a request, as policies see it.
 #[derive(Clone, Debug)]

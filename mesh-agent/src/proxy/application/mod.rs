@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use mesh_common::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -22,7 +23,6 @@ use pipe::Pipe;
 pub use reports::{Event, Report, Reports};
 
 use super::copy::Duplex;
-use super::notes::{Arrival, Transport};
 use super::{Local, Node};
 use crate::identity::Identity;
 use crate::netns::Sockets;
@@ -154,14 +154,14 @@ async fn connect(
     caller: &Caller,
     application: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let arrival = Arrival {
+    let seen = crate::datapath::Caller {
+        address: caller.address,
+        identity: caller.identity.as_ref().map(ToString::to_string),
         transport: caller.transport,
-        identity: caller.identity.clone(),
     };
-    node.notes.inbound(caller.address, application, arrival);
     let connected = local
         .sockets
-        .connect(Some(application.ip()), application, Some(caller.address))
+        .connect(Some(application.ip()), application, Some(seen))
         .await;
     let refused = connected
         .as_ref()

@@ -153,6 +153,8 @@ fn workload() -> Arc<Workload> {
         node: None,
         placement: None,
         when_agent_is_down: None,
+        direct: false,
+        short_circuit: None,
         tunnel: Tunnel::None,
         locality: String::new(),
         weight: 1,

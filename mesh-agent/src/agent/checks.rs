@@ -1,0 +1,60 @@
+//! What the running agent adds to `meshctl check`.
+
+use mesh_common::{Counter, Knob};
+
+use crate::admin::api::CheckItem;
+use crate::datapath::{Datapath, Tier};
+
+pub(super) fn checks(datapath: &Datapath) -> Vec<CheckItem> {
+    let folder = datapath.folder().display();
+    let attached = datapath.attached().len();
+    let tiers = datapath.tiers();
+    vec![
+        CheckItem::ok(
+            "agent",
+            "kernel programs are attached",
+            format!("{attached} links below {folder}"),
+        ),
+        CheckItem::ok(
+            "agent",
+            "short-circuit to the agent",
+            tier(&tiers.to_agent, datapath),
+        ),
+        CheckItem::ok(
+            "agent",
+            "short-circuit to applications",
+            tier(&tiers.to_application, datapath),
+        ),
+        account(datapath),
+    ]
+}
+
+fn tier(tier: &Tier, datapath: &Datapath) -> String {
+    if datapath.knob(Knob::ShortCircuitOff) != 0 {
+        return "off: by the operator (map knobs)".to_owned();
+    }
+    match tier {
+        Tier::Automatic => "on".to_owned(),
+        Tier::AutomaticNonblocking { reason } => {
+            format!("on for sockets that do not block, others opt in: {reason}")
+        }
+        Tier::OptIn { reason } => format!("for workloads that opt in: {reason}"),
+        Tier::Off { reason } => format!("off: {reason}"),
+    }
+}
+
+/// Whether the account of flows is complete.
+fn account(datapath: &Datapath) -> CheckItem {
+    let counters = datapath.counters();
+    let of = |counter: Counter| counters[counter as usize];
+    let (flows, events) = (of(Counter::FlowsDropped), of(Counter::EventsDropped));
+    let what = "every flow is in the account";
+    if flows == 0 {
+        let detail = format!("{events} events dropped, {} denied", of(Counter::Denied));
+        CheckItem::ok("agent", what, detail)
+    } else {
+        let detail = format!("{flows} flows have no record: the map flows was full");
+        let hint = "close connections, or restart the agent to begin a new count";
+        CheckItem::warning("agent", what, detail, hint)
+    }
+}

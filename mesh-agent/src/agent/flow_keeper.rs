@@ -1,0 +1,88 @@
+//! Makes room in the kernel's account: records of flows that have ended are
+//! kept for a while, for people, and then removed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use mesh_common::FlowEventKind;
+
+use crate::datapath::Datapath;
+
+/// How long an ended flow is remembered.
+const RETENTION: Duration = Duration::from_secs(60);
+/// How many ended flows are remembered at most; the account has room for 65,536 flows in all.
+const MAX_ENDED: usize = 8_192;
+/// While events come, they are taken this often, so that the ring of 2 MiB is
+/// not filled by 150,000 a second.
+pub(super) const BUSY: Duration = Duration::from_millis(100);
+/// While none come.
+pub(super) const IDLE: Duration = Duration::from_millis(250);
+/// How often the whole account is looked through, for flows whose end was lost with a dropped event.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Ended flows, the oldest first.
+#[derive(Default)]
+pub(super) struct FlowKeeper {
+    ended: VecDeque<(u64, u64)>,
+    swept_ns: u64,
+}
+
+impl FlowKeeper {
+    /// Takes the events that have come; whether there were any.
+    pub(super) fn tend(&mut self, datapath: &Datapath) -> bool {
+        let mut any = false;
+        datapath.events(|event| {
+            any = true;
+            if event.kind == FlowEventKind::Closed as u32 {
+                self.ended.push_back((event.at_ns, event.flow));
+            } else if event.kind == FlowEventKind::Denied as u32 {
+                let destination: std::net::SocketAddr = event.remote.into();
+                tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused in the kernel");
+            }
+        });
+        let now = datapath.now_ns();
+        if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {
+            self.swept_ns = now;
+            datapath.forget_flows_before(now.saturating_sub(nanoseconds(RETENTION)));
+        }
+        let expired = self.expired(now);
+        if !expired.is_empty() {
+            datapath.forget_flows(&expired);
+        }
+        any
+    }
+
+    fn expired(&mut self, now_ns: u64) -> Vec<u64> {
+        let before = now_ns.saturating_sub(nanoseconds(RETENTION));
+        let too_many = self.ended.len().saturating_sub(MAX_ENDED);
+        let old = self.ended.iter().take_while(|(at, _)| *at < before).count();
+        self.ended
+            .drain(..too_many.max(old))
+            .map(|(_, id)| id)
+            .collect()
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ended_flows_are_kept_for_a_while_and_not_too_many() {
+        let second = 1_000_000_000;
+        let mut keeper = FlowKeeper::default();
+        keeper.ended.extend((1..=10).map(|id| (id * second, id)));
+        assert!(keeper.expired(60 * second).is_empty());
+        assert_eq!(keeper.expired(63 * second), [1, 2]);
+        let many = MAX_ENDED as u64;
+        keeper
+            .ended
+            .extend((0..many).map(|id| (64 * second, 100 + id)));
+        assert_eq!(keeper.expired(64 * second), [3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(keeper.ended.len(), MAX_ENDED);
+    }
+}

@@ -1,0 +1,128 @@
+//! The account of every connection: a record in `flows`, a hint in `flow_events`.
+
+use core::ptr;
+
+use aya_ebpf::bindings::bpf_sock_ops;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use mesh_common::{
+    Counter, Flow, FlowEvent, FlowEventKind, FlowState, SocketIp, beside_bytes, close_reason,
+};
+
+use crate::context::{count, socket_cookie};
+use crate::kernel;
+use crate::maps::{FLOW_EVENTS, FLOWS};
+
+/// `rtt_min` before the first measurement.
+const NO_RTT: u32 = u32::MAX;
+
+/// A record for a new connection.
+#[inline(always)]
+pub fn open(raw: *mut bpf_sock_ops, flow: &Flow) {
+    let cookie = socket_cookie(raw.cast());
+    if FLOWS.insert(&cookie, flow, 0).is_err() {
+        count(Counter::FlowsDropped);
+    } else if flow.state == FlowState::Open as u32 {
+        event(
+            cookie,
+            flow.netns_cookie,
+            flow.opened_ns,
+            FlowEventKind::Opened,
+            &flow.remote,
+        );
+    }
+}
+
+/// The other end has answered the SYN.
+#[inline(always)]
+pub fn established(raw: *mut bpf_sock_ops) {
+    let cookie = socket_cookie(raw.cast());
+    let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
+        return;
+    };
+    let now = measure(raw, flow, 0);
+    // SAFETY: a value of the map; only this socket's callbacks write these fields, under the socket's lock.
+    let (netns_cookie, remote) = unsafe {
+        (*flow).state = FlowState::Open as u32;
+        (*flow).connect_us = ((now - (*flow).opened_ns) / 1000) as u32;
+        ((*flow).netns_cookie, (*flow).remote)
+    };
+    event(cookie, netns_cookie, now, FlowEventKind::Opened, &remote);
+}
+
+/// The counters as they are now.
+#[inline(always)]
+pub fn update(raw: *mut bpf_sock_ops) {
+    if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
+        measure(raw, flow, 0);
+    }
+}
+
+/// The connection has ended; `before` is its TCP state until then, `sock` the
+/// socket's address where that is known.
+#[inline(always)]
+pub fn closed(raw: *mut bpf_sock_ops, before: u32, sock: u64) {
+    let cookie = socket_cookie(raw.cast());
+    let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
+        return;
+    };
+    let now = measure(raw, flow, sock);
+    // SAFETY: as above.
+    let (netns_cookie, remote) = unsafe {
+        (*flow).closed_ns = now;
+        (*flow).state = FlowState::Closed as u32;
+        (*flow).close_reason = close_reason(before) as u32;
+        ((*flow).netns_cookie, (*flow).remote)
+    };
+    event(cookie, netns_cookie, now, FlowEventKind::Closed, &remote);
+}
+
+/// A connection is refused before it begins.
+#[inline(always)]
+pub fn denied(netns_cookie: u64, cookie: u64, remote: &SocketIp) {
+    count(Counter::Denied);
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    event(cookie, netns_cookie, now, FlowEventKind::Denied, remote);
+}
+
+/// Copies TCP's counters; the time it is. `sock` is the socket's address, or 0.
+#[inline(always)]
+fn measure(raw: *mut bpf_sock_ops, flow: *mut Flow, sock: u64) -> u64 {
+    // SAFETY: a value of the map; only this socket's callbacks write these fields, under the socket's lock.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        (*flow).updated_ns = now;
+        let (sent, received) = beside_bytes(
+            ptr::read_volatile(&raw const (*raw).state),
+            (*flow).inbound != 0,
+            sock != 0 && kernel::is_read_to_the_end(sock),
+        );
+        (*flow).bytes_sent = ptr::read_volatile(&raw const (*raw).bytes_acked).saturating_sub(sent);
+        (*flow).bytes_received =
+            ptr::read_volatile(&raw const (*raw).bytes_received).saturating_sub(received);
+        (*flow).segments_sent = ptr::read_volatile(&raw const (*raw).segs_out);
+        (*flow).segments_received = ptr::read_volatile(&raw const (*raw).segs_in);
+        // The kernel keeps eight times the smoothed value.
+        (*flow).rtt_us = ptr::read_volatile(&raw const (*raw).srtt_us) >> 3;
+        let shortest = ptr::read_volatile(&raw const (*raw).rtt_min);
+        if shortest != NO_RTT {
+            (*flow).min_rtt_us = shortest;
+        }
+        (*flow).retransmits = ptr::read_volatile(&raw const (*raw).total_retrans);
+        now
+    }
+}
+
+#[inline(always)]
+fn event(flow: u64, netns_cookie: u64, at_ns: u64, kind: FlowEventKind, remote: &SocketIp) {
+    let event = FlowEvent {
+        flow,
+        netns_cookie,
+        at_ns,
+        kind: kind as u32,
+        remote: *remote,
+    };
+    if !FLOW_EVENTS.output(&event) {
+        count(Counter::EventsDropped);
+    }
+}

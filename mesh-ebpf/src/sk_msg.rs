@@ -1,0 +1,77 @@
+//! `sk_msg`: what an application (or the agent) sends on a socket whose other
+//! end is on this node is handed over to that end, when `mesh_common::decide`
+//! finds it safe; otherwise TCP carries it.
+
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_INGRESS, sk_msg_md};
+use aya_ebpf::macros::sk_msg;
+use aya_ebpf::programs::SkMsgContext;
+use mesh_common::{Counter, HandOver, Knob, decide};
+
+use crate::context::{add, count, knob};
+use crate::maps::{FLOWS, SPLICED_SOCKETS};
+use crate::{kernel, splice};
+
+/// TCP carries the message, unless it was redirected before. Never SK_DROP: the
+/// application would get EACCES.
+const SK_PASS: u32 = 1;
+
+#[sk_msg]
+pub fn um_splice(ctx: SkMsgContext) -> u32 {
+    match hand_over(&ctx) {
+        HandOver::Peer => count(Counter::HandedOver),
+        HandOver::Full => count(Counter::FellBackFull),
+        HandOver::Queued => count(Counter::FellBackQueued),
+        HandOver::InFlight => count(Counter::FellBackInFlight),
+        HandOver::Closing => count(Counter::FellBackOther),
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn hand_over(ctx: &SkMsgContext) -> HandOver {
+    let raw: *mut sk_msg_md = ctx.msg;
+    // SAFETY: fields of the context.
+    let (sk, size) = unsafe {
+        (
+            (*raw).__bindgen_anon_3.sk,
+            ptr::read_volatile(&raw const (*raw).size),
+        )
+    };
+    if sk.is_null() || knob(Knob::ShortCircuitOff) != 0 {
+        return HandOver::Closing;
+    }
+    let Some(splice) = splice::of(sk) else {
+        return HandOver::Closing;
+    };
+    if splice.sends == 0 {
+        return HandOver::Closing;
+    }
+    // SAFETY: a field of the checked socket.
+    let state = unsafe { ptr::read_volatile(&raw const (*sk).state) };
+    let Some(guard) = kernel::guard(state, splice.own_sock, splice.peer_sock) else {
+        return HandOver::Closing;
+    };
+    let decided = decide(&guard);
+    if decided != HandOver::Peer {
+        return decided;
+    }
+    let redirected = SPLICED_SOCKETS.redirect_msg(ctx, splice.peer, u64::from(BPF_F_INGRESS));
+    if redirected != i64::from(SK_PASS) {
+        // The other end is gone: TCP tells the sender.
+        return HandOver::Closing;
+    }
+    if let Some(flow) = FLOWS.get_ptr_mut(&splice.own) {
+        // SAFETY: a value of the map.
+        add(unsafe { &raw mut (*flow).spliced_sent }, u64::from(size));
+    }
+    if let Some(flow) = FLOWS.get_ptr_mut(&splice.peer) {
+        // SAFETY: as above.
+        add(
+            unsafe { &raw mut (*flow).spliced_received },
+            u64::from(size),
+        );
+    }
+    HandOver::Peer
+}

@@ -1,0 +1,141 @@
+//! Which sockets take part in the short-circuit, and how the two ends of a
+//! connection come to know each other. `sk_msg.rs` uses it.
+
+use core::ptr;
+
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
+use aya_ebpf::helpers::generated;
+use mesh_common::{Origin, Splice, SplicePeer, Workload, direction, workload_flag};
+
+use crate::context::socket_cookie;
+use crate::kernel;
+use crate::maps::{SPLICE_PEERS, SPLICED_SOCKETS, SPLICES};
+
+const BPF_NOEXIST: u64 = 1;
+/// `BPF_SK_STORAGE_GET_F_CREATE`.
+const CREATE: u64 = 1;
+
+/// Which ends of a connection that an application opens to the agent may hand
+/// their bytes over. The socket's address comes from its storage: there the
+/// verifier takes it for a number, which can be read from.
+#[inline(always)]
+pub fn with_agent(workload: &Workload, origin: &Origin) -> u32 {
+    if !kernel::is_known() {
+        return 0;
+    }
+    let flags = workload.flags;
+    let mut ends = 0;
+    if flags & workload_flag::SPLICE_TO_AGENT != 0
+        || (flags & workload_flag::SPLICE_NONBLOCKING_TO_AGENT != 0
+            && kernel::is_nonblocking(origin.client_sock))
+    {
+        ends |= direction::CLIENT;
+    }
+    if flags & workload_flag::SPLICE_FROM_AGENT != 0 {
+        ends |= direction::SERVER;
+    }
+    ends
+}
+
+/// The same for a connection that the agent opens to an application.
+#[inline(always)]
+pub fn with_application(workload: &Workload) -> u32 {
+    if !kernel::is_known() {
+        return 0;
+    }
+    let mut ends = 0;
+    if workload.flags & workload_flag::SPLICE_TO_AGENT != 0 {
+        ends |= direction::SERVER;
+    }
+    if workload.flags & workload_flag::SPLICE_FROM_AGENT != 0 {
+        ends |= direction::CLIENT;
+    }
+    ends
+}
+
+/// The connecting end is established. The other end may not exist yet.
+#[inline(always)]
+pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32) {
+    let own = socket_cookie(raw.cast());
+    join(
+        raw,
+        sk,
+        Splice {
+            own,
+            peer: 0,
+            own_sock: sk as u64,
+            peer_sock: 0,
+            sends: ends & direction::CLIENT,
+            reserved: 0,
+        },
+    );
+}
+
+/// The accepting end is established; `client` is the other end.
+#[inline(always)]
+pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, ends: u32) {
+    let own = socket_cookie(raw.cast());
+    let joined = join(
+        raw,
+        sk,
+        Splice {
+            own,
+            peer: client.cookie,
+            own_sock: sk as u64,
+            peer_sock: client.sock,
+            sends: (ends & direction::SERVER) >> 1,
+            reserved: 0,
+        },
+    );
+    if joined {
+        let this = SplicePeer {
+            cookie: own,
+            sock: sk as u64,
+        };
+        let _ = SPLICE_PEERS.insert(&client.cookie, &this, 0);
+    }
+}
+
+#[inline(always)]
+fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, splice: Splice) -> bool {
+    // SAFETY: the context of the program and a key on the stack.
+    let added = unsafe { SPLICED_SOCKETS.update(splice.own, &mut *raw, BPF_NOEXIST) };
+    if added.is_err() {
+        // Full, or a kernel that does not take this socket: TCP carries everything.
+        return false;
+    }
+    // SAFETY: a checked socket pointer of the context; the helper copies the value.
+    let stored = unsafe {
+        generated::bpf_sk_storage_get(
+            ptr::from_ref(&SPLICES).cast_mut().cast(),
+            sk.cast(),
+            ptr::from_ref(&splice).cast_mut().cast(),
+            CREATE,
+        )
+    };
+    !stored.is_null()
+}
+
+/// This end's storage, with the other end filled in as soon as that is there.
+#[inline(always)]
+pub fn of(sk: *mut bpf_sock) -> Option<&'static Splice> {
+    // SAFETY: a checked socket pointer of the context.
+    let splice = unsafe {
+        generated::bpf_sk_storage_get(
+            ptr::from_ref(&SPLICES).cast_mut().cast(),
+            sk.cast(),
+            ptr::null_mut(),
+            0,
+        )
+        .cast::<Splice>()
+        .as_mut()
+    }?;
+    if splice.peer == 0 {
+        // SAFETY: values are written whole.
+        let peer = unsafe { SPLICE_PEERS.get(splice.own) }.copied()?;
+        splice.peer_sock = peer.sock;
+        splice.peer = peer.cookie;
+        let _ = SPLICE_PEERS.remove(&splice.own);
+    }
+    Some(splice)
+}
