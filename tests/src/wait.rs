@@ -5,8 +5,17 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whether `condition` came true within `deadline`.
+/// How many times longer than usual everything may take, as on an emulated machine.
+const PATIENCE: &str = "UNDERMESH_PATIENCE";
+
+fn patience() -> u32 {
+    let patience = std::env::var(PATIENCE).ok();
+    patience.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Whether `condition` came true within `deadline` (times `UNDERMESH_PATIENCE`, where that is set).
 pub fn wait_until(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = deadline * patience();
     let start = Instant::now();
     loop {
         if condition() {

@@ -7,6 +7,7 @@ mod build;
 mod build_ebpf;
 mod demo;
 
+mod kernel;
 mod lint;
 mod setup;
 mod shell;
@@ -43,6 +44,10 @@ enum Command {
     Test {
         /// Run only the tests whose name contains this.
         filter: Option<String>,
+        /// On another kernel, such as 6.1, in a virtual machine (Debian's kernels, x86-64): the smoke
+        /// test, or with a filter the end-to-end tests that it names.
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
     },
     /// Two nodes, a small application and the guide's steps, live (as root).
     Demo {
@@ -88,7 +93,11 @@ impl Command {
             Self::BuildEbpf { log } => build_ebpf::run(*log),
             Self::Build => build::run(),
             Self::Lint => lint::run(),
-            Self::Test { filter } => test::run(filter.as_deref()),
+            Self::Test {
+                filter,
+                kernel: Some(version),
+            } => kernel::run(version, filter.as_deref()),
+            Self::Test { filter, .. } => test::run(filter.as_deref()),
             Self::Bench(options) => bench::run(options),
             Self::Measure(options) => bench::measure(options),
             Self::Load(load) => bench::load(load),
