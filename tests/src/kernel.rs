@@ -27,7 +27,7 @@ pub fn end_with_parent() {
 /// One line about what is missing for the laboratory, where something is.
 pub fn check() -> Result<()> {
     if !is_root() {
-        bail!("end-to-end tests need root: they make network namespaces and load kernel programs");
+        bail!("this needs root: it makes network namespaces and loads kernel programs");
     }
     load_a_program().context(
         "this kernel does not let us load BPF programs (CAP_BPF and CAP_NET_ADMIN are needed), \

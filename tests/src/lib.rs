@@ -31,7 +31,7 @@ pub use capture::{Capture, contains};
 pub use command::{Outcome, Process, binary, outcome};
 pub use envoy::envoy;
 pub use http::Reply;
-pub use kernel::is_root;
+pub use kernel::{check, is_root};
 pub use lab::{Lab, sweep};
 pub use resources::{ServicePort, container_entries, service, workload_entries};
 pub use wait::{eventually, wait_until};

@@ -13,7 +13,8 @@ const ENVOY_REQUIRED: &str = "UNDERMESH_ENVOY_REQUIRED";
 
 /// Runs all tests, or those whose name contains `filter`.
 pub fn run(filter: Option<&str>) -> Result<()> {
-    shell::require_root("the end-to-end tests")?;
+    // Said at once, not after the build.
+    mesh_tests::check()?;
     if !crate::setup::is_complete() {
         crate::setup::run()?;
     }

@@ -140,7 +140,7 @@ fn validity(
             section,
             name,
             "there is none yet",
-            "certificates are issued when a workload is enrolled",
+            "a workload gets its certificate with its first connection to or from another node",
         );
     };
     if let Some(early) = certificates.iter().find(|one| one.not_before > now) {

@@ -5,11 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::api::CheckItem;
+use super::api::{CheckItem, CheckStatus};
 use crate::datapath::mount_point;
 
-/// Oldest kernel with the hooks that the mesh needs (ebpf-notes, section 1.0).
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
+/// Oldest kernel with all helpers that the programs call (`bpf_set_retval`).
+const OLDEST_KERNEL: (u32, u32) = (5, 18);
 
 /// Capabilities by name and bit (linux/capability.h).
 const CAPABILITIES: [(&str, u32); 3] = [
@@ -23,6 +23,26 @@ const SECTION: &str = "kernel";
 /// All checks, for this process on this node.
 pub fn run() -> Vec<CheckItem> {
     Host::default().checks()
+}
+
+/// What is missing so that an agent cannot even begin, in one line. A BPF file
+/// system is not asked for: the agent mounts it.
+pub fn obstacle() -> Option<String> {
+    let host = Host::default();
+    let needs = [
+        host.kernel(),
+        host.btf(),
+        host.cgroup2(),
+        host.capabilities(),
+    ];
+    let missing = needs
+        .into_iter()
+        .find(|item| item.status == CheckStatus::Failed)?;
+    let hint = missing.hint.unwrap_or_default();
+    Some(format!(
+        "check failed: {}: {}; {hint}",
+        missing.name, missing.detail
+    ))
 }
 
 /// Where the kernel shows itself.
@@ -180,7 +200,6 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::CheckStatus;
 
     /// A node made of files.
     fn host(

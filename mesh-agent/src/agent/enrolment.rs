@@ -245,7 +245,7 @@ impl Enrolment {
                 Member::Enrolled(enrolled)
             }
             Err(error) => {
-                let reason = format!("{error:#}");
+                let reason = super::one_line(&error);
                 let before = members.get(&workload.name);
                 if !matches!(before, Some(Member::Failed(same)) if *same == reason) {
                     tracing::error!(workload = %workload.name, reason, "workload cannot be enrolled");

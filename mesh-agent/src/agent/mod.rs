@@ -5,12 +5,14 @@ mod checks;
 mod enrolment;
 mod flow_keeper;
 mod listeners;
+mod one_line;
 mod options;
 mod takeover;
 mod uninstall;
 mod verdicts;
 mod view;
 
+pub use one_line::one_line;
 pub use options::{RunOptions, UninstallOptions};
 pub use uninstall::uninstall;
 
@@ -26,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, ControlSocket};
+use crate::admin::{self, ControlSocket, host_checks};
 use crate::datapath::{Datapath, cgroup2_mount};
 use crate::identity::{Authority, Certificates};
 use crate::netns::NamespaceWatch;
@@ -71,6 +73,9 @@ struct Agent {
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if !options.config.is_dir() {
         bail!("--config {}: not a directory", options.config.display());
+    }
+    if let Some(obstacle) = host_checks::obstacle() {
+        bail!(obstacle);
     }
     let control_path = options.admin_socket();
     let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
@@ -228,7 +233,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     handed = agent.hand_over(successor, &shared.0) => match handed {
                         Ok(successor) => break Some(successor),
                         Err(error) => tracing::warn!(
-                            reason = format!("{error:#}"),
+                            reason = one_line(&error),
                             "the other agent has not taken over, this one goes on"
                         ),
                     },

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mesh-agent: {error:#}");
+            eprintln!("mesh-agent: {}", agent::one_line(&error));
             ExitCode::FAILURE
         }
     }

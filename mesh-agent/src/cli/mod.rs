@@ -261,7 +261,7 @@ mod tests {
         let (code, text) = meshctl("check", path).await;
         assert_eq!(code, FOUND);
         assert!(
-            text.contains("kernel is 5.15") && text.contains("× agent is running"),
+            text.contains("kernel is 5.18") && text.contains("× agent is running"),
             "{text}"
         );
         assert_eq!(meshctl("version", path).await.0, 0);

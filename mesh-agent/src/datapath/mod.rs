@@ -208,6 +208,7 @@ impl Datapath {
                 source,
             }
         };
+        mounts::ensure_bpffs(folder)?;
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
         let lock = match lock {
             Some(lock) => FolderLock::inherit(lock),

@@ -12,7 +12,8 @@ use crate::supervise::{Ended, supervise};
 /// Prepares the machine, then plays in a process of its own, after which
 /// everything is removed.
 pub fn run(keep: bool) -> Result<()> {
-    shell::require_root("the demo")?;
+    // Said at once, not after the build.
+    mesh_tests::check()?;
     if !crate::setup::is_complete() {
         crate::setup::run()?;
     }
