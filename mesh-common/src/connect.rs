@@ -60,8 +60,11 @@ const DENY: u32 = VerdictKind::Deny as u32;
 /// How a socket gets to the agent's listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By the loopback address.
+    /// By the loopback address, from the workload's own.
     Loopback,
+    /// By the loopback address, from it: the socket is bound to `lo`, where nothing that is sent to
+    /// the workload's own address arrives.
+    WithinLoopback,
     /// By the workload's own address: the socket is bound to the device that has it.
     OwnAddress,
     /// None: it is bound to a device from which the listener cannot be reached.
@@ -75,8 +78,10 @@ const LOOPBACK_DEVICE: u32 = 1;
 /// none. From another device than `lo`, loopback is a black hole.
 #[inline(always)]
 pub const fn way(workload: &Workload, bound_device: u32) -> Way {
-    if bound_device == 0 || bound_device == LOOPBACK_DEVICE {
+    if bound_device == 0 {
         Way::Loopback
+    } else if bound_device == LOOPBACK_DEVICE {
+        Way::WithinLoopback
     } else if bound_device == workload.device {
         Way::OwnAddress
     } else {
@@ -239,7 +244,7 @@ mod tests {
             ..workload()
         };
         assert_eq!(way(&workload, 0), Way::Loopback);
-        assert_eq!(way(&workload, 1), Way::Loopback);
+        assert_eq!(way(&workload, 1), Way::WithinLoopback);
         assert_eq!(way(&workload, 2), Way::OwnAddress);
         assert_eq!(way(&workload, 3), Way::None);
         assert_eq!(way(&Workload::default(), 2), Way::None);

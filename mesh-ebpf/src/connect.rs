@@ -219,7 +219,12 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
                     } else {
                         loopback
                     };
-                    Next::redirect(SocketIp::new(ip, port), own)
+                    let source = if matches!(way, Way::WithinLoopback) {
+                        Ip::UNSPECIFIED
+                    } else {
+                        own
+                    };
+                    Next::redirect(SocketIp::new(ip, port), source)
                 }
                 None => Next::REFUSE,
             }

@@ -91,6 +91,28 @@ impl Workload {
         Path::new("/run/netns").join(&self.netns)
     }
 
+    /// The same workload as seen by a process in a control group below that of
+    /// the node: a container of a pod, a unit of the host.
+    ///
+    /// # Panics
+    ///
+    /// Where the group cannot be made.
+    #[must_use]
+    pub fn in_cgroup(&self, below: &str) -> Self {
+        let cgroup = self.cgroup.join(below);
+        std::fs::create_dir_all(&cgroup)
+            .unwrap_or_else(|error| panic!("{}: {error}", cgroup.display()));
+        Self {
+            cgroup,
+            ..self.clone()
+        }
+    }
+
+    /// The control group of its processes.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     /// Service account: the label `app`, or the name.
     pub fn service_account(&self) -> &str {
         self.labels.get("app").unwrap_or(&self.name)

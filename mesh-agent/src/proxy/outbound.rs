@@ -230,7 +230,7 @@ impl Outbound {
         let mut upstream = match tcp::connect(&connection).await {
             Ok(upstream) => upstream,
             Err(error) => {
-                stream.abort();
+                tcp::give_up(&connection, stream, &error).await;
                 return Err(error);
             }
         };

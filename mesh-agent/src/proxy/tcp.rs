@@ -3,6 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
 
 use mesh_common::Protocol;
 
@@ -18,6 +21,9 @@ use crate::route::ClientView;
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 3;
 
+/// How long the kernel waits for a host that says nothing, by default (`tcp_syn_retries`, ip-sysctl).
+const PATIENCE: Duration = Duration::from_secs(127);
+
 /// A connection of an application.
 pub(super) struct Connection<'a> {
     pub(super) outbound: &'a Outbound,
@@ -29,17 +35,34 @@ pub(super) struct Connection<'a> {
 
 /// Connects to an endpoint and copies. A client whose service cannot be
 /// reached sees a reset, as from a host that is not there.
-pub(super) async fn forward(
-    connection: &Connection<'_>,
-    mut stream: impl Duplex,
-) -> io::Result<()> {
+pub(super) async fn forward(connection: &Connection<'_>, stream: impl Duplex) -> io::Result<()> {
     match connect(connection).await {
         Ok(upstream) => copy(connection, stream, upstream).await,
         Err(error) => {
-            stream.abort();
+            give_up(connection, stream, &error).await;
             Err(error)
         }
     }
+}
+
+/// Ends a client's connection for which there is none to an endpoint: at once,
+/// or, where the endpoints said nothing at all, when the client is tired of waiting.
+pub(super) async fn give_up(
+    connection: &Connection<'_>,
+    mut stream: impl Duplex,
+    error: &io::Error,
+) {
+    if error.kind() == io::ErrorKind::TimedOut {
+        let tired = async {
+            let mut unheard = [0; 4096];
+            while let Ok(1..) = stream.read(&mut unheard).await {}
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(PATIENCE, tired) => {}
+            () = connection.outbound.drain.cancelled() => {}
+        }
+    }
+    stream.abort();
 }
 
 pub(super) async fn copy(
@@ -100,7 +123,7 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
 fn target(
     connection: &Connection<'_>,
     tried: &[EndpointAddress],
-) -> io::Result<(Target, std::time::Duration)> {
+) -> io::Result<(Target, Duration)> {
     let Connection {
         outbound,
         service,

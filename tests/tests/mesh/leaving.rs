@@ -1,0 +1,404 @@
+//! Without an agent: what passes, what is left behind, and how it all goes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::{
+    Agent, Lab, Node, Process, Workload, eventually, outcome, wait_until, workload_entries,
+};
+
+use crate::bookinfo::{Bookinfo, VIP4};
+
+/// Within which a restarted agent is to carry traffic again.
+const BACK: Duration = Duration::from_secs(10);
+
+fn bpftool(arguments: &[&str]) -> serde_json::Value {
+    let said = outcome(Command::new("bpftool").arg("--json").args(arguments))
+        .expect("bpftool starts")
+        .success();
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {said}"))
+}
+
+fn pin(lab: &Lab, name: &str) -> String {
+    lab.bpffs(Node::A).join(name).to_string_lossy().into_owned()
+}
+
+fn tcp_tw_reuse(workload: &Workload) -> String {
+    let said = workload.run("cat", &["/proc/sys/net/ipv4/tcp_tw_reuse"]);
+    said.success().trim().to_owned()
+}
+
+/// Says what it hears, to whom it came from.
+const UDP_ECHO: &str = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("0.0.0.0", 53))
+print("ready", flush=True)
+while True:
+    data, peer = s.recvfrom(2048)
+    s.sendto(data, peer)
+"#;
+
+/// Asks a name server for what is no question: the mesh would not pass it on.
+const UDP_ASK: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(2)
+for connected in (False, True):
+    if connected:
+        s.connect((sys.argv[1], 53))
+        s.send(b"x")
+    else:
+        s.sendto(b"x", (sys.argv[1], 53))
+    print(*s.recvfrom(100))
+"#;
+
+/// Listens on the port of 127.0.0.1 that it is told.
+const SQUAT: &str = r#"
+import socket, sys
+s = socket.socket()
+s.bind(("127.0.0.1", int(sys.argv[1])))
+s.listen()
+print("ready", flush=True)
+while True:
+    s.accept()[0].close()
+"#;
+
+#[test]
+fn a_workload_that_fails_open_is_left_alone_while_no_agent_runs() {
+    let mut mesh = Bookinfo::start();
+    let fails_open = |entries: String| {
+        entries
+            .replace(
+                "undermesh.io/node: a\n",
+                "undermesh.io/node: a\n    undermesh.io/fail-open: \"true\"\n",
+            )
+            .replace(
+                &format!("undermesh.io/netns: {}\n", mesh.v1.netns),
+                &format!(
+                    "undermesh.io/netns: {}\n    undermesh.io/fail-open: \"true\"\n",
+                    mesh.v1.netns
+                ),
+            )
+    };
+    let entries = fails_open(workload_entries(&[&mesh.sleep, &mesh.v1, &mesh.v2]));
+    mesh.lab.configure("workloads.yaml", &entries);
+    let flags = |lab: &Lab| {
+        let dump = bpftool(&["map", "dump", "pinned", &pin(lab, "workloads")]);
+        dump[0]["formatted"]["value"].clone()
+    };
+    eventually(BACK, "the kernel knows", || {
+        let value = flags(&mesh.lab);
+        match value["flags"].as_u64().unwrap_or(0) & 1 {
+            1 => Ok(()),
+            _ => Err(value.to_string()),
+        }
+    });
+    mesh.until_reachable();
+    let port = flags(&mesh.lab)["outbound4_port"].to_string();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    let nameserver = mesh.lab.nameserver();
+    let mut echo = nameserver.command("/usr/bin/python3");
+    let log = mesh.lab.folder().join("udp.log");
+    let echo = Process::spawn(echo.args(["-c", UDP_ECHO]), log).expect("python starts");
+    assert!(wait_until(BACK, || echo.log().contains("ready")));
+
+    mesh.a.kill();
+    mesh.b.kill();
+    // Outbound, inbound, and from one to the other.
+    let url = |workload: &Workload| format!("http://{}:9080/peer", workload.v4);
+    for client in [&mesh.sleep, &outside] {
+        let reply = client.curl(&[&url(&mesh.v1)]);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(reply.body.contains(&client.v4.to_string()), "{reply:?}");
+        let reply = client.curl(&[&url(&mesh.v2)]);
+        assert_eq!(reply.exit, 7, "this one fails closed: {reply:?}");
+    }
+    let server = nameserver.v4.to_string();
+    let said = mesh
+        .sleep
+        .run("/usr/bin/python3", &["-c", UDP_ASK, &server])
+        .success();
+    assert_eq!(
+        said.matches(&format!("('{server}', 53)")).count(),
+        2,
+        "{said}"
+    );
+    // Somebody else gets the agent's port: he is not taken for the agent.
+    let log = mesh.lab.folder().join("squat.log");
+    let mut squat = mesh.sleep.command("/usr/bin/python3");
+    let squat = Process::spawn(squat.args(["-c", SQUAT, &port]), log).expect("python starts");
+    assert!(
+        wait_until(BACK, || squat.log().contains("ready")),
+        "{}",
+        squat.log()
+    );
+    assert_eq!(mesh.sleep.curl(&[&url(&mesh.v1)]).status, 200);
+    drop(squat);
+
+    mesh.a.restart();
+    mesh.b.restart();
+    mesh.until_reachable();
+    assert_eq!(mesh.sleep.curl(&[&format!("http://{VIP4}/")]).status, 200);
+}
+
+#[test]
+fn what_happens_without_an_agent_is_a_flag_that_a_workload_overrides() {
+    let lab = Lab::new();
+    let plain = lab.workload(Node::A, "plain", &[]);
+    let strict = lab.workload(Node::A, "strict", &[]);
+    let outside = lab.workload(Node::Outside, "outside", &[("app", "outside")]);
+    let _server = outside.serve(9080, "bookinfo", &["reviews"]);
+    let netns = format!("undermesh.io/netns: {}\n", strict.netns);
+    let entries = workload_entries(&[&plain, &strict]).replace(
+        &netns,
+        &format!("{netns}    undermesh.io/fail-open: \"false\"\n"),
+    );
+    lab.configure("workloads.yaml", &entries);
+    lab.configure(
+        "outside.yaml",
+        &format!(
+            "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: outside}}, \
+             spec: {{address: {}}}}}\n",
+            outside.v4
+        ),
+    );
+    let url = format!("http://{}:9080/", outside.v4);
+    let mut agent = Agent::start_with(&lab, Node::A, &["--when-agent-is-down", "pass"]);
+    assert_eq!(plain.curl(&[&url]).status, 200);
+    agent.kill();
+    assert_eq!(plain.curl(&[&url]).status, 200);
+    assert_eq!(strict.curl(&[&url]).exit, 7, "refused");
+}
+
+#[test]
+fn an_agent_leaves_what_the_configuration_no_longer_names() {
+    let mut mesh = Bookinfo::start();
+    let late = mesh.lab.workload(Node::A, "late", &[]);
+    let gone = mesh.lab.workload(Node::A, "gone", &[]);
+    let all = workload_entries(&[&mesh.sleep, &late, &gone, &mesh.v1, &mesh.v2]);
+    mesh.lab.configure("workloads.yaml", &all);
+    let entries = |lab: &Lab, map: &str| {
+        let dump = bpftool(&["map", "dump", "pinned", &pin(lab, map)]);
+        dump.as_array().map_or(0, Vec::len)
+    };
+    eventually(BACK, "all three are enrolled", || {
+        match entries(&mesh.lab, "workloads") {
+            3 => Ok(()),
+            count => Err(format!("{count} workloads")),
+        }
+    });
+    let inbound = |lab: &Lab| {
+        let links = fs::read_dir(lab.bpffs(Node::A).join("links")).expect("links");
+        let names = links.flatten().map(|entry| entry.file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with("um_inbound_"))
+            .count()
+    };
+    eventually(BACK, "they are steered", || match inbound(&mesh.lab) {
+        3 => Ok(()),
+        count => Err(format!("{count} links")),
+    });
+    assert_eq!(tcp_tw_reuse(&late), "1");
+
+    mesh.a.kill();
+    let remaining = workload_entries(&[&mesh.sleep, &mesh.v1, &mesh.v2]);
+    mesh.lab.configure("workloads.yaml", &remaining);
+    outcome(Command::new("ip").args(["netns", "delete", &gone.netns]))
+        .expect("ip starts")
+        .success();
+    mesh.a.restart();
+    mesh.until_reachable();
+    assert_eq!(entries(&mesh.lab, "workloads"), 1);
+    assert_eq!(inbound(&mesh.lab), 1);
+    assert_eq!(tcp_tw_reuse(&late), "2", "as it was before");
+    let plain = late.curl(&[&format!("http://{}:9080/peer", mesh.v1.v4)]);
+    assert!(plain.body.contains(&late.v4.to_string()), "{plain:?}");
+}
+
+#[test]
+fn maps_of_another_layout_are_refused_in_one_clear_line() {
+    let mut mesh = Bookinfo::start();
+    mesh.a.stop();
+    let refused = |mesh: &mut Bookinfo, words: &[&str]| {
+        let mut second = mesh.a.second(&[]).expect("it starts");
+        assert!(wait_until(BACK, || !second.is_running()));
+        let log = second.log();
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| line.starts_with("mesh-agent:"))
+            .collect();
+        assert_eq!(lines.len(), 1, "{log}");
+        for word in words {
+            assert!(lines[0].contains(word), "{word}: {}", lines[0]);
+        }
+    };
+    // A version of the future.
+    let layout = pin(&mesh.lab, "layout");
+    let update = |value: &str| {
+        let value = value.split(' ');
+        let mut command = Command::new("bpftool");
+        command.args([
+            "map", "update", "pinned", &layout, "key", "0", "0", "0", "0", "value",
+        ]);
+        outcome(command.args(value))
+            .expect("bpftool starts")
+            .success();
+    };
+    let current =
+        bpftool(&["map", "dump", "pinned", &layout])[0]["formatted"]["value"]["version"].clone();
+    let current = current.as_u64().expect("a number");
+    update("99 0 0 0");
+    refused(&mut mesh, &["layout", "version 99", "uninstall"]);
+    update(&format!("{current} 0 0 0"));
+    mesh.a.restart();
+    mesh.until_reachable();
+    mesh.a.stop();
+    // A map of another kind, size, flags, or number of entries.
+    let workloads = pin(&mesh.lab, "workloads");
+    let shape = bpftool(&["map", "show", "pinned", &workloads]);
+    let number = |field: &str| shape[field].as_u64().expect(field);
+    let (key, value, entries) = (
+        number("bytes_key"),
+        number("bytes_value"),
+        number("max_entries"),
+    );
+    for (kind, value, entries, flags, what) in [
+        ("lru_hash", value, entries, "0", "type"),
+        ("hash", value + 4, entries, "1", "value size"),
+        ("hash", value, entries * 2, "1", "number of entries"),
+        ("hash", value, entries, "0", "flags"),
+    ] {
+        fs::remove_file(&workloads).expect("a pin");
+        let mut command = Command::new("bpftool");
+        command.args([
+            "map",
+            "create",
+            &workloads,
+            "type",
+            kind,
+            "key",
+            &key.to_string(),
+        ]);
+        command.args(["value", &value.to_string(), "entries", &entries.to_string()]);
+        command.args(["name", "workloads", "flags", flags]);
+        outcome(&mut command).expect("bpftool starts").success();
+        refused(&mut mesh, &["workloads has another layout", what]);
+    }
+    // What the line says is the way out.
+    let said = mesh.a.uninstall(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    mesh.a.restart();
+    mesh.until_reachable();
+}
+
+/// Ids of all links of the machine.
+fn link_ids() -> Vec<u64> {
+    let links = bpftool(&["link", "show"]);
+    let links = links.as_array().cloned().unwrap_or_default();
+    links
+        .iter()
+        .filter_map(|link| link["id"].as_u64())
+        .collect()
+}
+
+fn of_folder(folder: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(folder.join("links")).expect("links are pinned");
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            bpftool(&["link", "show", "pinned", path.to_str()?])["id"].as_u64()
+        })
+        .collect()
+}
+
+#[test]
+fn uninstall_leaves_nothing_behind() {
+    let mut mesh = Bookinfo::start();
+    let folder = mesh.lab.bpffs(Node::A);
+    let links = of_folder(&folder);
+    assert!(links.len() > 10, "{links:?}");
+    let socket = mesh.a.socket().to_owned();
+    let takeover = socket.with_extension("sock.takeover");
+    assert!(takeover.exists());
+
+    let said = mesh.a.uninstall(&[]);
+    assert_ne!(said.code, 0, "an agent runs: {said:?}");
+    assert!(said.stderr.contains("--force"), "{said:?}");
+    assert_eq!(
+        mesh.sleep.curl(&["http://reviews/"]).status,
+        200,
+        "nothing has happened"
+    );
+
+    // A crash leaves more than a stop does.
+    mesh.a.kill();
+    assert!(socket.exists() && takeover.exists());
+    let said = mesh.a.uninstall(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!folder.exists() && !socket.exists() && !takeover.exists());
+    assert!(
+        wait_until(BACK, || !link_ids().iter().any(|id| links.contains(id))),
+        "every link is gone"
+    );
+    assert_eq!(tcp_tw_reuse(&mesh.sleep), "2");
+    assert!(
+        fs::read_dir(mesh.lab.ca())
+            .expect("the authority stays")
+            .count()
+            > 0
+    );
+    let plain = mesh
+        .sleep
+        .curl(&[&format!("http://{}:9080/peer", mesh.v1.v4)]);
+    assert!(plain.body.contains(&mesh.sleep.v4.to_string()), "{plain:?}");
+    // Again, with nothing there.
+    assert_eq!(mesh.a.uninstall(&[]).code, 0);
+
+    mesh.a.restart();
+    mesh.until_reachable();
+    let said = mesh.a.uninstall(&["--force"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!folder.exists());
+    mesh.a.stop();
+    let said = mesh.a.uninstall(&["--purge"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!mesh.lab.ca().exists(), "--purge takes the authority, too");
+}
+
+#[test]
+fn uninstall_works_when_its_control_groups_are_gone() {
+    let lab = Lab::new();
+    let sleep = lab.workload(Node::A, "sleep", &[]);
+    lab.configure("workloads.yaml", &workload_entries(&[&sleep]));
+    let group = lab.cgroup(Node::A).join("short-lived");
+    fs::create_dir(&group).expect("a group");
+    let group = group.to_str().expect("text").to_owned();
+    let mut agent = Agent::start(&lab, Node::A);
+    agent.stop();
+    let mut elsewhere = agent.second(&["--cgroup", &group]).expect("it starts");
+    assert!(
+        wait_until(BACK, || elsewhere.log().contains("agent is running")),
+        "{}",
+        elsewhere.log()
+    );
+    elsewhere.kill();
+    fs::remove_dir(&group).expect("the group is empty");
+    let said = agent.uninstall(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!lab.bpffs(Node::A).exists());
+    // And an agent finds its way after the group was made again.
+    agent.restart();
+    agent.stop();
+    fs::create_dir(&group).expect("a group");
+    let mut again = agent.second(&["--cgroup", &group]).expect("it starts");
+    assert!(
+        wait_until(BACK, || again.log().contains("agent is running")),
+        "{}",
+        again.log()
+    );
+    again.kill();
+}
