@@ -22,7 +22,8 @@ pub const CRL: &str = "crl.pem";
 const ROOT_KEY: &str = "root-key.pem";
 
 /// All files of an authority.
-pub const AUTHORITY_FILES: [&str; 4] = [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN];
+pub const AUTHORITY_FILES: [&str; 6] = [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN, CRL, ROOT_KEY];
+
 /// Far above any real CA's files, so that a wrong path does not fill the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 const SECRET_MODE: u32 = 0o600;

@@ -160,7 +160,7 @@ fn a_dead_destination_looks_as_it_would_without_the_mesh() {
         // Its workload does not listen.
         let closed = tcp("closed", 22, 5432).replace("app: closed", "app: reviews");
         lab.configure("closed.yaml", &closed);
-        let silent = tcp("silent", 23, 9081).replace("app: silent", "app: silent");
+        let silent = tcp("silent", 23, 9081);
         lab.configure("silent.yaml", &silent);
     });
     // A machine outside of the mesh that drops what it gets.
