@@ -94,8 +94,11 @@ pub fn choose<'s>(
 ) -> Option<&'s Arc<Endpoint>> {
     let all = |endpoint: &Endpoint| wanted.serves(endpoint);
     let like = |endpoint: &Endpoint| wanted.serves(endpoint) && wanted.is_like(endpoint);
-    let new = |endpoint: &Endpoint| like(endpoint) && wanted.is_new(endpoint);
-    choose_among(service, wanted, new, load, random)
+    let new = |endpoint: &Endpoint| wanted.serves(endpoint) && wanted.is_new(endpoint);
+    let best = |endpoint: &Endpoint| like(endpoint) && wanted.is_new(endpoint);
+    choose_among(service, wanted, best, load, random)
+        // A server may listen in one address family only.
+        .or_else(|| choose_among(service, wanted, new, load, random))
         .or_else(|| choose_among(service, wanted, like, load, random))
         .or_else(|| choose_among(service, wanted, all, load, random))
 }

@@ -178,4 +178,15 @@ fn the_clients_address_family_comes_first() {
         count(&service, &wanted, &Load::default(), 50),
         [("fd00::1".to_owned(), 50)].into()
     );
+
+    // A server that listens in the other family only is found at the second try.
+    let tried = [EndpointAddress::of(&service.endpoints[1], 80).expect("an address")];
+    let wanted = Wanted {
+        avoid: &tried,
+        ..wanted
+    };
+    assert_eq!(
+        count(&service, &wanted, &Load::default(), 50),
+        [("10.0.0.1".to_owned(), 50)].into()
+    );
 }
