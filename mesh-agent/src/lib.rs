@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod agent;
 pub mod balance;
+pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod dns;

@@ -13,6 +13,7 @@ mod verdicts;
 mod view;
 
 pub use one_line::one_line;
+pub(crate) use options::cert_lifetime;
 pub use options::{RunOptions, UninstallOptions};
 pub use uninstall::uninstall;
 

@@ -166,7 +166,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     parsed().ok_or_else(|| "not a duration such as 24h, 90m or 30s".to_owned())
 }
 
-fn cert_lifetime(text: &str) -> Result<Duration, String> {
+pub(crate) fn cert_lifetime(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         lifetime if lifetime >= MIN_CERT_LIFETIME => Ok(lifetime),
         _ => Err(format!("shorter than {} s", MIN_CERT_LIFETIME.as_secs())),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mesh_agent::agent::{self, RunOptions, UninstallOptions};
+use mesh_agent::ca::{self, CaOptions};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Parser)]
@@ -18,6 +19,8 @@ struct Arguments {
 enum Command {
     /// Enrol the workloads of a configuration and carry their connections
     Run(Box<RunOptions>),
+    /// Give certificates to other agents, by Istio's API
+    Ca(CaOptions),
     /// Detach all programs and remove what is pinned: workloads are on their own again
     Uninstall(UninstallOptions),
 }
@@ -31,7 +34,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match Arguments::parse().command {
-        Command::Run(options) => run(*options),
+        Command::Run(options) => block_on(agent::run(*options)),
+        Command::Ca(options) => block_on(ca::run(options)),
         Command::Uninstall(options) => agent::uninstall(&options),
     };
     match result {
@@ -43,9 +47,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: RunOptions) -> anyhow::Result<()> {
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(agent::run(options))
+        .block_on(work)
 }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
 };
-use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
@@ -23,7 +24,7 @@ use rustls_pki_types::{
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority_files::{self, CA_CERT, CA_KEY, CERT_CHAIN, CRL, Files, ROOT_CERT};
-use super::verify;
+use super::verify::{self, ClientVerifier};
 use super::{Identity, Trust};
 
 /// How long a self-signed root and its intermediate are valid.
@@ -81,6 +82,9 @@ pub enum AuthorityError {
         /// The authority's own trust domain.
         trust_domain: Arc<str>,
     },
+    /// What was sent is no request for a certificate.
+    #[error("not a request for a certificate: {0}")]
+    Request(#[source] rcgen::Error),
     /// Key or certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -127,6 +131,7 @@ pub struct Authority {
     chain: Vec<CertificateDer<'static>>,
     trust: Arc<Trust>,
     root_info: Vec<CaInfo>,
+    root_certificates: Vec<CertificateDer<'static>>,
     /// Of `chain`.
     chain_info: Vec<CaInfo>,
     /// Subjects of all certificates above a leaf, the root last.
@@ -242,6 +247,7 @@ impl Authority {
             chain,
             trust: Arc::new(trust),
             root_info,
+            root_certificates,
             chain_info,
             above,
         };
@@ -298,6 +304,75 @@ impl Authority {
     /// # Errors
     /// Where the identity is of another trust domain, or signing fails.
     pub fn issue(&self, identity: &Identity, lifetime: Duration) -> Result<Leaf, AuthorityError> {
+        let draft = self.draft(identity, lifetime)?;
+        let key = KeyPair::generate()?;
+        let certificate = draft.params.signed_by(&key, &self.issuer)?;
+        Ok(Leaf {
+            identity: identity.clone(),
+            certified: Arc::new(self.certified(&certificate, &key)?),
+            serial: hex(&draft.serial),
+            not_before: draft.not_before,
+            not_after: draft.not_after,
+        })
+    }
+
+    /// Gives a certificate for `identity` to whoever made `request` (PKCS #10,
+    /// in PEM) and holds its key; what the request says beside the key does not
+    /// matter. The chain in PEM, the root last.
+    ///
+    /// # Errors
+    /// As [`issue`](Self::issue), and where the request is none, or not signed
+    /// by its own key.
+    pub fn sign(
+        &self,
+        request: &str,
+        identity: &Identity,
+        lifetime: Duration,
+    ) -> Result<Vec<String>, AuthorityError> {
+        let mut request =
+            CertificateSigningRequestParams::from_pem(request).map_err(AuthorityError::Request)?;
+        request.params = self.draft(identity, lifetime)?.params;
+        let certificate = request.signed_by(&self.issuer)?;
+        let roots = self.root_certificates.iter();
+        Ok(std::iter::once(certificate.der())
+            .chain(&self.chain)
+            .chain(roots)
+            .map(|certificate| pem("CERTIFICATE", certificate))
+            .collect())
+    }
+
+    /// How a server of these names, which is not a workload, talks TLS: clients
+    /// need no certificate, but one that they show is verified.
+    ///
+    /// # Errors
+    /// Where a name is none, or signing fails.
+    pub fn service_config(
+        &self,
+        dns_names: &[String],
+        lifetime: Duration,
+    ) -> Result<ServerConfig, AuthorityError> {
+        let identity = Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: "istio-system".into(),
+            service_account: "istiod".into(),
+        };
+        let mut draft = self.draft(&identity, lifetime)?;
+        for name in dns_names {
+            let name = SanType::DnsName(name.as_str().try_into()?);
+            draft.params.subject_alt_names.push(name);
+        }
+        let key = KeyPair::generate()?;
+        let certificate = draft.params.signed_by(&key, &self.issuer)?;
+        let resolver = SingleCertAndKey::from(self.certified(&certificate, &key)?);
+        let mut config = ServerConfig::builder_with_provider(verify::provider())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(Arc::new(ClientVerifier::optional(&self.trust)?))
+            .with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = vec![super::certificates::ALPN.to_vec()];
+        Ok(config)
+    }
+
+    fn draft(&self, identity: &Identity, lifetime: Duration) -> Result<Draft, AuthorityError> {
         if identity.trust_domain != self.trust_domain {
             return Err(AuthorityError::ForeignTrustDomain {
                 identity: identity.clone(),
@@ -324,20 +399,33 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.not_before = (UNIX_EPOCH + Duration::from_secs(not_before)).into();
         params.not_after = (UNIX_EPOCH + Duration::from_secs(not_after)).into();
-
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        let mut chain = vec![certificate.der().clone()];
-        chain.extend(self.chain.iter().cloned());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok(Leaf {
-            identity: identity.clone(),
-            certified: Arc::new(CertifiedKey::new(chain, any_ecdsa_type(&key)?)),
-            serial: hex(&serial),
+        Ok(Draft {
+            params,
+            serial,
             not_before,
             not_after,
         })
     }
+
+    /// A certificate with its key and the way up.
+    fn certified(
+        &self,
+        certificate: &Certificate,
+        key: &KeyPair,
+    ) -> Result<CertifiedKey, AuthorityError> {
+        let mut chain = vec![certificate.der().clone()];
+        chain.extend(self.chain.iter().cloned());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok(CertifiedKey::new(chain, any_ecdsa_type(&key)?))
+    }
+}
+
+/// A leaf that is not signed yet.
+struct Draft {
+    params: CertificateParams,
+    serial: [u8; 16],
+    not_before: u64,
+    not_after: u64,
 }
 
 /// A new root, and an intermediate that signs leaves. The root's key is kept
@@ -469,4 +557,9 @@ fn unix(seconds: i64) -> u64 {
 pub(super) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(label, der), config)
 }

@@ -10,7 +10,7 @@ use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{ClientCertVerifierBuilder, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
@@ -265,9 +265,25 @@ impl ClientVerifier {
     /// # Errors
     /// Where there are no roots.
     pub fn new(trust: &Trust) -> Result<Self, Error> {
+        Self::build(Self::builder(trust))
+    }
+
+    /// The same, but clients need not prove anything.
+    ///
+    /// # Errors
+    /// Where there are no roots.
+    pub fn optional(trust: &Trust) -> Result<Self, Error> {
+        Self::build(Self::builder(trust).allow_unauthenticated())
+    }
+
+    fn builder(trust: &Trust) -> ClientCertVerifierBuilder {
         WebPkiClientVerifier::builder_with_provider(trust.roots.clone(), provider())
             .with_crls(trust.crls.iter().cloned())
             .allow_unknown_revocation_status()
+    }
+
+    fn build(builder: ClientCertVerifierBuilder) -> Result<Self, Error> {
+        builder
             .build()
             .map(|webpki| Self { webpki })
             .map_err(|error| Error::General(error.to_string()))
@@ -275,6 +291,10 @@ impl ClientVerifier {
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.webpki.client_auth_mandatory()
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.webpki.root_hint_subjects()
     }

@@ -4,6 +4,7 @@
 mod authorization;
 mod bookinfo;
 mod bpftool;
+mod ca;
 mod canary;
 mod configuration;
 mod container;

@@ -1,0 +1,191 @@
+//! `mesh-agent ca`: certificates by Istio's API, for a client that only knows gRPC.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use mesh_tests::{Lab, Node, Outcome, Process, Workload};
+
+const TOKEN: &str = "a-token-of-some-length";
+
+/// Asks for a certificate: address, root, CSR, token or `-`, wanted identity
+/// or `-`, then client certificate and key or `-`. Prints the chain, or the
+/// status code and its text.
+const CLIENT: &str = r#"
+import grpc, sys
+address, root, csr, token, wanted, chain, key = sys.argv[1:]
+read = lambda name: open(name, "rb").read()
+def varint(number):
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+def field(number, data):
+    return varint(number << 3 | 2) + varint(len(data)) + data
+request = field(1, read(csr)) + varint(3 << 3) + varint(600)
+if wanted != "-":
+    value = field(3, wanted.encode())
+    entry = field(1, b"ImpersonatedIdentity") + field(2, value)
+    request += field(4, field(1, entry))
+own = (None, None) if chain == "-" else (read(key), read(chain))
+credentials = grpc.ssl_channel_credentials(read(root), *own)
+options = [("grpc.ssl_target_name_override", "istiod.istio-system.svc")]
+channel = grpc.secure_channel(address, credentials, options)
+method = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+metadata = [] if token == "-" else [("authorization", "Bearer " + token)]
+try:
+    answer = method(request, metadata=metadata, timeout=10)
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+    sys.exit(1)
+while answer:
+    length = shift = 0
+    at = 1
+    while True:
+        length |= (answer[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if answer[at - 1] < 128:
+            break
+    print(answer[at:at + length].decode(), end="")
+    answer = answer[at + length:]
+"#;
+
+struct Authority {
+    lab: Lab,
+    client: Workload,
+    address: String,
+    csr: String,
+    _ca: Process,
+}
+
+impl Authority {
+    fn start() -> Self {
+        let lab = Lab::new();
+        let place = lab.workload(Node::Outside, "ca", &[]);
+        let client = lab.workload(Node::Outside, "client", &[]);
+        let tokens = place.file(
+            "tokens",
+            &format!(
+                "{TOKEN} spiffe://cluster.local/ns/default/sa/a spiffe://cluster.local/ns/default/sa/b\n"
+            ),
+        );
+        fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600)).expect("a mode");
+        let address = format!("{}:15012", place.v4);
+        let ca = place.serve(
+            15012,
+            "mesh-agent",
+            &[
+                "ca",
+                "--listen",
+                &address,
+                "--ca",
+                &lab.ca().to_string_lossy(),
+                "--tokens",
+                &tokens.to_string_lossy(),
+            ],
+        );
+        let folder = lab.folder().display();
+        // What the request says beside its key does not matter.
+        let script = format!(
+            "openssl req -new -newkey rsa:2048 -nodes -keyout {folder}/key.pem -out {folder}/csr.pem \
+             -subj /CN=root -addext subjectAltName=URI:spiffe://cluster.local/ns/kube-system/sa/admin"
+        );
+        let made = client.run("sh", &["-c", &script]);
+        assert_eq!(made.code, 0, "{made:?}");
+        Self {
+            csr: format!("{folder}/csr.pem"),
+            address,
+            client,
+            lab,
+            _ca: ca,
+        }
+    }
+
+    fn ask(&self, token: &str, wanted: &str, own: Option<(&str, &str)>) -> Outcome {
+        let root = self.lab.ca().join("root-cert.pem");
+        let (chain, key) = own.unwrap_or(("-", "-"));
+        let root = root.to_string_lossy();
+        let arguments = [
+            "-c",
+            CLIENT,
+            &self.address,
+            &root,
+            &self.csr,
+            token,
+            wanted,
+            chain,
+            key,
+        ];
+        self.client.run("/usr/bin/python3", &arguments)
+    }
+
+    /// Names of the certificate that was given, which openssl verifies.
+    fn names(&self, given: &Outcome) -> String {
+        assert_eq!(given.code, 0, "{given:?}");
+        let chain = self.client.file("given.pem", &given.stdout);
+        let script = format!(
+            "openssl verify -CAfile {root} -untrusted {chain} {chain} && \
+             openssl x509 -in {chain} -noout -ext subjectAltName -pubkey && \
+             openssl pkey -in {folder}/key.pem -pubout",
+            root = self.lab.ca().join("root-cert.pem").display(),
+            chain = chain.display(),
+            folder = self.lab.folder().display(),
+        );
+        self.client.run("sh", &["-c", &script]).success()
+    }
+}
+
+#[test]
+fn whoever_has_a_token_or_a_certificate_gets_one_for_what_it_may_be() {
+    let authority = Authority::start();
+    let said = authority.names(&authority.ask(TOKEN, "-", None));
+    assert!(
+        said.contains("URI:spiffe://cluster.local/ns/default/sa/a"),
+        "{said}"
+    );
+    assert!(!said.contains("admin"), "{said}");
+    let key = said.split("-----BEGIN PUBLIC KEY-----").nth(1);
+    assert!(
+        key.is_some_and(|key| said.matches(key.trim()).count() == 2),
+        "the key of the request: {said}"
+    );
+    let b = "spiffe://cluster.local/ns/default/sa/b";
+    let given = authority.ask(TOKEN, b, None);
+    assert!(authority.names(&given).contains(b));
+    assert_eq!(
+        given.stdout.matches("BEGIN CERTIFICATE").count(),
+        3,
+        "leaf, intermediate, root"
+    );
+
+    let (chain, key) = authority.lab.certificate("c", &authority.client);
+    let own = (&*chain.to_string_lossy(), &*key.to_string_lossy());
+    let said = authority.names(&authority.ask("-", "-", Some(own)));
+    assert!(
+        said.contains("spiffe://cluster.local/ns/default/sa/c"),
+        "{said}"
+    );
+
+    for (token, wanted, own, code) in [
+        ("-", "-", None, "UNAUTHENTICATED"),
+        ("another-token-of-some-length", "-", None, "UNAUTHENTICATED"),
+        (
+            TOKEN,
+            "spiffe://cluster.local/ns/default/sa/c",
+            None,
+            "PERMISSION_DENIED",
+        ),
+        ("-", b, Some(own), "PERMISSION_DENIED"),
+    ] {
+        let refused = authority.ask(token, wanted, own);
+        assert!(
+            refused.code == 1 && refused.stdout.starts_with(code),
+            "{token} {wanted}: {refused:?}"
+        );
+    }
+    fs::write(&authority.csr, "no request").expect("written");
+    let refused = authority.ask(TOKEN, "-", None);
+    assert!(
+        refused.stdout.starts_with("INVALID_ARGUMENT"),
+        "{refused:?}"
+    );
+}
