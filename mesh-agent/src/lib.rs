@@ -14,6 +14,8 @@ pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod dns;
+#[cfg(test)]
+mod fuzz;
 pub mod identity;
 pub mod netns;
 pub mod policy;

@@ -49,6 +49,12 @@ enum Command {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
+    /// Fuzz every parser that reads from the network or from files.
+    Fuzz {
+        /// How long each target runs, seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Two nodes, a small application and the guide's steps, live (as root).
     Demo {
         /// Leave everything running until Ctrl-C, and say how to play with it.
@@ -79,6 +85,7 @@ impl Command {
             Self::Build => "build",
             Self::Lint => "lint",
             Self::Test { .. } => "test",
+            Self::Fuzz { .. } => "fuzz",
             Self::Bench(_) => "bench",
             Self::Measure(_) => "measure",
             Self::Load(_) => "load",
@@ -98,6 +105,7 @@ impl Command {
                 kernel: Some(version),
             } => kernel::run(version, filter.as_deref()),
             Self::Test { filter, .. } => test::run(filter.as_deref()),
+            Self::Fuzz { seconds } => test::fuzz(*seconds),
             Self::Bench(options) => bench::run(options),
             Self::Measure(options) => bench::measure(options),
             Self::Load(load) => bench::load(load),

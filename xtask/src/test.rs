@@ -51,3 +51,13 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         Ended::Interrupted => bail!("interrupted; everything has been removed"),
     }
 }
+
+/// Runs the `fuzz_*` tests of the agent, each for so long.
+pub fn fuzz(seconds: u32) -> Result<()> {
+    shell::run(
+        shell::cargo()
+            .args(["test", "--package", "mesh-agent", "--lib", "fuzz_"])
+            .args(["--", "--nocapture"])
+            .env("UNDERMESH_FUZZ_SECONDS", seconds.to_string()),
+    )
+}

@@ -119,4 +119,14 @@ mod tests {
             let _ = CertificateRequest::decode(bytes.as_slice());
         }
     }
+
+    #[test]
+    fn fuzz_csr() {
+        crate::fuzz::run("csr", |bytes| {
+            if let Ok(request) = unframe::<CertificateRequest>(bytes) {
+                let _ = request.impersonated();
+                let _ = rcgen::CertificateSigningRequestParams::from_pem(&request.csr);
+            }
+        });
+    }
 }

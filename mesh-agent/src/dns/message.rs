@@ -415,4 +415,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzz_dns() {
+        let registry = samples::bookinfo();
+        crate::fuzz::run("dns", |packet| {
+            for transport in [Transport::Udp, Transport::Tcp] {
+                if let Reaction::Answer(answer) = react_to(&registry, packet, transport) {
+                    Message::from_vec(&answer).unwrap();
+                }
+            }
+            error(packet, ResponseCode::ServFail);
+        });
+    }
 }

@@ -245,4 +245,29 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzz_path() {
+        crate::fuzz::run("path", |bytes| {
+            let path = String::from_utf8_lossy(bytes);
+            for how in [
+                PathNormalization::None,
+                PathNormalization::Base,
+                PathNormalization::MergeSlashes,
+                PathNormalization::DecodeAndMergeSlashes,
+            ] {
+                let Some(normal) = how.apply(&path) else {
+                    continue;
+                };
+                if how != PathNormalization::None && path.starts_with('/') {
+                    let end = normal.find(['?', '#']).unwrap_or(normal.len());
+                    let mut segments = normal[..end].split('/');
+                    assert!(
+                        !segments.any(|segment| matches!(segment, "." | "..")),
+                        "{normal}"
+                    );
+                }
+            }
+        });
+    }
 }

@@ -201,4 +201,14 @@ mod tests {
             prop_assert_ne!(sniff(&bytes), Sniffed::NeedMore);
         }
     }
+
+    #[test]
+    fn fuzz_sniff() {
+        crate::fuzz::run("sniff", |bytes| {
+            let told = sniff(bytes);
+            if bytes.len() >= MAX_SNIFF {
+                assert_ne!(told, Sniffed::NeedMore);
+            }
+        });
+    }
 }

@@ -311,3 +311,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fuzz_resources() {
+    crate::fuzz::run("resources", |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return;
+        };
+        for name in ["a.yaml", "a.json"] {
+            let Ok(set) = parse([(name, text)]) else {
+                continue;
+            };
+            // What is accepted compiles, or is refused in words.
+            let options = crate::snapshot::Options::default();
+            let _ = crate::snapshot::Snapshot::compile(1, &set, &options);
+        }
+    });
+}

@@ -239,8 +239,8 @@ async fn tunnel(
     handler.closed(&tunnel, result);
 }
 
-fn asked(
-    request: &Request<RecvStream>,
+fn asked<B>(
+    request: &Request<B>,
     peer_identity: Identity,
     peer_address: SocketAddr,
 ) -> Result<IncomingTunnel, Refusal> {
@@ -268,4 +268,37 @@ fn asked(
             .filter(|client| client.ip() == peer_address.ip()),
         transferred: Arc::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Method, authority and `forwarded` of a CONNECT, one a line.
+    #[test]
+    fn fuzz_connect() {
+        let identity: Identity = "spiffe://cluster.local/ns/default/sa/a".parse().unwrap();
+        let peer: SocketAddr = "10.0.0.1:4000".parse().unwrap();
+        crate::fuzz::run("connect", |bytes| {
+            let mut lines = bytes.split(|byte| *byte == b'\n');
+            let mut next = || lines.next().unwrap_or_default();
+            let (Ok(method), Ok(uri)) = (Method::from_bytes(next()), http::Uri::try_from(next()))
+            else {
+                return;
+            };
+            let mut request = Request::new(());
+            (*request.method_mut(), *request.uri_mut()) = (method, uri);
+            if let Ok(forwarded) = http::HeaderValue::from_bytes(next()) {
+                let headers = request.headers_mut();
+                headers.insert(http::header::FORWARDED, forwarded);
+            }
+            match asked(&request, identity.clone(), peer) {
+                Ok(tunnel) => {
+                    let spoken_for = tunnel.forwarded_for.map(|client| client.ip());
+                    assert!(spoken_for.is_none_or(|client| client == peer.ip()));
+                }
+                Err(refusal) => assert!(refusal.status.is_client_error()),
+            }
+        });
+    }
 }
