@@ -7,6 +7,7 @@ mod flow_keeper;
 mod listeners;
 mod one_line;
 mod options;
+mod process;
 mod takeover;
 mod uninstall;
 mod verdicts;
@@ -78,6 +79,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if let Some(obstacle) = host_checks::obstacle() {
         bail!(obstacle);
     }
+    process::raise_open_files();
     let control_path = options.admin_socket();
     let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
     let (control, lock, handed, mut predecessor) = match estate {
@@ -373,6 +375,7 @@ impl Agent {
                 });
             }
         }
+        process::give_back_memory();
     }
 
     async fn hand_over(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
-use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
     COUNTERS, Destination, Flow, FlowEvent, FlowPath, Ip, KernelLayout, Knob, ListenerKey,
@@ -31,9 +31,9 @@ pub(super) fn open_object(
     kernel: &KernelLayout,
     netns_cookie: Option<u64>,
 ) -> Result<Ebpf, DatapathError> {
-    let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
-    loader.btf(btf.as_ref());
+    // No program asks for relocation to the kernel's own types, whose 10 MB take aya 30 MB to parse.
+    loader.btf(None);
     for name in layout::pinned_maps() {
         loader.map_pin_path(name, folder.join(name));
     }

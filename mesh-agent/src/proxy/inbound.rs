@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::StatusCode;
 use mesh_common::Transport;
 use tokio::net::{TcpListener, TcpStream};
@@ -72,13 +73,14 @@ async fn accept<F>(
         };
         match accepted {
             Ok((stream, client)) => {
-                let handled = handle(inbound.clone(), stream, client);
                 let workload = inbound.local.workload.name.clone();
-                inbound.node.connections.spawn(async move {
-                    if let Err(error) = handled.await {
+                let handled = handle(inbound.clone(), stream, client);
+                // An async block that awaits what it captured would hold it twice.
+                inbound.node.connections.spawn(handled.map(move |result| {
+                    if let Err(error) = result {
                         tracing::debug!(%workload, %client, %error, "inbound connection ended");
                     }
-                });
+                }));
             }
             Err(error) => {
                 tracing::warn!(workload = %inbound.local.workload.name, %error, "cannot accept");

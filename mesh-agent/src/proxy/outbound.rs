@@ -82,11 +82,8 @@ impl Outbound {
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
             self.note_protocol(flow, Recognised::Dns);
-            return self
-                .dns
-                .clone()
-                .serve_tcp(stream, destination, self.drain.clone())
-                .await;
+            let dns = self.dns.clone();
+            return Box::pin(dns.serve_tcp(stream, destination, self.drain.clone())).await;
         }
         let snapshot = self.node.snapshot.load_full();
         let (service, protocol) = match snapshot.registry.service_for(destination) {
@@ -111,12 +108,13 @@ impl Outbound {
             flow,
         };
         let keeps_destination = connection.service.resolution == Resolution::None;
+        // Boxed, so that a TCP connection has no room for what only HTTP needs.
         match protocol {
             _ if keeps_destination => tcp::forward(&connection, stream).await,
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                self.http(connection, stream).await
+                Box::pin(self.http(connection, stream)).await
             }
-            Protocol::Auto => self.first_speaker(connection, stream).await,
+            Protocol::Auto => Box::pin(self.first_speaker(connection, stream)).await,
             Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
                 tcp::forward(&connection, stream).await
             }

@@ -36,7 +36,8 @@ pub(super) struct Connection<'a> {
 /// Connects to an endpoint and copies. A client whose service cannot be
 /// reached sees a reset, as from a host that is not there.
 pub(super) async fn forward(connection: &Connection<'_>, stream: impl Duplex) -> io::Result<()> {
-    match connect(connection).await {
+    // Boxed: what connecting needs is not held as long as the connection.
+    match Box::pin(connect(connection)).await {
         Ok(upstream) => copy(connection, stream, upstream).await,
         Err(error) => {
             give_up(connection, stream, &error).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
@@ -104,7 +105,7 @@ pub async fn serve(
     handler: Arc<impl TunnelHandler>,
     drain: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (mut http2, peer) = timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls))
+    let (mut http2, peer) = timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake(stream, tls)))
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
     let peer_address = forwarded::canonical(peer_address);
@@ -132,7 +133,9 @@ pub async fn serve(
                 Some(Ok((request, respond))) => {
                     idle_checks = 0;
                     let (identity, handler) = (peer.identity.clone(), handler.clone());
-                    tunnels.spawn(tunnel(request, respond, identity, peer_address, handler));
+                    let opened = open(request, respond, identity, peer_address, handler.clone());
+                    // Boxed: what opening needs is not held as long as the tunnel.
+                    tunnels.spawn(opened.boxed().then(|opened| carry(opened, handler)));
                 }
                 Some(Err(error)) => break Err(error.into()),
                 None => break Ok(()),
@@ -196,14 +199,21 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
     Ok((http2, peer))
 }
 
-/// One tunnel from CONNECT to its end.
-async fn tunnel(
+/// A tunnel whose CONNECT has been answered.
+struct Open<A> {
+    tunnel: Box<IncomingTunnel>,
+    stream: TunnelStream,
+    application: A,
+}
+
+/// One tunnel from CONNECT to its answer; nothing, where that is no.
+async fn open<H: TunnelHandler>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     peer_identity: Identity,
     peer_address: SocketAddr,
-    handler: Arc<impl TunnelHandler>,
-) {
+    handler: Arc<H>,
+) -> Option<Open<H::Io>> {
     let asked = asked(&request, peer_identity, peer_address);
     let opened = match asked {
         Err(refusal) => Err(refusal),
@@ -211,7 +221,7 @@ async fn tunnel(
             let opened = tokio::select! {
                 opened = handler.open(tunnel.clone()) => opened,
                 // The client gave up, or is gone.
-                _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
+                _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
             };
             opened.map(|application| (tunnel, application))
         }
@@ -222,12 +232,12 @@ async fn tunnel(
             tracing::debug!(peer = %peer_address, %refusal, "tunnel refused");
             // An error means that nobody waits for the answer.
             let _ = respond.send_response(refusal.to_response(), true);
-            return;
+            return None;
         }
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else {
         application.abort();
-        return;
+        return None;
     };
     let stream = TunnelStream::new(
         send,
@@ -235,6 +245,23 @@ async fn tunnel(
         tunnel.peer_identity.clone(),
         None,
     );
+    Some(Open {
+        tunnel: Box::new(tunnel),
+        stream,
+        application,
+    })
+}
+
+/// An open tunnel to its end.
+async fn carry<H: TunnelHandler>(opened: Option<Open<H::Io>>, handler: Arc<H>) {
+    let Some(Open {
+        tunnel,
+        stream,
+        application,
+    }) = opened
+    else {
+        return;
+    };
     let result = copy_both(stream, application, &tunnel.transferred).await;
     handler.closed(&tunnel, result);
 }
