@@ -26,12 +26,6 @@ pub struct KernelLayout {
     pub write_seq: u32,
     /// `tcp_sock.snd_una`
     pub acknowledged: u32,
-    /// `sk_socket`
-    pub socket: u32,
-    /// `struct socket`: `file`
-    pub socket_file: u32,
-    /// `struct file`: `f_flags`
-    pub file_flags: u32,
     /// `sk_shutdown`
     pub shutdown: u32,
     /// `sk_userlocks`, in bits
@@ -41,4 +35,4 @@ pub struct KernelLayout {
     pub largest_buffer: u32,
 }
 
-assert_layout!(KernelLayout, size = 56, align = 4);
+assert_layout!(KernelLayout, size = 44, align = 4);

@@ -50,10 +50,8 @@ pub mod workload_flag {
     pub const FAIL_OPEN: u32 = 1 << 0;
     /// The short-circuit may take bytes from the application to the agent.
     pub const SPLICE_TO_AGENT: u32 = 1 << 8;
-    /// The same, but only for sockets that do not block when they connect.
-    pub const SPLICE_NONBLOCKING_TO_AGENT: u32 = 1 << 9;
     /// The short-circuit may take bytes from the agent to the application.
-    pub const SPLICE_FROM_AGENT: u32 = 1 << 10;
+    pub const SPLICE_FROM_AGENT: u32 = 1 << 9;
 }
 
 impl Workload {

@@ -211,9 +211,12 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
             if matches!(way, Way::None) {
                 return Next::REFUSE;
             }
+            let origin = Origin {
+                splice: splice::with_agent(workload),
+                ..origin
+            };
             match set_origin(sk, &origin) {
-                Some(origin) => {
-                    origin.splice = splice::with_agent(workload, origin);
+                Some(_) => {
                     let ip = if matches!(way, Way::OwnAddress) {
                         own
                     } else {

@@ -18,9 +18,6 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     zerocopy_bit: 0,
     write_seq: 0,
     acknowledged: 0,
-    socket: 0,
-    socket_file: 0,
-    file_flags: 0,
     shutdown: 0,
     user_locks_bit: 0,
     largest_buffer: 0,
@@ -28,8 +25,6 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
 
 /// The application has set the size of its receive buffer (include/net/sock.h).
 const SOCK_RCVBUF_LOCK: u8 = 2;
-/// `O_NONBLOCK` (include/uapi/asm-generic/fcntl.h).
-const O_NONBLOCK: u32 = 0o4000;
 
 macro_rules! offset {
     ($field:ident) => {
@@ -88,20 +83,6 @@ pub fn is_read_to_the_end(sock: u64) -> bool {
     const RCV_SHUTDOWN: u8 = 1;
     is_known()
         && matches!(read::<u8>(sock, offset!(shutdown)), Some(bits) if bits & RCV_SHUTDOWN != 0)
-}
-
-/// Whether calls on the socket do not block, as far as its file says so now.
-#[inline(always)]
-pub fn is_nonblocking(sock: u64) -> bool {
-    if !is_known() {
-        return false;
-    }
-    let flags = (|| {
-        let socket: u64 = read(sock, offset!(socket))?;
-        let file: u64 = read(socket, offset!(socket_file))?;
-        read::<u32>(file, offset!(file_flags))
-    })();
-    matches!(flags, Some(flags) if flags & O_NONBLOCK != 0)
 }
 
 /// Reads a value; `None` where the address is not one. The address may be that

@@ -29,6 +29,21 @@ pub fn um_splice(ctx: SkMsgContext) -> u32 {
     SK_PASS
 }
 
+/// For the agent's probe at start, on sockets of its own: hands over whatever is
+/// sent, to see what receivers make of it on this kernel.
+#[sk_msg]
+pub fn um_probe(ctx: SkMsgContext) -> u32 {
+    // SAFETY: a field of the context.
+    let sk = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
+    if !sk.is_null()
+        && let Some(splice) = splice::of(sk)
+        && splice.sends != 0
+    {
+        SPLICED_SOCKETS.redirect_msg(&ctx, splice.peer, u64::from(BPF_F_INGRESS));
+    }
+    SK_PASS
+}
+
 #[inline(always)]
 fn hand_over(ctx: &SkMsgContext) -> HandOver {
     let raw: *mut sk_msg_md = ctx.msg;

@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated;
-use mesh_common::{Origin, Splice, SplicePeer, Workload, direction, workload_flag};
+use mesh_common::{Splice, SplicePeer, Workload, direction, workload_flag};
 
 use crate::context::socket_cookie;
 use crate::kernel;
@@ -16,41 +16,25 @@ const BPF_NOEXIST: u64 = 1;
 const CREATE: u64 = 1;
 
 /// Which ends of a connection that an application opens to the agent may hand
-/// their bytes over. The socket's address comes from its storage: there the
-/// verifier takes it for a number, which can be read from.
+/// their bytes over.
 #[inline(always)]
-pub fn with_agent(workload: &Workload, origin: &Origin) -> u32 {
-    if !kernel::is_known() {
-        return 0;
-    }
-    let flags = workload.flags;
-    let mut ends = 0;
-    if flags & workload_flag::SPLICE_TO_AGENT != 0
-        || (flags & workload_flag::SPLICE_NONBLOCKING_TO_AGENT != 0
-            && kernel::is_nonblocking(origin.client_sock))
-    {
-        ends |= direction::CLIENT;
-    }
-    if flags & workload_flag::SPLICE_FROM_AGENT != 0 {
-        ends |= direction::SERVER;
-    }
-    ends
+pub fn with_agent(workload: &Workload) -> u32 {
+    ends(workload, direction::CLIENT, direction::SERVER)
 }
 
 /// The same for a connection that the agent opens to an application.
 #[inline(always)]
 pub fn with_application(workload: &Workload) -> u32 {
+    ends(workload, direction::SERVER, direction::CLIENT)
+}
+
+#[inline(always)]
+fn ends(workload: &Workload, application: u32, agent: u32) -> u32 {
     if !kernel::is_known() {
         return 0;
     }
-    let mut ends = 0;
-    if workload.flags & workload_flag::SPLICE_TO_AGENT != 0 {
-        ends |= direction::SERVER;
-    }
-    if workload.flags & workload_flag::SPLICE_FROM_AGENT != 0 {
-        ends |= direction::CLIENT;
-    }
-    ends
+    let may = |flag, end| if workload.flags & flag != 0 { end } else { 0 };
+    may(workload_flag::SPLICE_TO_AGENT, application) | may(workload_flag::SPLICE_FROM_AGENT, agent)
 }
 
 /// The connecting end is established. The other end may not exist yet.

@@ -35,9 +35,6 @@ fn tier(tier: &Tier, datapath: &Datapath) -> String {
     }
     match tier {
         Tier::Automatic => "on".to_owned(),
-        Tier::AutomaticNonblocking { reason } => {
-            format!("on for sockets that do not block, others opt in: {reason}")
-        }
         Tier::OptIn { reason } => format!("for workloads that opt in: {reason}"),
         Tier::Off { reason } => format!("off: {reason}"),
     }

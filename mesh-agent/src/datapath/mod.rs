@@ -17,6 +17,7 @@ mod maps;
 mod marks;
 mod mounts;
 mod order;
+mod probe;
 mod programs;
 mod short_circuit;
 mod tune;

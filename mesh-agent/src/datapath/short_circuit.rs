@@ -4,6 +4,7 @@
 use mesh_common::{KernelLayout, workload_flag};
 
 use super::btf;
+use super::probe::{self, Findings};
 use crate::registry::ShortCircuit;
 
 /// Whether a tier is used.
@@ -11,11 +12,6 @@ use crate::registry::ShortCircuit;
 pub enum Tier {
     /// For all workloads that do not say `off`.
     Automatic,
-    /// The same, but only on sockets that do not block.
-    AutomaticNonblocking {
-        /// Why not on others.
-        reason: String,
-    },
     /// For workloads that say `on`.
     OptIn {
         /// Why not for all.
@@ -51,46 +47,52 @@ impl Tiers {
 
     /// Flags of a workload in the kernel's map.
     pub(super) fn flags(&self, setting: ShortCircuit) -> u32 {
-        use workload_flag::{SPLICE_FROM_AGENT, SPLICE_NONBLOCKING_TO_AGENT, SPLICE_TO_AGENT};
-        let to_agent = match (&self.to_agent, setting) {
-            (Tier::Off { .. }, _) | (_, ShortCircuit::Off) => 0,
-            (Tier::Automatic, _) | (_, ShortCircuit::On) => SPLICE_TO_AGENT,
-            (Tier::AutomaticNonblocking { .. }, _) => SPLICE_NONBLOCKING_TO_AGENT,
-            (Tier::OptIn { .. }, ShortCircuit::Auto) => 0,
-        };
-        let from_agent = if self.reaches_application(setting) {
-            SPLICE_FROM_AGENT
-        } else {
-            0
-        };
-        to_agent | from_agent
+        let bit = |tier: &Tier, flag| if tier.is_used(setting) { flag } else { 0 };
+        bit(&self.to_agent, workload_flag::SPLICE_TO_AGENT)
+            | bit(&self.to_application, workload_flag::SPLICE_FROM_AGENT)
     }
 
     /// Whether an application with this setting may receive through the short-circuit.
     pub fn reaches_application(&self, setting: ShortCircuit) -> bool {
-        match (&self.to_application, setting) {
-            (Tier::Off { .. }, _) | (_, ShortCircuit::Off) => false,
-            (Tier::Automatic, _) | (_, ShortCircuit::On) => true,
-            (_, ShortCircuit::Auto) => false,
+        self.to_application.is_used(setting)
+    }
+}
+
+impl Tier {
+    fn is_used(&self, setting: ShortCircuit) -> bool {
+        match (self, setting) {
+            (Self::Off { .. }, _) | (_, ShortCircuit::Off) => false,
+            (Self::Automatic, _) | (_, ShortCircuit::On) => true,
+            (Self::OptIn { .. }, ShortCircuit::Auto) => false,
         }
     }
 }
 
 /// What this kernel allows, and its layout for the programs.
 pub(super) fn examine() -> (KernelLayout, Tiers) {
-    match btf::kernel_layout() {
-        Ok(kernel) => (
-            kernel,
-            Tiers {
-                to_agent: Tier::AutomaticNonblocking {
-                    reason: "not probed".to_owned(),
-                },
-                to_application: Tier::OptIn {
-                    reason: "not probed".to_owned(),
-                },
-            },
-        ),
-        Err(error) => (KernelLayout::default(), Tiers::off(error.to_string())),
+    let kernel = match btf::kernel_layout() {
+        Ok(kernel) => kernel,
+        Err(error) => return (KernelLayout::default(), Tiers::off(error.to_string())),
+    };
+    match probe::run() {
+        Ok(found) => (kernel, tiers(&found)),
+        Err(reason) => (KernelLayout::default(), Tiers::off(reason)),
+    }
+}
+
+fn tiers(found: &Findings) -> Tiers {
+    if let Some(reason) = found.unsafe_because {
+        return Tiers::off(reason);
+    }
+    let tier = |noticed: &[&'static str]| match noticed {
+        [] => Tier::Automatic,
+        noticed => Tier::OptIn {
+            reason: format!("here an application can notice it: {}", noticed.join(", ")),
+        },
+    };
+    Tiers {
+        to_agent: tier(&found.noticed_by_senders),
+        to_application: tier(&found.noticed_by_receivers),
     }
 }
 
@@ -98,11 +100,9 @@ pub(super) fn examine() -> (KernelLayout, Tiers) {
 mod tests {
     use super::*;
 
-    fn tiers() -> Tiers {
+    fn mixed() -> Tiers {
         Tiers {
-            to_agent: Tier::AutomaticNonblocking {
-                reason: String::new(),
-            },
+            to_agent: Tier::Automatic,
             to_application: Tier::OptIn {
                 reason: String::new(),
             },
@@ -112,8 +112,8 @@ mod tests {
     #[test]
     fn a_workload_gets_what_it_asks_for_within_what_the_kernel_can() {
         use workload_flag::*;
-        let tiers = tiers();
-        assert_eq!(tiers.flags(ShortCircuit::Auto), SPLICE_NONBLOCKING_TO_AGENT);
+        let tiers = mixed();
+        assert_eq!(tiers.flags(ShortCircuit::Auto), SPLICE_TO_AGENT);
         assert_eq!(
             tiers.flags(ShortCircuit::On),
             SPLICE_TO_AGENT | SPLICE_FROM_AGENT
@@ -129,5 +129,24 @@ mod tests {
             SPLICE_TO_AGENT | SPLICE_FROM_AGENT
         );
         assert_eq!(all.flags(ShortCircuit::Off), 0);
+    }
+
+    #[test]
+    fn what_applications_can_notice_is_for_those_that_opt_in() {
+        let found = Findings {
+            unsafe_because: None,
+            noticed_by_senders: vec![],
+            noticed_by_receivers: vec!["a", "b"],
+        };
+        let judged = tiers(&found);
+        assert_eq!(judged.to_agent, Tier::Automatic);
+        let reason = "here an application can notice it: a, b".to_owned();
+        assert_eq!(judged.to_application, Tier::OptIn { reason });
+        let unsafe_because = Some("no back-pressure");
+        let found = Findings {
+            unsafe_because,
+            ..found
+        };
+        assert_eq!(tiers(&found), Tiers::off("no back-pressure"));
     }
 }

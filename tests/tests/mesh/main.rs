@@ -21,4 +21,5 @@ mod meshctl;
 mod mtls;
 mod protocols;
 mod routing;
+mod short_circuit;
 mod takeover;

@@ -1,0 +1,273 @@
+//! What the running kernel makes of sockets in a map of sockets, found out by
+//! trying, in a network namespace that goes when the probe ends. It takes a few
+//! hundredths of a second.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use aya::maps::{Map, MapData, SkStorage, SockHash};
+use aya::programs::SkMsg;
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::Splice;
+use socket2::SockRef;
+
+use super::bpf::attach_to_sockets;
+use super::{OBJECT, programs};
+
+const PROGRAM: &str = "um_probe";
+/// How long a call may take that should return at once.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// `SO_MEMINFO` (include/uapi/asm-generic/socket.h) and the first of its numbers.
+const SO_MEMINFO: libc::c_int = 55;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Findings {
+    /// Why nothing may be handed over at all.
+    pub(super) unsafe_because: Option<&'static str>,
+    /// What applications notice whose sockets hand bytes over, but get theirs by TCP.
+    pub(super) noticed_by_senders: Vec<&'static str>,
+    /// What applications notice that are handed bytes.
+    pub(super) noticed_by_receivers: Vec<&'static str>,
+}
+
+/// Tries it. An error is the reason why it cannot be tried.
+pub(super) fn run() -> Result<Findings, String> {
+    // The thread's namespace is not the process's, and goes with the thread.
+    let probe = thread::Builder::new()
+        .name("probe".to_owned())
+        .spawn(|| Probe::new().and_then(|mut probe| probe.findings()));
+    let result = probe.map_err(|error| error.to_string())?.join();
+    result
+        .unwrap_or_else(|_| Err(io::Error::other("it ended before its time")))
+        .map_err(|error| format!("the probe of this kernel failed: {error}"))
+}
+
+struct Probe {
+    listener: TcpListener,
+    /// Keeps the program loaded.
+    _object: Ebpf,
+    sockets: SockHash<MapData, u64>,
+    splices: SkStorage<MapData, Splice>,
+    next: u64,
+}
+
+/// Two ends of a connection, both in the map.
+struct Pair {
+    sender: TcpStream,
+    receiver: TcpStream,
+}
+
+impl Probe {
+    fn new() -> io::Result<Self> {
+        // SAFETY: takes a flag; changes this thread alone.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        loopback_up()?;
+        let other = |error: &dyn std::error::Error| io::Error::other(error.to_string());
+        // Its own maps: nothing is pinned.
+        let mut object = EbpfLoader::new().load(OBJECT).map_err(|e| other(&e))?;
+        let program = object.program_mut(PROGRAM);
+        let program = program.ok_or_else(|| other(&programs::missing(PROGRAM)))?;
+        let program: &mut SkMsg = program
+            .try_into()
+            .map_err(|e: aya::programs::ProgramError| other(&e))?;
+        program
+            .load()
+            .map_err(|e| other(&programs::refused(PROGRAM, &e)))?;
+        let program = program.fd().map_err(|e| other(&e))?;
+        let program = program.as_fd().try_clone_to_owned()?;
+        if let Some(Map::SockHash(sockets)) = object.map("spliced_sockets") {
+            attach_to_sockets(program.as_fd(), sockets.fd().as_fd())?;
+        }
+        let mut take = |name: &str| {
+            let map = object.take_map(name);
+            map.ok_or_else(|| io::Error::other(format!("no map {name}")))
+        };
+        let (sockets, splices) = (take("spliced_sockets")?, take("splices")?);
+        Ok(Self {
+            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+            sockets: sockets
+                .try_into()
+                .map_err(|e: aya::maps::MapError| other(&e))?,
+            splices: splices
+                .try_into()
+                .map_err(|e: aya::maps::MapError| other(&e))?,
+            _object: object,
+            next: 1,
+        })
+    }
+
+    /// `sends`: the sender's bytes are handed over; otherwise TCP carries them.
+    fn pair(&mut self, sends: bool) -> io::Result<Pair> {
+        let sender = TcpStream::connect(self.listener.local_addr()?)?;
+        let (receiver, _) = self.listener.accept()?;
+        for stream in [&sender, &receiver] {
+            stream.set_read_timeout(Some(PATIENCE))?;
+        }
+        let (first, second) = (self.next, self.next + 1);
+        self.next += 2;
+        for (socket, own, peer, sends) in [
+            (&sender, first, second, sends),
+            (&receiver, second, first, false),
+        ] {
+            let splice = Splice {
+                own,
+                peer,
+                sends: sends.into(),
+                ..Splice::default()
+            };
+            (self.splices.insert(socket, splice, 0)).map_err(io::Error::other)?;
+            (self.sockets.insert(own, socket.as_raw_fd(), 0)).map_err(io::Error::other)?;
+        }
+        Ok(Pair { sender, receiver })
+    }
+
+    fn findings(&mut self) -> io::Result<Findings> {
+        let unsafe_because = self.unsafe_because()?;
+        let mut noticed = |sends| -> io::Result<Vec<&'static str>> {
+            let mut noticed = Vec::new();
+            for (what, shows) in [
+                (
+                    "FIONREAD",
+                    Self::fionread as fn(&mut Self, bool) -> io::Result<bool>,
+                ),
+                ("splice(2)", Self::splice),
+                ("a blocking recv during a reset", Self::reset),
+            ] {
+                if !shows(self, sends)? {
+                    noticed.push(what);
+                }
+            }
+            Ok(noticed)
+        };
+        let found = Findings {
+            unsafe_because,
+            noticed_by_senders: noticed(false)?,
+            noticed_by_receivers: noticed(true)?,
+        };
+        tracing::debug!(?found, "the kernel was probed");
+        Ok(found)
+    }
+
+    /// Handed-over bytes arrive, and count in the receiver's memory.
+    fn unsafe_because(&mut self) -> io::Result<Option<&'static str>> {
+        const BYTES: usize = 60_000;
+        let mut pair = self.pair(true)?;
+        pair.sender.write_all(&[7; BYTES])?;
+        let charged = receive_memory(&pair.receiver)?;
+        let mut arrived = vec![0; BYTES];
+        pair.receiver.read_exact(&mut arrived)?;
+        Ok(if arrived.iter().any(|byte| *byte != 7) {
+            Some("this kernel changes the bytes that it hands over")
+        } else if (charged as usize) < BYTES {
+            Some(
+                "this kernel does not charge receivers for what they are handed (Linux 6.13 and \
+                 later stable releases do), so nothing would hold a writer back",
+            )
+        } else {
+            None
+        })
+    }
+
+    /// `FIONREAD` tells how much can be read.
+    fn fionread(&mut self, sends: bool) -> io::Result<bool> {
+        let mut pair = self.pair(sends)?;
+        pair.sender.write_all(b"12345")?;
+        // Peeking waits until they are there.
+        pair.receiver.peek(&mut [0; 5])?;
+        let mut count: libc::c_int = 0;
+        // SAFETY: writes an int.
+        let result =
+            unsafe { libc::ioctl(pair.receiver.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+        Ok(result == 0 && count == 5)
+    }
+
+    /// splice(2) finds what can be read.
+    fn splice(&mut self, sends: bool) -> io::Result<bool> {
+        let mut pair = self.pair(sends)?;
+        let (_read, write) = io::pipe()?;
+        pair.sender.write_all(b"12345")?;
+        pair.receiver.peek(&mut [0; 5])?;
+        // SAFETY: two descriptors that are open; no offsets are given.
+        let moved = unsafe {
+            libc::splice(
+                pair.receiver.as_raw_fd(),
+                std::ptr::null_mut(),
+                write.as_raw_fd(),
+                std::ptr::null_mut(),
+                5,
+                libc::SPLICE_F_NONBLOCK,
+            )
+        };
+        Ok(moved == 5)
+    }
+
+    /// A recv that waits when the connection is reset says so.
+    fn reset(&mut self, sends: bool) -> io::Result<bool> {
+        let pair = self.pair(sends)?;
+        let receiver = pair.receiver.try_clone()?;
+        receiver.set_read_timeout(None)?;
+        let (waits, waiting) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let _ = waits.send(());
+            let mut receiver = receiver;
+            receiver.read(&mut [0; 1]).map_err(|error| error.kind())
+        });
+        let _ = waiting.recv();
+        // There is no telling when the other thread waits in the kernel; too early, and recv finds the
+        // reset when it begins, which looks right: only the caution is lost.
+        thread::sleep(Duration::from_millis(20));
+        SockRef::from(&pair.sender).set_linger(Some(Duration::ZERO))?;
+        drop(pair.sender);
+        let said = reader.join().map_err(|_| io::Error::other("no answer"))?;
+        Ok(said == Err(io::ErrorKind::ConnectionReset))
+    }
+}
+
+/// Bytes that wait to be read, as the socket is charged for them.
+fn receive_memory(stream: &TcpStream) -> io::Result<u32> {
+    let mut numbers = [0u32; 9];
+    let mut size = size_of_val(&numbers) as libc::socklen_t;
+    // SAFETY: a buffer of the size that is given.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            numbers.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(numbers[0])
+}
+
+/// `ip link set lo up` in the calling thread's namespace.
+fn loopback_up() -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: all of the request may be zero; the name is shorter than its field.
+    let result = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+"""`client.py <scenario> <address>`: says what an application sees."""
+import errno
+import fcntl
+import hashlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import termios
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stream import exchange, read_exactly, read_line
+
+SCENARIO, ADDRESS = sys.argv[1:3]
+MiB = 1 << 20
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
+SIOCOUTQ = termios.TIOCOUTQ
+
+
+def connect(command, blocking=False):
+    """With a timeout, Python's sockets do not block: they wait by poll(2), as event loops do."""
+    connection = socket.create_connection((ADDRESS, 80), timeout=60)
+    if blocking:
+        connection.settimeout(None)
+    connection.sendall(command.encode() + b"\n")
+    return connection
+
+
+def exchanges():
+    """Sixteen connections with writes of all sizes, one with writes of up to 64 MiB."""
+    failed = []
+
+    def one(seed, total, largest):
+        try:
+            connection = connect(f"exchange {seed} {total} {largest}")
+            exchange(connection, seed, seed + 1, total, largest)
+        except Exception as error:
+            failed.append(f"connection {seed}: {error!r}")
+
+    plans = [(10 * number, 2 * MiB, 1 << 17) for number in range(16)]
+    plans.append((1000, 64 * MiB + 1, 64 * MiB))
+    threads = [threading.Thread(target=one, args=plan) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("\n".join(failed) or "all equal")
+
+
+def stopped():
+    """Writes without end to a reader that has stopped: must be told to wait, and go on in time."""
+    connection = connect("stop 3000")
+    connection.setblocking(False)
+    start, sent, chunk = time.monotonic(), 0, bytes(256 * 1024)
+    refused = 0
+    while time.monotonic() - start < 2:
+        try:
+            sent += connection.send(chunk)
+        except BlockingIOError:
+            refused += 1
+            time.sleep(0.01)
+    print("waits", refused > 100 and sent < 12 * MiB)
+    connection.settimeout(60)
+    more = bytes(4 * MiB)
+    connection.sendall(more)
+    connection.shutdown(socket.SHUT_WR)
+    print("all read", int(read_line(connection)) == sent + len(more))
+    # The reader goes on after 3 s: nothing may wait for a retransmission that backs off.
+    print("in time", time.monotonic() - start < 6)
+
+
+def half_close():
+    connection = connect("half-close")
+    content = os.urandom(MiB)
+    connection.sendall(content)
+    connection.shutdown(socket.SHUT_WR)
+    print("digest", read_line(connection).strip() == hashlib.sha256(content).hexdigest())
+    answer = b""
+    while chunk := connection.recv(1 << 16):
+        answer += chunk
+    print("answer", len(answer) == MiB)
+    print("end once", connection.recv(1) == b"")
+
+
+def early():
+    """Two writes at once: with TCP_DEFER_ACCEPT, before the server's socket exists."""
+    wrong = 0
+    for number in range(60):
+        connection = socket.create_connection((ADDRESS, 81), timeout=60)
+        connection.sendall(b"echo\n")
+        first, second = b"A" * 100, b"B" * (1 + number * 50)
+        connection.sendall(first)
+        connection.sendall(second)
+        wrong += read_exactly(connection, len(first + second)) != first + second
+        connection.close()
+    print("in order", wrong == 0)
+
+
+def unread():
+    """The server closes with bytes unread: writes end in an error soon, not in silence."""
+    connection = connect("unread 200")
+    connection.sendall(bytes(1000))
+    time.sleep(0.5)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    start = time.monotonic()
+    while time.monotonic() - start < 2:
+        try:
+            connection.sendall(bytes(1000))
+            time.sleep(0.05)
+        except (BrokenPipeError, ConnectionResetError):
+            print("told True")
+            return
+    print("told False")
+
+
+def recv_flags():
+    """What recv, poll and ioctl give, line by line, to be compared with and without the mesh."""
+    late = connect("late", blocking=True)
+    print("waitall", late.recv(17, socket.MSG_WAITALL))
+    late.send(b"x")
+    late.close()
+
+    late = connect("late", blocking=True)
+    late.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 10)
+    poll = select.poll()
+    poll.register(late, select.POLLIN)
+    poll.poll(5000)
+    print("lowat", len(late.recv(100, socket.MSG_PEEK)) >= 10)
+    late.send(b"x")
+    late.close()
+
+    echo = connect("echo", blocking=True)
+    echo.sendall(b"0123456789")
+    print("peek", echo.recv(4, socket.MSG_PEEK), echo.recv(4))
+    time.sleep(0.2)
+    print("fionread", struct.unpack("i", fcntl.ioctl(echo, termios.FIONREAD, bytes(4)))[0])
+    print("trunc", echo.recv(100, socket.MSG_TRUNC)[:0], end=" ")
+    print("outq", struct.unpack("i", fcntl.ioctl(echo, SIOCOUTQ, bytes(4)))[0])
+    echo.close()
+
+    read, write = os.pipe()
+    echo = connect("echo", blocking=True)
+    echo.sendall(b"through a pipe")
+    moved = os.splice(echo.fileno(), write, 14) if hasattr(os, "splice") else splice(echo, write)
+    print("splice", os.read(read, moved))
+    echo.close()
+
+    # A signal with SA_RESTART during a blocking recv: it goes on.
+    echo = connect("echo", blocking=True)
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.siginterrupt(signal.SIGALRM, False)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    threading.Timer(0.5, echo.sendall, [b"after the signal"]).start()
+    print("restart", raw_recv(echo))
+    echo.close()
+
+    # A reset during a blocking recv.
+    reset = connect("reset 300", blocking=True)
+    print("reset", raw_recv(reset))
+    reset.close()
+
+
+def splice(connection, pipe):
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.splice(connection.fileno(), None, pipe, None, 14, 0)
+
+
+def raw_recv(connection):
+    """recv(2) itself: Python would call again by itself."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(100)
+    count = libc.recv(connection.fileno(), buffer, 100, 0)
+    return buffer.raw[:count] if count >= 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def zerocopy():
+    connection = connect("count")
+    connection.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    connection.sendall(bytes(100_000), MSG_ZEROCOPY)
+    poll = select.poll()
+    poll.register(connection, 0)
+    print("completion", bool(poll.poll(5000)) and bool(connection.recvmsg(1, 1000, socket.MSG_ERRQUEUE)[1]))
+    connection.shutdown(socket.SHUT_WR)
+    print("bytes", read_line(connection).strip())
+
+
+def sendfile():
+    connection = connect("count")
+    with tempfile.TemporaryFile() as file:
+        file.truncate(256 * MiB)
+        print("sent", connection.sendfile(file))
+    connection.shutdown(socket.SHUT_WR)
+    print("bytes", read_line(connection).strip())
+
+
+def hold():
+    """Talks every tenth of a second until the input ends."""
+    connection = connect("echo")
+    print("open", flush=True)
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        connection.sendall(b"still there?")
+        if read_exactly(connection, 12) != b"still there?":
+            print("wrong", flush=True)
+    print("done", flush=True)
+
+
+def once():
+    connection = connect("echo")
+    connection.sendall(b"1234567890")
+    print("echo", read_exactly(connection, 10).decode())
+    connection.close()
+
+
+globals()[SCENARIO.replace("-", "_")]()

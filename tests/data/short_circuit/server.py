@@ -1,0 +1,77 @@
+"""A server of many habits. Each connection says in its first line what it is to see."""
+import hashlib
+import os
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(__file__))
+from stream import exchange, read_exactly, read_line
+
+TCP_DEFER_ACCEPT = 9
+
+
+def serve(connection):
+    # Not blocking, but waiting by poll(2).
+    connection.settimeout(60)
+    command, *arguments = read_line(connection).split()
+    numbers = [int(argument) for argument in arguments]
+    if command == "exchange":
+        seed, total, largest = numbers
+        exchange(connection, seed + 1, seed, total, largest)
+    elif command == "stop":
+        # Reads nothing for a while, then everything; answers with the number of bytes.
+        time.sleep(numbers[0] / 1000)
+        count = 0
+        while chunk := connection.recv(1 << 20):
+            count += len(chunk)
+        connection.sendall(f"{count}\n".encode())
+    elif command == "half-close":
+        # Reads to the end, then answers as much and closes.
+        digest, count = hashlib.sha256(), 0
+        while chunk := connection.recv(1 << 16):
+            digest.update(chunk)
+            count += len(chunk)
+        connection.sendall(digest.hexdigest().encode() + b"\n" + bytes(count))
+    elif command == "unread":
+        # Goes away with bytes unread.
+        time.sleep(numbers[0] / 1000)
+    elif command == "count":
+        # Counts to the end of what comes, by plain recv.
+        count = 0
+        while chunk := connection.recv(1 << 20):
+            count += len(chunk)
+        connection.sendall(f"{count}\n".encode())
+    elif command == "echo":
+        while chunk := connection.recv(1 << 16):
+            connection.sendall(chunk)
+    elif command == "late":
+        # Sends in three parts, with pauses, then waits.
+        for part in (b"first ", b"second ", b"third"):
+            connection.sendall(part)
+            time.sleep(0.1)
+        connection.recv(1)
+    elif command == "reset":
+        time.sleep(numbers[0] / 1000)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def listen(port, deferred):
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if deferred:
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 5)
+    listener.bind(("0.0.0.0", port))
+    listener.listen(128)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+
+random.seed(1)
+threading.Thread(target=listen, args=(7001, True), daemon=True).start()
+listen(7000, False)

@@ -1,0 +1,328 @@
+//! Bytes that stay on the node take the short-circuit, and nobody can tell but
+//! by the clock: every byte arrives once and in order, a slow reader holds its
+//! writer back, and ends are ends.
+
+use std::path::Path;
+use std::process::Command;
+
+use mesh_tests::{
+    Agent, Lab, Node, Outcome, Process, ServicePort, Workload, outcome, service, workload_entries,
+};
+
+const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/client.py");
+const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/server.py");
+const VIP: &str = "10.96.0.40";
+
+/// Two workloads of one node.
+pub struct Pair {
+    pub agent: Agent,
+    pub client: Workload,
+    _server: Process,
+    pub server: Workload,
+    pub lab: Lab,
+}
+
+/// With `direct`, no agent is on the way; `short_circuit` is the setting of both.
+pub fn pair(direct: bool, short_circuit: &str) -> Pair {
+    let lab = Lab::new();
+    let client = lab
+        .workload(Node::A, "client", &[])
+        .annotated("undermesh.io/direct", if direct { "true" } else { "false" })
+        .annotated("undermesh.io/short-circuit", short_circuit);
+    let server = lab
+        .workload(Node::A, "server", &[("app", "server")])
+        .annotated("undermesh.io/short-circuit", short_circuit);
+    let process = server.serve(7000, "python3", &[SERVER]);
+    lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
+    let ports = [("tcp", 80, 7000), ("tcp-deferred", 81, 7001)];
+    let ports = ports.map(|(name, port, target)| ServicePort { name, port, target });
+    lab.configure("server.yaml", &service("server", 40, &ports));
+    let agent = Agent::start(&lab, Node::A);
+    Pair {
+        agent,
+        client,
+        _server: process,
+        server,
+        lab,
+    }
+}
+
+impl Pair {
+    fn run(&self, scenario: &str, address: &str) -> Outcome {
+        self.client.run("python3", &[CLIENT, scenario, address])
+    }
+
+    /// What the client of a scenario sees of the service.
+    fn sees(&self, scenario: &str) -> String {
+        self.run(scenario, VIP).success()
+    }
+
+    /// The counters of the kernel, by [`mesh_common::Counter`].
+    fn counters(&self) -> Vec<u64> {
+        let pin = self.lab.bpffs(Node::A).join("counters");
+        let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()]);
+        (dump.as_array().into_iter().flatten())
+            .map(|entry| {
+                let values = entry["formatted"]["values"].as_array();
+                values
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|value| value["value"].as_u64())
+                    .sum()
+            })
+            .collect()
+    }
+
+    fn handed_over(&self) -> u64 {
+        self.counters()[3]
+    }
+
+    fn fell_back(&self) -> u64 {
+        self.counters()[4..7].iter().sum()
+    }
+
+    fn set_knob(&self, index: u8, value: u8) {
+        let pin = self.lab.bpffs(Node::A).join("knobs");
+        let (index, value) = (index.to_string(), value.to_string());
+        let update = ["map", "update", "pinned", &pin.to_string_lossy()];
+        let key = ["key", &index, "0", "0", "0", "value", &value, "0", "0", "0"];
+        outcome(Command::new("bpftool").args(update).args(key))
+            .expect("bpftool starts")
+            .success();
+    }
+}
+
+fn bpftool(arguments: &[&str]) -> serde_json::Value {
+    let said = outcome(Command::new("bpftool").arg("--json").args(arguments))
+        .expect("bpftool starts")
+        .success();
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+/// Both ways through the agent, and past it.
+fn everywhere(scenario: &str, expected: &str) {
+    for direct in [true, false] {
+        let pair = pair(direct, "on");
+        assert_eq!(pair.sees(scenario), expected, "direct: {direct}");
+        assert!(
+            pair.handed_over() > 0,
+            "direct: {direct}: {:?}",
+            pair.counters()
+        );
+    }
+}
+
+#[test]
+fn every_byte_arrives_once_and_in_order_both_ways_at_once() {
+    for direct in [true, false] {
+        let pair = pair(direct, "on");
+        assert_eq!(pair.sees("exchanges"), "all equal\n", "direct: {direct}");
+        // Both ways of carrying bytes have had their share.
+        assert!(pair.handed_over() > 100, "{:?}", pair.counters());
+        assert!(pair.fell_back() > 0, "{:?}", pair.counters());
+    }
+}
+
+#[test]
+fn a_reader_that_stops_holds_its_writer_back_and_goes_on_in_time() {
+    everywhere("stopped", "waits True\nall read True\nin time True\n");
+}
+
+#[test]
+fn one_direction_may_end_before_the_other() {
+    everywhere("half-close", "digest True\nanswer True\nend once True\n");
+}
+
+#[test]
+fn bytes_that_come_before_the_server_accepts_stay_in_order() {
+    everywhere("early", "in order True\n");
+}
+
+#[test]
+fn a_writer_hears_that_its_reader_is_gone() {
+    everywhere("unread", "told True\n");
+}
+
+#[test]
+fn a_file_is_sent_whole() {
+    everywhere("sendfile", "sent 268435456\nbytes 268435456\n");
+}
+
+#[test]
+fn who_sends_without_copies_hears_when_the_pages_are_free() {
+    for direct in [true, false] {
+        let pair = pair(direct, "on");
+        assert_eq!(
+            pair.sees("zerocopy"),
+            "completion True\nbytes 100000\n",
+            "direct: {direct}"
+        );
+    }
+}
+
+#[test]
+fn by_default_an_application_sees_what_it_sees_without_the_mesh() {
+    let through = [pair(false, "auto"), pair(true, "auto")];
+    let without = {
+        let lab = Lab::new();
+        let client = lab.workload(Node::A, "client", &[]);
+        let server = lab.workload(Node::A, "server", &[]);
+        let _process = server.serve(
+            80,
+            "python3",
+            &[
+                "-c",
+                &format!(
+                    "import runpy, socket; listen = socket.socket.bind\n\
+             socket.socket.bind = lambda s, a: listen(s, (a[0], {{7000: 80, 7001: 81}}[a[1]]))\n\
+             runpy.run_path({SERVER:?}, run_name='__main__')"
+                ),
+            ],
+        );
+        client
+            .run("python3", &[CLIENT, "recv-flags", &server.v4.to_string()])
+            .success()
+    };
+    assert!(without.contains("reset ECONNRESET"), "{without}");
+    assert!(without.contains("restart b'after the signal'"), "{without}");
+    for pair in through {
+        assert_eq!(pair.sees("recv-flags"), without);
+    }
+}
+
+#[test]
+fn the_account_of_a_direct_flow_is_exact_at_both_ends() {
+    let pair = pair(true, "on");
+    assert_eq!(pair.sees("once"), "echo 1234567890\n");
+    let flows = pair.agent.meshctl_json(&["flows"]);
+    let flow = |direction: &str| {
+        (flows.as_array().into_iter().flatten())
+            .find(|flow| flow["direction"] == direction)
+            .unwrap_or_else(|| panic!("no {direction} flow: {flows}"))
+            .clone()
+    };
+    let (out, inward) = (flow("outbound"), flow("inbound"));
+    // "echo\n" and ten bytes there, ten bytes back.
+    for (sent, received) in [(&out, &inward), (&inward, &out)] {
+        assert_eq!(sent["bytes_sent"], received["bytes_received"], "{flows}");
+        assert_eq!(
+            sent["short_circuit_sent"], received["short_circuit_received"],
+            "{flows}"
+        );
+    }
+    assert_eq!(
+        (&out["bytes_sent"], &out["bytes_received"]),
+        (&15.into(), &10.into()),
+        "{flows}"
+    );
+    assert!(out["short_circuit_sent"].as_u64() > Some(0), "{flows}");
+    for flow in [&out, &inward] {
+        assert_eq!(flow["verdict"], "direct");
+        assert_eq!(
+            flow["source_identity"],
+            "spiffe://cluster.local/ns/default/sa/client"
+        );
+        assert_eq!(
+            flow["destination_identity"],
+            "spiffe://cluster.local/ns/default/sa/server"
+        );
+        assert_eq!(flow["security"], "same_node");
+    }
+    assert_eq!(out["destination"], format!("{VIP}:80"));
+    assert_eq!(out["endpoint"], format!("{}:7000", pair.server.v4));
+    assert!(out["connect_us"].as_u64() > Some(0), "{flows}");
+}
+
+#[test]
+fn the_operators_switch_takes_effect_on_open_connections() {
+    let pair = pair(true, "on");
+    pair.set_knob(0, 1);
+    assert_eq!(
+        pair.sees("half-close"),
+        "digest True\nanswer True\nend once True\n"
+    );
+    assert_eq!(pair.handed_over(), 0, "{:?}", pair.counters());
+    pair.set_knob(0, 0);
+    assert_eq!(
+        pair.sees("half-close"),
+        "digest True\nanswer True\nend once True\n"
+    );
+    assert!(pair.handed_over() > 0, "{:?}", pair.counters());
+}
+
+#[test]
+fn a_workload_that_says_off_stays_with_tcp() {
+    let pair = pair(true, "off");
+    assert_eq!(pair.sees("once"), "echo 1234567890\n");
+    assert_eq!(pair.handed_over(), 0, "{:?}", pair.counters());
+}
+
+#[test]
+fn direct_connections_go_on_and_new_ones_come_about_while_no_agent_runs() {
+    let mut pair = pair(true, "on");
+    let log = pair.lab.folder().join("hold.log");
+    let mut command = pair.client.command("python3");
+    command.args([CLIENT, "hold", VIP]);
+    command.stdin(std::process::Stdio::piped());
+    let mut held = Process::spawn(&mut command, log).expect("python starts");
+    let said = |held: &Process, what: &str| held.log().contains(what);
+    assert!(
+        mesh_tests::wait_until(std::time::Duration::from_secs(10), || said(&held, "open")),
+        "{}",
+        held.log()
+    );
+    pair.agent.kill();
+    assert_eq!(pair.sees("once"), "echo 1234567890\n", "without an agent");
+    pair.agent.restart();
+    assert_eq!(
+        pair.sees("once"),
+        "echo 1234567890\n",
+        "with the next agent"
+    );
+    assert!(held.is_running() && !said(&held, "wrong"), "{}", held.log());
+}
+
+#[test]
+fn no_connection_is_decided_by_a_policy_that_is_not_in_force_any_more() {
+    let pair = pair(true, "on");
+    assert_eq!(pair.sees("once"), "echo 1234567890\n");
+    let generation = || pair.agent.meshctl_json(&["config"])["generation"].as_u64();
+    let before = generation();
+    pair.lab.configure(
+        "deny.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\n\
+         spec: {selector: {matchLabels: {app: server}}, action: DENY, \
+         rules: [{from: [{source: {namespaces: [default]}}]}]}\n",
+    );
+    let acknowledged =
+        mesh_tests::wait_until(std::time::Duration::from_secs(5), || generation() > before);
+    assert!(acknowledged);
+    let refused = pair.run("once", VIP);
+    assert!(
+        refused.stderr.contains("ConnectionRefusedError"),
+        "{refused:?}"
+    );
+    pair.lab.unconfigure("deny.yaml");
+    let before = generation();
+    mesh_tests::wait_until(std::time::Duration::from_secs(5), || generation() > before);
+    assert_eq!(pair.sees("once"), "echo 1234567890\n");
+}
+
+/// The probe at start says what it found, and why.
+#[test]
+fn check_says_what_the_short_circuit_may_do_on_this_kernel() {
+    let pair = pair(true, "auto");
+    let said = pair.agent.meshctl(&["check"]).stdout;
+    for line in [
+        "short-circuit to the agent",
+        "short-circuit to applications",
+    ] {
+        assert!(
+            said.lines()
+                .any(|l| l.contains(line) && l.len() > line.len() + 4),
+            "{said}"
+        );
+    }
+    assert!(!said.contains("not probed"), "{said}");
+    assert!(Path::new(SERVER).exists());
+}
