@@ -70,6 +70,14 @@ impl Default for Options {
 }
 
 impl Snapshot {
+    /// Which configuration this is, for what is remembered of endpoints.
+    pub fn version(&self) -> crate::balance::Version {
+        crate::balance::Version {
+            generation: self.generation,
+            policies: self.authorization.epoch,
+        }
+    }
+
     /// Compiles a configuration. It is refused as a whole, with all findings,
     /// if one of them is an error.
     pub fn compile(

@@ -1,6 +1,7 @@
 //! The small application of the demo and the tests. It knows nothing of the
 //! mesh: it listens, answers, and calls its neighbours by name.
 
+mod backend;
 mod client;
 mod http;
 mod pages;
@@ -27,6 +28,14 @@ enum Service {
     Details(Listen),
     /// The page that calls the other three by name.
     Productpage(Listen),
+    /// Answers as it is asked to (`/status/503`, `/delay/1500`), and counts connections.
+    Backend {
+        #[command(flatten)]
+        listen: Listen,
+        /// Answer 500 to everything else.
+        #[arg(long)]
+        fail: bool,
+    },
     /// Sends back every byte it gets (TCP).
     Echo(Listen),
     /// Speaks first, then echoes (TCP).
@@ -50,6 +59,7 @@ async fn main() -> anyhow::Result<()> {
         Service::Ratings(listen) => http::serve(listen, pages::ratings).await,
         Service::Details(listen) => http::serve(listen, pages::details).await,
         Service::Productpage(listen) => http::serve(listen, pages::productpage).await,
+        Service::Backend { listen, fail } => backend::serve(listen, fail).await,
         Service::Echo(listen) => tcp::serve(listen, "").await,
         Service::Greeter(listen) => tcp::serve(listen, tcp::GREETING).await,
     }

@@ -18,6 +18,8 @@ pub trait Agent: Send + Sync + 'static {
     fn workloads(&self) -> Vec<WorkloadView>;
     /// All services.
     fn services(&self) -> Vec<ServiceView>;
+    /// What each client of this node knows of the services it has used.
+    fn endpoints(&self) -> Vec<ClusterView>;
     /// Flows of this node's workloads, from the BPF maps.
     fn flows(&self) -> Vec<FlowView>;
     /// The transport between `workload` (`<name>[.<namespace>]`) and every
@@ -134,6 +136,70 @@ pub struct EndpointView {
     pub workload: Option<String>,
     /// Whether it takes part in load balancing.
     pub healthy: bool,
+}
+
+/// What a client knows of one port of a service, or of a subset of it: `meshctl endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// `<name>.<namespace>` of the client.
+    pub client: String,
+    /// Host of the service.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// Subset, where a route names one.
+    pub subset: Option<String>,
+    /// Connections that are open, or being made.
+    pub connections: GaugeView,
+    /// Requests that wait for a connection.
+    pub pending: GaugeView,
+    /// Requests (for TCP: connections) on their way.
+    pub requests: GaugeView,
+    /// Retries under way.
+    pub retries: GaugeView,
+    /// Ejections that `maxEjectionPercent` forbade.
+    pub refused_ejections: u64,
+    /// Endpoints.
+    pub endpoints: Vec<ClusterEndpointView>,
+}
+
+/// How many there are of something that is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GaugeView {
+    /// Now.
+    pub now: u32,
+    /// At most; `None` without bound.
+    pub limit: Option<u32>,
+    /// How often there would have been more.
+    pub refused: u64,
+}
+
+/// An endpoint as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterEndpointView {
+    /// `address:port`, or `host:port` for endpoints that are resolved by DNS.
+    pub address: String,
+    /// `<name>.<namespace>` of the workload, where the mesh knows it.
+    pub workload: Option<String>,
+    /// Requests (for TCP: connections) on their way to it.
+    pub active: u32,
+    /// All that ever were.
+    pub total: u64,
+    /// Why and how long it is out of service, where it is.
+    pub ejected: Option<EjectionView>,
+}
+
+/// An endpoint out of service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EjectionView {
+    /// Why.
+    pub reason: String,
+    /// Seconds since it was taken out.
+    pub since_s: u64,
+    /// Seconds until it comes back.
+    pub until_s: u64,
+    /// How often it has been out.
+    pub count: u64,
 }
 
 /// Which end of a connection the workload is.

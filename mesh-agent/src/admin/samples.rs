@@ -16,6 +16,9 @@ impl Agent for SampleAgent {
     fn services(&self) -> Vec<ServiceView> {
         services()
     }
+    fn endpoints(&self) -> Vec<ClusterView> {
+        endpoints()
+    }
     fn flows(&self) -> Vec<FlowView> {
         flows()
     }
@@ -159,6 +162,42 @@ pub fn workloads() -> Vec<WorkloadView> {
             WorkloadState::Failed("cannot attach sk_lookup: permission denied".to_owned()),
         ),
     ]
+}
+
+pub fn endpoints() -> Vec<ClusterView> {
+    let gauge = |now, limit, refused| GaugeView {
+        now,
+        limit,
+        refused,
+    };
+    let endpoint = |address: &str, workload: &str, active, total, ejected| ClusterEndpointView {
+        address: address.to_owned(),
+        workload: Some(workload.to_owned()),
+        active,
+        total,
+        ejected,
+    };
+    let out = EjectionView {
+        reason: "5 errors in a row".to_owned(),
+        since_s: 12,
+        until_s: 58,
+        count: 2,
+    };
+    vec![ClusterView {
+        client: "sleep.default".to_owned(),
+        service: "reviews.default.svc.cluster.local".to_owned(),
+        port: 80,
+        subset: Some("v2".to_owned()),
+        connections: gauge(100, Some(100), 7),
+        pending: gauge(50, Some(50), 3),
+        requests: gauge(100, None, 0),
+        retries: gauge(0, None, 0),
+        refused_ejections: 4,
+        endpoints: vec![
+            endpoint("10.0.2.3:8080", "reviews-v2.default", 100, 4711, None),
+            endpoint("10.0.2.4:8080", "reviews-v3.default", 0, 15, Some(out)),
+        ],
+    }]
 }
 
 pub fn services() -> Vec<ServiceView> {

@@ -101,6 +101,7 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/version" => json(StatusCode::OK, &agent.version()),
         "/v1/workloads" => json(StatusCode::OK, &agent.workloads()),
         "/v1/services" => json(StatusCode::OK, &agent.services()),
+        "/v1/endpoints" => json(StatusCode::OK, &agent.endpoints()),
         "/v1/flows" => json(StatusCode::OK, &agent.flows()),
         "/v1/config" => json(StatusCode::OK, &agent.config()),
         "/v1/certificates" => json(StatusCode::OK, &agent.certificates()),

@@ -2,6 +2,7 @@
 
 mod authz;
 mod checks;
+mod endpoints;
 mod enrolment;
 mod flow_keeper;
 mod listeners;
@@ -63,6 +64,7 @@ struct Agent {
     node: Arc<Node>,
     certificates: Arc<Certificates>,
     enrolment: Enrolment,
+    upstreams: Arc<Upstreams<Upstream>>,
     refused: Mutex<Option<Refused>>,
     resources: std::sync::atomic::AtomicUsize,
 }
@@ -160,6 +162,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         node,
         certificates: certificates.clone(),
         enrolment,
+        upstreams,
         refused: Mutex::default(),
         resources: 0.into(),
         options,

@@ -58,6 +58,10 @@ impl api::Agent for Agent {
             .collect()
     }
 
+    fn endpoints(&self) -> Vec<api::ClusterView> {
+        super::endpoints::views(&self.upstreams.clusters)
+    }
+
     fn flows(&self) -> Vec<FlowView> {
         let snapshot = self.node.snapshot.load();
         let workloads = self.enrolment.by_cookie();

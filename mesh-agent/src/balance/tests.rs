@@ -1,13 +1,42 @@
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::outlier::Cause;
 use super::*;
-use crate::registry::{Location, Protocol, Resolution, ServicePort};
+use crate::identity::Identity;
+use crate::registry::{
+    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Workload, WorkloadName,
+};
+use crate::route::fixture;
+use crate::route::{ClientView, Routes, UpstreamPolicy};
 
-fn service(endpoints: &[(&str, u32, &str)]) -> Service {
-    Service {
+#[derive(Debug, Default)]
+struct NoPool;
+
+impl EndpointPool for NoPool {
+    fn renew(&self) {}
+}
+
+/// Endpoints as (address, weight, locality); the label `version` is `v` and the last digit of the address.
+fn service(endpoints: &[(&str, u32, &str)]) -> Arc<Service> {
+    let endpoint = |(address, weight, locality): &(&str, u32, &str)| {
+        Arc::new(Endpoint {
+            address: Some(address.parse().expect("an address")),
+            labels: [(
+                "version".to_owned(),
+                format!("v{}", &address[address.len() - 1..]),
+            )]
+            .into(),
+            weight: *weight,
+            locality: (*locality).to_owned(),
+            ..Endpoint::unknown(80, 8080)
+        })
+    };
+    Arc::new(Service {
         host: "reviews.default.svc.cluster.local".into(),
         name: "reviews".into(),
         namespace: "default".into(),
@@ -18,165 +47,352 @@ fn service(endpoints: &[(&str, u32, &str)]) -> Service {
             number: 80,
             protocol: Protocol::Http,
         }],
-        endpoints: endpoints
-            .iter()
-            .map(|(address, weight, version)| {
-                Arc::new(Endpoint {
-                    address: Some(address.parse().expect("an address")),
-                    host: None,
-                    ports: [(80, 8080)].into(),
-                    labels: [("version".to_owned(), (*version).to_owned())].into(),
-                    weight: *weight,
-                    workload: None,
-                })
-            })
-            .collect(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
         origin: String::new(),
+    })
+}
+
+fn client(locality: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        name: WorkloadName {
+            name: "sleep".into(),
+            namespace: "default".into(),
+        },
+        labels: [("network".to_owned(), "one".to_owned())].into(),
+        identity: Identity {
+            trust_domain: "cluster.local".into(),
+            namespace: "default".into(),
+            service_account: "sleep".into(),
+        },
+        addresses: Vec::new(),
+        ports: Default::default(),
+        node: None,
+        placement: None,
+        tunnel: Tunnel::None,
+        locality: locality.to_owned(),
+        when_agent_is_down: None,
+        weight: 1,
+        origin: String::new(),
+    })
+}
+
+/// A client with the policy (and subset) of a DestinationRule.
+struct Mesh {
+    client: Arc<Workload>,
+    service: Arc<Service>,
+    routes: Routes,
+    subset: Option<&'static str>,
+    clusters: Clusters<NoPool>,
+    random: StdRng,
+    begin: Instant,
+}
+
+const PLAIN: &str = "{host: reviews}";
+
+impl Mesh {
+    fn new(endpoints: &[(&str, u32, &str)], rule: &str) -> Self {
+        let service = service(endpoints);
+        let registry = fixture::registry(vec![service.clone()]);
+        let (routes, _) = fixture::routes(&registry, &[], &[("default/reviews", rule)]);
+        Self {
+            client: client("eu/west/a"),
+            service,
+            routes,
+            subset: None,
+            clusters: Clusters::default(),
+            random: StdRng::seed_from_u64(1),
+            begin: Instant::now(),
+        }
+    }
+
+    fn policy(policy: &str, endpoints: &[(&str, u32, &str)]) -> Self {
+        Self::new(
+            endpoints,
+            &format!("{{host: reviews, trafficPolicy: {policy}}}"),
+        )
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.begin + Duration::from_secs(seconds)
+    }
+
+    fn cluster_at(&self, now: Instant) -> Arc<Cluster<NoPool>> {
+        let view = ClientView {
+            namespace: "default",
+            labels: &self.client.labels,
+        };
+        let rule = self.routes.destination_rule(&view, &self.service);
+        let rule = rule.expect("a rule");
+        let subset = self.subset.map(|name| {
+            let mut subsets = rule.subsets();
+            subsets.find(|one| one.name == name).expect("a subset")
+        });
+        let policy: &Arc<UpstreamPolicy> = subset.map_or(rule.policy(80), |one| one.policy(80));
+        let destination = Destination {
+            client: &self.client,
+            service: &self.service,
+            port: 80,
+            subset,
+            policy,
+            version: Version::default(),
+        };
+        self.clusters.get(&destination, now)
+    }
+
+    fn cluster(&self) -> Arc<Cluster<NoPool>> {
+        self.cluster_at(self.begin)
+    }
+
+    fn choose_at(&mut self, choice: &Choice<'_>, now: Instant) -> Option<Arc<Member<NoPool>>> {
+        self.cluster_at(now).choose(choice, now, &mut self.random)
+    }
+
+    fn choose(&mut self, choice: &Choice<'_>) -> Option<Arc<Member<NoPool>>> {
+        self.choose_at(choice, self.begin)
+    }
+
+    fn counts_of(&mut self, choice: &Choice<'_>, now: Instant, choices: u32) -> Counts {
+        let mut counts = HashMap::new();
+        for _ in 0..choices {
+            let member = self.choose_at(choice, now).expect("an endpoint");
+            let ip = member.endpoint.address.expect("an address").to_string();
+            *counts.entry(ip).or_default() += 1;
+        }
+        Counts(counts)
+    }
+
+    fn counts(&mut self, choices: u32) -> Counts {
+        self.counts_of(&Choice::default(), self.begin, choices)
+    }
+
+    fn member(&self, index: usize) -> Arc<Member<NoPool>> {
+        self.cluster().members()[index].0.clone()
+    }
+
+    /// Lets an endpoint fail until it is out of service, if it may be.
+    fn fail(&self, index: usize, now: Instant) -> Option<Cause> {
+        let member = self.member(index);
+        let cluster = self.cluster_at(now);
+        (0..5).find_map(|_| cluster.report(&member, Report::Status(503), now))
     }
 }
 
-const ANY: Wanted<'_> = Wanted {
-    port: 80,
-    labels: None,
-    algorithm: Algorithm::LeastRequest,
-    avoid: &[],
-    like: None,
-};
+#[derive(Debug, PartialEq)]
+struct Counts(HashMap<String, u32>);
 
-fn count(
-    service: &Service,
-    wanted: &Wanted<'_>,
-    load: &Load,
-    choices: u32,
-) -> HashMap<String, u32> {
-    let mut random = StdRng::seed_from_u64(1);
-    let mut counts = HashMap::new();
-    for _ in 0..choices {
-        let endpoint = choose(service, wanted, load, &mut random).expect("an endpoint");
-        let address = endpoint.address.expect("an address").to_string();
-        *counts.entry(address).or_default() += 1;
+impl Counts {
+    fn of(&self, address: &str) -> u32 {
+        self.0.get(address).copied().unwrap_or(0)
     }
-    counts
+
+    fn is_near(&self, address: &str, expected: u32) {
+        let found = self.of(address);
+        assert!(
+            found.abs_diff(expected) <= expected / 5 + 20,
+            "{address} was chosen {found} times, not {expected}: {self:?}"
+        );
+    }
 }
+
+const THREE: [(&str, u32, &str); 3] = [
+    ("10.0.0.1", 1, ""),
+    ("10.0.0.2", 2, ""),
+    ("10.0.0.3", 1, ""),
+];
 
 #[test]
-fn a_subset_and_a_port_bound_the_choice() {
-    let service = service(&[
-        ("10.0.0.1", 1, "v1"),
-        ("10.0.0.2", 1, "v2"),
-        ("10.0.0.3", 1, "v2"),
-    ]);
-    let labels = [("version".to_owned(), "v2".to_owned())].into();
-    let wanted = Wanted {
-        labels: Some(&labels),
-        ..ANY
-    };
-    let counts = count(&service, &wanted, &Load::default(), 200);
-    assert_eq!(counts.len(), 2);
-    assert!(!counts.contains_key("10.0.0.1"));
-    let other = Wanted { port: 81, ..ANY };
-    assert!(
-        choose(
-            &service,
-            &other,
-            &Load::default(),
-            &mut StdRng::seed_from_u64(1)
-        )
-        .is_none()
-    );
-    let none = [("version".to_owned(), "v3".to_owned())].into();
-    let other = Wanted {
-        labels: Some(&none),
-        ..ANY
-    };
-    assert!(
-        choose(
-            &service,
-            &other,
-            &Load::default(),
-            &mut StdRng::seed_from_u64(1)
-        )
-        .is_none()
-    );
+fn a_subset_bounds_the_choice() {
+    let rule = "{host: reviews, subsets: [{name: v2, labels: {version: v2}}, {name: v9, labels: {version: v9}}]}";
+    let mut mesh = Mesh::new(&THREE, rule);
+    mesh.subset = Some("v2");
+    assert_eq!(mesh.counts(50).of("10.0.0.2"), 50);
+    mesh.subset = Some("v9");
+    assert!(mesh.choose(&Choice::default()).is_none());
 }
 
 #[test]
 fn round_robin_takes_turns() {
-    let service = service(&[
-        ("10.0.0.1", 1, "v1"),
-        ("10.0.0.2", 2, "v1"),
-        ("10.0.0.3", 1, "v1"),
-    ]);
-    let wanted = Wanted {
-        algorithm: Algorithm::RoundRobin,
-        ..ANY
-    };
-    let counts = count(&service, &wanted, &Load::default(), 400);
-    assert_eq!(
-        (counts["10.0.0.1"], counts["10.0.0.2"], counts["10.0.0.3"]),
-        (100, 200, 100)
-    );
+    let mut mesh = Mesh::policy("{loadBalancer: {simple: ROUND_ROBIN}}", &THREE);
+    let counts = mesh.counts(400);
+    let taken = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| counts.of(address));
+    assert_eq!(taken, [100, 200, 100]);
 }
 
 #[test]
 fn random_follows_weights() {
-    let service = service(&[("10.0.0.1", 1, "v1"), ("10.0.0.2", 3, "v1")]);
-    let wanted = Wanted {
-        algorithm: Algorithm::Random,
-        ..ANY
-    };
-    let counts = count(&service, &wanted, &Load::default(), 4000);
-    assert!(counts["10.0.0.1"].abs_diff(1000) < 100, "{counts:?}");
+    let mut mesh = Mesh::policy("{loadBalancer: {simple: RANDOM}}", &THREE);
+    let counts = mesh.counts(4000);
+    counts.is_near("10.0.0.1", 1000);
+    counts.is_near("10.0.0.2", 2000);
 }
 
 #[test]
 fn the_less_loaded_of_two_is_chosen() {
-    let service = service(&[("10.0.0.1", 1, "v1"), ("10.0.0.2", 1, "v1")]);
-    let load = Load::default();
-    let busy = EndpointAddress::of(&service.endpoints[0], 80).expect("an address");
-    let guard = load.begin(&busy);
-    assert_eq!(load.in_flight(&busy), 1);
-    assert_eq!(
-        count(&service, &ANY, &load, 100),
-        [("10.0.0.2".to_owned(), 100)].into()
-    );
-    drop(guard);
-    assert_eq!(load.in_flight(&busy), 0);
-    let counts = count(&service, &ANY, &load, 1000);
-    assert!(counts["10.0.0.1"].abs_diff(500) < 100, "{counts:?}");
+    let endpoints = [("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")];
+    let mut mesh = Mesh::new(&endpoints, PLAIN);
+    let busy = mesh.member(0);
+    let active = mesh.cluster().begin(&busy).expect("no bound");
+    assert_eq!(busy.host.in_flight(), 1);
+    assert_eq!(mesh.counts(100).of("10.0.0.2"), 100);
+    drop(active);
+    assert_eq!((busy.host.in_flight(), busy.host.served()), (0, 1));
+    mesh.counts(1000).is_near("10.0.0.1", 500);
+}
+
+#[test]
+fn load_is_weighed() {
+    let endpoints = [("10.0.0.1", 1, ""), ("10.0.0.2", 9, "")];
+    let mut mesh = Mesh::new(&endpoints, PLAIN);
+    let cluster = mesh.cluster();
+    let heavy = mesh.member(1);
+    let _active: Vec<_> = (0..3)
+        .map(|_| cluster.begin(&heavy).expect("no bound"))
+        .collect();
+    assert_eq!(mesh.counts(50).of("10.0.0.2"), 50);
 }
 
 #[test]
 fn endpoints_that_were_tried_are_avoided_while_there_are_others() {
-    let service = service(&[("10.0.0.1", 1, "v1"), ("10.0.0.2", 1, "v1")]);
-    let address = |i: usize| EndpointAddress::of(&service.endpoints[i], 80).expect("an address");
-    let one = [address(0)];
-    let wanted = Wanted { avoid: &one, ..ANY };
-    assert_eq!(
-        count(&service, &wanted, &Load::default(), 50),
-        [("10.0.0.2".to_owned(), 50)].into()
-    );
-    let both = [address(0), address(1)];
-    let wanted = Wanted {
-        avoid: &both,
-        ..ANY
+    let mut mesh = Mesh::new(&THREE, PLAIN);
+    let address = |mesh: &Mesh, i| mesh.member(i).host.address.clone();
+    let two = [address(&mesh, 0), address(&mesh, 1)];
+    let choice = Choice {
+        avoid: &two,
+        ..Choice::default()
     };
-    assert_eq!(count(&service, &wanted, &Load::default(), 50).len(), 2);
+    let begin = mesh.begin;
+    assert_eq!(mesh.counts_of(&choice, begin, 50).of("10.0.0.3"), 50);
+    let all = [address(&mesh, 0), address(&mesh, 1), address(&mesh, 2)];
+    let choice = Choice {
+        avoid: &all,
+        ..Choice::default()
+    };
+    assert!(mesh.choose(&choice).is_some());
 }
 
 #[test]
 fn the_clients_address_family_comes_first() {
-    let service = service(&[("10.0.0.1", 1, "v1"), ("fd00::1", 1, "v1")]);
-    let wanted = Wanted {
+    let endpoints = [("10.0.0.1", 1, ""), ("fd00::1", 1, "")];
+    let mut mesh = Mesh::new(&endpoints, PLAIN);
+    let choice = Choice {
         like: Some([0u16; 8].into()),
-        ..ANY
+        ..Choice::default()
     };
+    let begin = mesh.begin;
+    assert_eq!(mesh.counts_of(&choice, begin, 50).of("fd00::1"), 50);
+    let mut mesh = Mesh::new(&endpoints[..1], PLAIN);
+    assert!(mesh.choose(&choice).is_some());
+}
+
+#[test]
+fn a_hash_always_leads_to_the_same_endpoint() {
+    for table in [
+        "ringHash: {minimumRingSize: 64}",
+        "maglev: {tableSize: 101}",
+    ] {
+        let policy =
+            format!("{{loadBalancer: {{consistentHash: {{httpHeaderName: x-user, {table}}}}}}}");
+        let mut mesh = Mesh::policy(&policy, &THREE);
+        let mut seen = HashMap::new();
+        for round in 0..300u32 {
+            let user = round % 30;
+            let choice = Choice {
+                hash: Some(hash_of(&user.to_le_bytes())),
+                ..Choice::default()
+            };
+            let address = mesh
+                .choose(&choice)
+                .expect("an endpoint")
+                .host
+                .address
+                .clone();
+            let first = seen.entry(user).or_insert_with(|| address.clone());
+            assert_eq!(*first, address, "{table}, user {user}");
+        }
+        let used: std::collections::HashSet<_> = seen.values().collect();
+        assert_eq!(used.len(), 3, "{table}");
+        // A request without the property goes anywhere.
+        assert_eq!(mesh.counts(100).0.len(), 3);
+    }
+}
+
+#[test]
+fn an_ejected_endpoint_comes_back_at_a_sweep() {
+    let policy =
+        "{outlierDetection: {interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50}}";
+    let mut mesh = Mesh::policy(policy, &[("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")]);
+    mesh.cluster();
+    let now = mesh.at(10);
+    assert_eq!(mesh.fail(0, now), Some(Cause::Consecutive5xx(5)));
+    let choice = Choice::default();
+    assert_eq!(mesh.counts_of(&choice, now, 50).of("10.0.0.2"), 50);
+    let ejection = mesh.cluster_at(now).members()[0].1.expect("out");
+    assert_eq!((ejection.since, ejection.until), (now, mesh.at(90)));
+    // The other may not go as well.
+    assert_eq!(mesh.fail(1, now), None);
+    assert_eq!(mesh.cluster().refused_ejections(), 1);
+    let before = mesh.at(89);
+    assert_eq!(mesh.counts_of(&choice, before, 50).of("10.0.0.1"), 0);
+    let after = mesh.at(90);
+    assert!(mesh.counts_of(&choice, after, 50).of("10.0.0.1") > 0);
+}
+
+#[test]
+fn where_all_are_out_none_is_used_unless_min_health_says_so() {
+    let out = "interval: 30s, maxEjectionPercent: 100";
+    let endpoints = [("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")];
+    for (health, used) in [("", false), (", minHealthPercent: 50", true)] {
+        let policy = format!("{{outlierDetection: {{{out}{health}}}}}");
+        let mut mesh = Mesh::policy(&policy, &endpoints);
+        let now = mesh.at(1);
+        mesh.cluster();
+        assert!(mesh.fail(0, now).is_some() && mesh.fail(1, now).is_some());
+        assert_eq!(
+            mesh.choose_at(&Choice::default(), now).is_some(),
+            used,
+            "{policy}"
+        );
+    }
+}
+
+const REGIONS: [(&str, u32, &str); 4] = [
+    ("10.0.0.1", 1, "eu/west/a"),
+    ("10.0.0.2", 1, "eu/east/a"),
+    ("10.0.0.3", 1, "us/west/a"),
+    ("10.0.0.4", 1, "as/east/a"),
+];
+
+#[test]
+fn near_endpoints_come_first_where_failures_are_noticed() {
+    let mut mesh = Mesh::policy("{outlierDetection: {maxEjectionPercent: 100}}", &REGIONS);
+    assert_eq!(mesh.counts(50).of("10.0.0.1"), 50);
+    let now = mesh.at(1);
+    mesh.fail(0, now).expect("out");
+    let choice = Choice::default();
+    assert_eq!(mesh.counts_of(&choice, now, 50).of("10.0.0.2"), 50);
+    mesh.fail(1, now).expect("out");
+    assert_eq!(mesh.counts_of(&choice, now, 50).0.len(), 2);
+    // Without outlier detection nobody would notice: all are equally near, as in Istio.
+    let mut mesh = Mesh::new(&REGIONS, PLAIN);
+    assert_eq!(mesh.counts(200).0.len(), 4);
+}
+
+#[test]
+fn a_region_fails_over_to_the_one_that_is_named() {
+    let policy = "{outlierDetection: {maxEjectionPercent: 100}, \
+        loadBalancer: {localityLbSetting: {failover: [{from: eu, to: as}]}}}";
+    let mut mesh = Mesh::policy(policy, &REGIONS);
+    let now = mesh.at(1);
+    mesh.cluster();
+    for index in [0, 1] {
+        mesh.fail(index, now).expect("out");
+    }
     assert_eq!(
-        count(&service, &wanted, &Load::default(), 50),
-        [("fd00::1".to_owned(), 50)].into()
+        mesh.counts_of(&Choice::default(), now, 50).of("10.0.0.4"),
+        50
     );
 
     // A server that listens in the other family only is found at the second try.
@@ -189,4 +405,147 @@ fn the_clients_address_family_comes_first() {
         count(&service, &wanted, &Load::default(), 50),
         [("10.0.0.1".to_owned(), 50)].into()
     );
+}
+
+#[test]
+fn labels_can_say_what_is_near() {
+    let policy = "{outlierDetection: {maxEjectionPercent: 100}, loadBalancer: {localityLbSetting: \
+        {failoverPriority: [version=v4, topology.kubernetes.io/region]}}}";
+    let mut mesh = Mesh::policy(policy, &REGIONS);
+    let now = mesh.at(1);
+    assert_eq!(mesh.counts(50).of("10.0.0.4"), 50);
+    mesh.fail(3, now).expect("out");
+    // None of the others has the first label: the second does not count.
+    assert_eq!(mesh.counts_of(&Choice::default(), now, 100).0.len(), 3);
+}
+
+#[test]
+fn traffic_is_distributed_over_localities() {
+    let policy = "{loadBalancer: {localityLbSetting: {distribute: [\
+        {from: us/*, to: {us: 100}}, {from: eu/west/*, to: {'eu/west/*': 70, 'us/*': 30}}]}}}";
+    let mut mesh = Mesh::policy(policy, &REGIONS);
+    let counts = mesh.counts(2000);
+    counts.is_near("10.0.0.1", 1400);
+    counts.is_near("10.0.0.3", 600);
+    assert_eq!(counts.0.len(), 2, "{counts:?}");
+}
+
+#[test]
+fn a_new_endpoint_warms_up() {
+    let policy = "{loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 100s}}}";
+    let mut mesh = Mesh::policy(policy, &THREE[..1]);
+    mesh.cluster();
+    // The second appears long after the first.
+    mesh.service = service(&[("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")]);
+    let mut share = |seconds| {
+        let now = mesh.at(seconds);
+        mesh.counts_of(&Choice::default(), now, 1000).of("10.0.0.2")
+    };
+    let (at_first, half, warm) = (share(1000), share(1050), share(1100));
+    assert!((80..100).contains(&at_first), "{at_first}");
+    assert!((320..345).contains(&half), "{half}");
+    assert_eq!(warm, 500);
+}
+
+#[test]
+fn what_is_known_of_an_endpoint_outlives_a_change() {
+    let mut mesh = Mesh::policy("{outlierDetection: {maxEjectionPercent: 50}}", &THREE);
+    let now = mesh.at(1);
+    mesh.cluster();
+    mesh.fail(0, now).expect("out");
+    mesh.service = service(&THREE[..2]);
+    let members = mesh.cluster_at(now).members();
+    assert_eq!(members.len(), 2);
+    assert!(members[0].1.is_some() && members[1].1.is_none());
+}
+
+#[test]
+fn circuit_breakers_count_what_is_open() {
+    let policy = "{connectionPool: {tcp: {maxConnections: 1}, \
+        http: {http1MaxPendingRequests: 2, http2MaxRequests: 1, maxRetries: 1}}}";
+    let mesh = Mesh::policy(policy, &THREE);
+    let (cluster, member) = (mesh.cluster(), mesh.member(0));
+    let slot = cluster.slot();
+    assert!(slot.is_some() && cluster.slot().is_none());
+    drop(slot);
+    assert!(cluster.slot().is_some());
+    let _pending = [cluster.pend(), cluster.pend()];
+    assert!(cluster.pend().is_err());
+    let _active = cluster.begin(&member).expect("the first");
+    assert!(cluster.begin(&member).is_err());
+    let _retry = cluster.retry().expect("the first");
+    assert!(cluster.retry().is_err());
+    let refused = |gauge: &Gauge| gauge.refused();
+    let gauges = &cluster.gauges;
+    assert_eq!(
+        [
+            &gauges.connections,
+            &gauges.pending,
+            &gauges.requests,
+            &gauges.retries
+        ]
+        .map(refused),
+        [1, 1, 1, 1]
+    );
+}
+
+#[test]
+fn a_retry_budget_is_a_share_of_what_is_active() {
+    let policy = "{retryBudget: {percent: {value: 50}, minRetryConcurrency: 1}}";
+    let mesh = Mesh::policy(policy, &THREE);
+    let (cluster, member) = (mesh.cluster(), mesh.member(0));
+    let first = cluster.retry().expect("the least that is allowed");
+    assert!(cluster.retry().is_err());
+    let _active: Vec<_> = (0..4)
+        .map(|_| cluster.begin(&member).expect("no bound"))
+        .collect();
+    let second = cluster.retry().expect("2 of 4");
+    assert!(cluster.retry().is_err());
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn whoever_waits_gets_the_next_place() {
+    let mesh = Mesh::policy("{connectionPool: {tcp: {maxConnections: 1}}}", &THREE);
+    let cluster = mesh.cluster();
+    let slot = cluster.slot().expect("a place");
+    let waiter = |cluster: Arc<Cluster<NoPool>>| {
+        tokio::spawn(async move {
+            let slot = cluster.wait_for(|| cluster.slot()).await;
+            drop(slot);
+        })
+    };
+    let waiters: Vec<_> = (0..10).map(|_| waiter(Arc::clone(&cluster))).collect();
+    // One of them gives up while it waits.
+    let gone = waiter(Arc::clone(&cluster));
+    tokio::task::yield_now().await;
+    assert!(cluster.has_queue());
+    gone.abort();
+    drop(slot);
+    for waiter in waiters {
+        let waited = tokio::time::timeout(Duration::from_secs(5), waiter).await;
+        waited.expect("a place in time").expect("no panic");
+    }
+    assert_eq!(cluster.gauges.connections.now(), 0);
+}
+
+#[test]
+fn the_addresses_of_a_workload_are_one_endpoint() {
+    let policy = "{outlierDetection: {maxEjectionPercent: 50}}";
+    let endpoints = [("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")];
+    let mut mesh = Mesh::policy(policy, &endpoints);
+    let mut service = Service::clone(&mesh.service);
+    let of_workload = |endpoint: &Arc<Endpoint>| {
+        Arc::new(Endpoint {
+            workload: Some(client("")),
+            ..Endpoint::clone(endpoint)
+        })
+    };
+    service.endpoints = service.endpoints.iter().map(of_workload).collect();
+    mesh.service = Arc::new(service);
+    let now = mesh.at(1);
+    mesh.cluster();
+    // One endpoint with two addresses: half of it cannot be out.
+    assert_eq!(mesh.fail(0, now), None);
+    assert_eq!(mesh.cluster().refused_ejections(), 1);
 }

@@ -5,6 +5,7 @@ mod certificates;
 mod check;
 mod client;
 mod config;
+mod endpoints;
 mod flows;
 #[cfg(test)]
 mod golden;
@@ -76,6 +77,8 @@ enum Command {
     Workloads,
     /// Lists services, their addresses and endpoints
     Services,
+    /// Lists endpoints as their clients see them: load, and who is out of service, why and until when
+    Endpoints(endpoints::Arguments),
     /// Lists connections as the kernel counts them
     Flows(flows::Arguments),
     /// Questions about authentication
@@ -139,6 +142,7 @@ async fn carry_out(cli: &Cli, printer: &mut Printer<impl Write>) -> Result<u8, C
         Command::Check => return check::run(client(), printer).await,
         Command::Workloads => workloads::run(&client()?, printer).await?,
         Command::Services => services::run(&client()?, printer).await?,
+        Command::Endpoints(arguments) => endpoints::run(&client()?, printer, arguments).await?,
         Command::Flows(arguments) => flows::run(&client()?, printer, arguments).await?,
         Command::Authn {
             command: Authn::TlsCheck(arguments),
@@ -226,6 +230,8 @@ mod tests {
             ("workloads", 0, "Waiting: no process 4711"),
             ("workloads -o json", 0, "\"state\": \"waiting\""),
             ("services -o wide", 0, "ENDPOINTS"),
+            ("endpoints reviews", 0, "5 errors in a row"),
+            ("endpoints ratings", 0, "No endpoints"),
             ("flows --workload sleep", 0, "10.96.0.1:80"),
             ("flows --workload nobody", 0, "No flows"),
             ("authn tls-check sleep.default", FOUND, "CONFLICT"),

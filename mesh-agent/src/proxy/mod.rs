@@ -3,6 +3,7 @@
 //! inbound and application (to an application).
 
 pub mod application;
+mod client_hello;
 pub mod copy;
 pub mod hbone;
 pub mod http;

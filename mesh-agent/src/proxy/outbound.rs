@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::client_hello::{self, Hello, MAX_CLIENT_HELLO};
 use super::copy::Duplex;
 use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
 use super::replay::Replay;
@@ -22,6 +23,7 @@ use super::{Local, Node};
 use crate::datapath::FlowPath;
 use crate::dns::DnsServer;
 use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+use crate::route::ClientView;
 
 /// On a port without a declared protocol the client has this long to speak
 /// first; then the server is connected to, in case it is its turn.
@@ -106,6 +108,7 @@ impl Outbound {
             client,
             destination,
             flow,
+            server_name: None,
         };
         let keeps_destination = connection.service.resolution == Resolution::None;
         // Boxed, so that a TCP connection has no room for what only HTTP needs.
@@ -115,9 +118,8 @@ impl Outbound {
                 Box::pin(self.http(connection, stream)).await
             }
             Protocol::Auto => Box::pin(self.first_speaker(connection, stream)).await,
-            Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
-                tcp::forward(&connection, stream).await
-            }
+            Protocol::Tls => Box::pin(self.tls(connection, BytesMut::new(), stream)).await,
+            Protocol::Tcp | Protocol::Udp => tcp::forward(&connection, stream).await,
         }
     }
 
@@ -130,6 +132,25 @@ impl Outbound {
             protocol,
         };
         self.node.note_path(flow, &path);
+    }
+
+    /// TLS of the application: passed through, to where the server name leads.
+    async fn tls(
+        &self,
+        mut connection: Connection<'_>,
+        mut bytes: BytesMut,
+        mut stream: TcpStream,
+    ) -> io::Result<()> {
+        let workload = &self.local.workload;
+        let client = ClientView {
+            namespace: &workload.name.namespace,
+            labels: &workload.labels,
+        };
+        let routes = self.node.snapshot.load().routes.clone();
+        if routes.wants_server_name(&client, &connection.service) {
+            connection.server_name = read_server_name(&mut stream, &mut bytes).await?;
+        }
+        tcp::forward(&connection, Replay::new(bytes, stream)).await
     }
 
     /// A service for an address that is no service: a workload that was called
@@ -162,11 +183,8 @@ impl Outbound {
             },
             endpoints: vec![Arc::new(Endpoint {
                 address: Some(destination.ip()),
-                host: None,
-                ports: [(port, port)].into(),
-                labels: Default::default(),
-                weight: 1,
                 workload,
+                ..Endpoint::unknown(port, port)
             })],
             resolution: Resolution::Static,
             subject_alt_names: Vec::new(),
@@ -205,6 +223,7 @@ impl Outbound {
             snapshot: self.node.snapshot.clone(),
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
+            recent: http::Recent::default(),
         };
         // The stream outlives the exchange where protocols are switched.
         let stream = stream.counted(self.node.connections.token());
@@ -225,8 +244,8 @@ impl Outbound {
             return self.by_first_bytes(connection, first, bytes, stream).await;
         }
         // The client waits: is it the server's turn?
-        let mut upstream = match tcp::connect(&connection).await {
-            Ok(upstream) => upstream,
+        let (mut upstream, counted) = match tcp::connect(&connection).await {
+            Ok(connected) => connected,
             Err(error) => {
                 tcp::give_up(&connection, stream, &error).await;
                 return Err(error);
@@ -238,7 +257,7 @@ impl Outbound {
             greeted = upstream.read_buf(&mut greeting) => {
                 greeted?;
                 let upstream = Replay::new(greeting, upstream);
-                tcp::copy(&connection, Replay::new(bytes, stream), upstream).await
+                tcp::copy(&connection, Replay::new(bytes, stream), upstream, counted).await
             }
             first = read_more(&mut stream, &mut bytes, None) => match first? {
                 // HTTP is routed, perhaps elsewhere: this connection was not needed.
@@ -246,7 +265,7 @@ impl Outbound {
                     drop(upstream);
                     self.by_first_bytes(connection, first, bytes, stream).await
                 }
-                _ => tcp::copy(&connection, Replay::new(bytes, stream), upstream).await,
+                _ => tcp::copy(&connection, Replay::new(bytes, stream), upstream, counted).await,
             },
         }
     }
@@ -258,6 +277,9 @@ impl Outbound {
         bytes: BytesMut,
         stream: TcpStream,
     ) -> io::Result<()> {
+        if first == Sniffed::Tls {
+            return self.tls(connection, bytes, stream).await;
+        }
         let stream = Replay::new(bytes, stream);
         match first {
             Sniffed::Http1 => self.as_http(connection, HttpVersion::Http1, stream).await,
@@ -296,4 +318,26 @@ pub(super) async fn read_more(
             told => return Ok(told),
         }
     }
+}
+
+/// Reads until the name that a TLS client asks for is known; `None` where it
+/// names none, or speaks something else.
+async fn read_server_name(
+    stream: &mut TcpStream,
+    bytes: &mut BytesMut,
+) -> io::Result<Option<String>> {
+    let read = async {
+        loop {
+            match client_hello::server_name(bytes) {
+                Hello::Name(name) => return Ok(name),
+                Hello::Other => return Ok(None),
+                Hello::NeedMore if bytes.len() >= MAX_CLIENT_HELLO => return Ok(None),
+                Hello::NeedMore => {}
+            }
+            if stream.read_buf(bytes).await? == 0 {
+                return Ok(None);
+            }
+        }
+    };
+    read.await
 }

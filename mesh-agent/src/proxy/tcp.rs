@@ -1,5 +1,6 @@
 //! Connections that are not HTTP: choose an endpoint, then bytes both ways.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,18 +9,21 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 use mesh_common::Protocol;
+use tokio::time::Instant;
 
 use super::copy::{Duplex, Transferred, copy_both};
-use super::http::Target;
+use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
 use super::upstream::Io;
-use crate::balance::{self, EndpointAddress, Wanted};
+use crate::balance::{Active, Choice, Destination, EndpointAddress, Member, Report, Slot, hash_of};
 use crate::datapath::FlowPath;
-use crate::registry::{Endpoint, Resolution, Service};
-use crate::route::ClientView;
+use crate::registry::{Resolution, Service};
+use crate::route::{Balancer, ClientView, HashKey, TcpLimits, UpstreamPolicy};
 
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 3;
+/// The silence of a connection is measured to this part of its bound.
+const IDLE_CHECKS: u32 = 16;
 
 /// How long the kernel waits for a host that says nothing, by default (`tcp_syn_retries`, ip-sysctl).
 const PATIENCE: Duration = Duration::from_secs(127);
@@ -31,6 +35,16 @@ pub(super) struct Connection<'a> {
     pub(super) client: SocketAddr,
     pub(super) destination: SocketAddr,
     pub(super) flow: u64,
+    /// Name that a TLS client asks for, where a rule wants to know it.
+    pub(super) server_name: Option<String>,
+}
+
+/// What is counted while a connection to an endpoint lasts, and its bounds.
+pub(super) struct Counted {
+    _active: Active<HttpPool>,
+    _slot: Slot<HttpPool>,
+    limits: TcpLimits,
+    made: Instant,
 }
 
 /// Connects to an endpoint and copies. A client whose service cannot be
@@ -38,7 +52,7 @@ pub(super) struct Connection<'a> {
 pub(super) async fn forward(connection: &Connection<'_>, stream: impl Duplex) -> io::Result<()> {
     // Boxed: what connecting needs is not held as long as the connection.
     match Box::pin(connect(connection)).await {
-        Ok(upstream) => copy(connection, stream, upstream).await,
+        Ok((upstream, counted)) => copy(connection, stream, upstream, counted).await,
         Err(error) => {
             give_up(connection, stream, &error).await;
             Err(error)
@@ -70,9 +84,14 @@ pub(super) async fn copy(
     connection: &Connection<'_>,
     stream: impl Duplex,
     upstream: impl Duplex,
+    counted: Counted,
 ) -> io::Result<()> {
     let transferred = Transferred::default();
-    let result = copy_both(stream, upstream, &transferred).await;
+    let result = tokio::select! {
+        result = copy_both(stream, upstream, &transferred) => result.map_err(io::Error::other),
+        // Dropped, the copy aborts both streams.
+        reason = too_long(&counted, &transferred) => Err(io::Error::new(io::ErrorKind::TimedOut, reason)),
+    };
     let (sent, received) = transferred.bytes();
     tracing::debug!(
         workload = %connection.outbound.local.workload.name,
@@ -83,17 +102,82 @@ pub(super) async fn copy(
         received,
         "connection complete"
     );
-    result.map_err(io::Error::other)
+    result
+}
+
+/// Ends when the connection has lived, or been silent, longer than it may.
+async fn too_long(counted: &Counted, transferred: &Transferred) -> &'static str {
+    let old = async {
+        match counted.limits.max_duration {
+            Some(limit) => tokio::time::sleep_until(counted.made + limit).await,
+            None => pending().await,
+        }
+    };
+    let silent = async {
+        match counted.limits.idle_timeout {
+            Some(limit) => silence(limit, transferred).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = old => "maxConnectionDuration is over",
+        () = silent => "idleTimeout is over",
+    }
+}
+
+async fn silence(limit: Duration, transferred: &Transferred) {
+    let (mut last, mut since) = (transferred.bytes(), Instant::now());
+    loop {
+        tokio::time::sleep(limit / IDLE_CHECKS).await;
+        let now = transferred.bytes();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if since.elapsed() >= limit {
+            return;
+        }
+    }
+}
+
+/// A way to an endpoint of the service.
+struct Choosing {
+    service: Arc<Service>,
+    port: u16,
+    policy: Arc<UpstreamPolicy>,
+    cluster: Arc<HttpCluster>,
 }
 
 /// A connection to an endpoint of the service; others are tried when one fails.
-pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
+pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Counted)> {
+    let outbound = connection.outbound;
     let mut tried = Vec::new();
     loop {
-        let (target, limit) = target(connection, &tried)?;
-        let connector = connection.outbound.upstreams.connector();
-        let attempt = tokio::time::timeout(limit, connector.open(&target)).await;
-        let error = match attempt {
+        let to = decide(connection)?;
+        let member = choose(connection, &to, &tried)?;
+        let refused =
+            |_| io::Error::other(format!("{}: too many connections (UO)", to.service.host));
+        let active = to.cluster.begin(&member).map_err(refused)?;
+        let slot = to.cluster.slot().ok_or(()).map_err(|()| {
+            let reason = "maxConnections are open (UO)";
+            io::Error::other(format!("{}: {reason}", to.service.host))
+        })?;
+        let limit = to.policy.connect_timeout;
+        let connector = outbound.upstreams.connector();
+        let attempt = tokio::time::timeout(limit, async {
+            let address = match &member.host.address {
+                EndpointAddress::Socket(address) => *address,
+                EndpointAddress::Name(host, port) => connector.resolve(host, *port).await?,
+            };
+            let target = Target {
+                client: outbound.local.workload.clone(),
+                client_address: connection.client,
+                service: to.service.clone(),
+                endpoint: member.endpoint.clone(),
+                address,
+                policy: to.policy.clone(),
+            };
+            connector.open(&target).await
+        });
+        let (error, report) = match attempt.await {
             Ok(Ok((io, path))) => {
                 let path = FlowPath {
                     endpoint: Some(path.endpoint),
@@ -101,22 +185,38 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<Io> {
                     transport: path.transport,
                     protocol: Protocol::Tcp,
                 };
-                connection.outbound.node.note_path(connection.flow, &path);
-                return Ok(io);
+                outbound.node.note_path(connection.flow, &path);
+                http::report(&to.cluster, &member, Report::Connected);
+                // Without a further layer this is all that can go well (Envoy's "final" success).
+                http::report(&to.cluster, &member, Report::Status(200));
+                let counted = Counted {
+                    _active: active,
+                    _slot: slot,
+                    limits: to.policy.tcp.clone(),
+                    made: Instant::now(),
+                };
+                return Ok((io, counted));
             }
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no connection within {limit:?}"),
-            ),
+            Ok(Err(error)) => (error, Report::Failed),
+            Err(_) => {
+                let reason = format!("no connection within {limit:?}");
+                (
+                    io::Error::new(io::ErrorKind::TimedOut, reason),
+                    Report::TimedOut,
+                )
+            }
         };
-        let address = target.address;
-        tried.push(EndpointAddress::Socket(address));
-        if tried.len() == MAX_ATTEMPTS.min(connection.service.endpoints.len().max(1)) {
-            return Err(io::Error::new(
-                error.kind(),
-                format!("cannot connect to {address}: {error}"),
-            ));
+        // What a policy of the destination forbids is no failure of the endpoint.
+        let denied =
+            error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none();
+        if !denied {
+            http::report(&to.cluster, &member, report);
+        }
+        let address = member.host.address.clone();
+        let reason = format!("cannot connect to {address}: {error}");
+        tried.push(address);
+        if tried.len() == MAX_ATTEMPTS.min(to.service.endpoints.len().max(1)) {
+            return Err(io::Error::new(error.kind(), reason));
         }
     }
 }
@@ -132,67 +232,64 @@ fn target(
         destination,
         ..
     } = connection;
+/// What the rules say, of the configuration that is in force now.
+fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
+    let outbound = connection.outbound;
     let snapshot = outbound.node.snapshot.load();
     let workload = &outbound.local.workload;
     let view = ClientView {
         namespace: &workload.name.namespace,
         labels: &workload.labels,
     };
+    let (routes, registry) = (&snapshot.routes, &snapshot.registry);
+    let (service, to) = (&connection.service, connection.destination);
     let mut random = rand::rng();
-    let plan = snapshot
-        .routes
-        .decide_tcp(
-            &view,
-            service,
-            *destination,
-            &snapshot.registry,
-            &mut random,
-        )
-        .map_err(io::Error::other)?;
-    let wanted = Wanted {
-        port: plan.port,
-        labels: plan.subset.map(|subset| &subset.labels),
-        algorithm: plan.policy.algorithm(),
-        avoid: tried,
-        like: Some(client.ip()),
-    };
-    let endpoint = if plan.service.resolution == Resolution::None {
-        Arc::new(as_it_is(*destination, plan.port))
-    } else {
-        balance::choose(plan.service, &wanted, &outbound.upstreams.load, &mut random)
-            .cloned()
-            .ok_or_else(|| {
-                io::Error::other(format!(
-                    "{} has no endpoint for port {}",
-                    plan.service.host, plan.port
-                ))
-            })?
-    };
-    let address = endpoint.socket_address(plan.port).ok_or_else(|| {
-        io::Error::other(format!(
-            "endpoints of {} are names, which TCP does not use yet",
-            plan.service.host
-        ))
-    })?;
-    let target = Target {
-        client: workload.clone(),
-        client_address: *client,
+    let plan = match &connection.server_name {
+        Some(name) => routes.decide_tls(&view, service, to, name, registry, &mut random),
+        None => routes.decide_tcp(&view, service, to, registry, &mut random),
+    }
+    .map_err(io::Error::other)?;
+    let destination = Destination::of(&plan, workload, snapshot.version());
+    let now = Instant::now().into_std();
+    Ok(Choosing {
         service: plan.service.clone(),
-        endpoint,
-        address,
-        tls: plan.policy.tls,
-    };
-    Ok((target, plan.policy.connect_timeout))
+        port: plan.port,
+        policy: plan.policy.clone(),
+        cluster: outbound.upstreams.clusters.get(&destination, now),
+    })
 }
 
-/// `resolution: NONE`: the address that the application asked for.
-fn as_it_is(destination: SocketAddr, port: u16) -> Endpoint {
-    Endpoint {
-        address: Some(destination.ip()),
-        host: None,
-        ports: [(port, destination.port())].into(),
-        labels: Default::default(),
-        weight: 1,
-        workload: None,
+fn choose(
+    connection: &Connection<'_>,
+    to: &Choosing,
+    tried: &[EndpointAddress],
+) -> io::Result<Arc<Member<HttpPool>>> {
+    let now = Instant::now().into_std();
+    // `resolution: NONE`, or PASSTHROUGH: the address that the application asked for.
+    if to.service.resolution == Resolution::None || to.policy.balancer == Balancer::Passthrough {
+        let address = EndpointAddress::Socket(connection.destination);
+        return Ok(to.cluster.asked_for(address, now));
+    }
+    let choice = Choice {
+        hash: source_hash(&to.policy, connection.client),
+        avoid: tried,
+        like: Some(connection.client.ip()),
+    };
+    let chosen = to.cluster.choose(&choice, now, &mut rand::rng());
+    chosen.ok_or_else(|| {
+        io::Error::other(format!(
+            "{} has no endpoint in service for port {} (UH)",
+            to.service.host, to.port
+        ))
+    })
+}
+
+/// A connection has no property to hash but its client's address.
+fn source_hash(policy: &UpstreamPolicy, client: SocketAddr) -> Option<u64> {
+    match &policy.balancer {
+        Balancer::Hash(hash) if hash.key == HashKey::SourceIp => {
+            Some(hash_of(client.ip().to_string().as_bytes()))
+        }
+        _ => None,
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use mesh_common::Transport;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -22,6 +23,8 @@ use crate::policy::MtlsMode;
 use crate::registry::{Location, Tunnel, Workload};
 use crate::route::UpstreamTls;
 use crate::snapshot::{SameNode, Snapshot};
+use crate::route::{Keepalive, UpstreamTls};
+use crate::snapshot::Snapshot;
 
 /// Connects on behalf of the node's workloads.
 pub struct Upstream {
@@ -76,6 +79,9 @@ impl Upstream {
             (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
             _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
         };
+        if let (Io::Tcp(stream), Some(keepalive)) = (&io, target.policy.tcp.keepalive) {
+            keep_alive(stream, keepalive)?;
+        }
         let identity = match transport {
             Transport::Plain => None,
             _ => target
@@ -148,6 +154,21 @@ impl Upstream {
     }
 }
 
+/// Probes of a silent connection; the system's own numbers for what is left out.
+fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    let mut wanted = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        wanted = wanted.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        wanted = wanted.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        wanted = wanted.with_retries(probes);
+    }
+    SockRef::from(stream).set_tcp_keepalive(&wanted)
+}
+
 /// Which way a connection to an endpoint takes (Istio's auto-mTLS: a
 /// DestinationRule's `tls` block wins; without one the server's mode decides).
 fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Transport, String> {
@@ -160,7 +181,7 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
             .mode(workload, target.address.port())
             .0
     });
-    match (target.tls, mode) {
+    match (target.policy.tls, mode) {
         (UpstreamTls::NotApplied, _) => Err(
             "the DestinationRule asks for a TLS mode that this version does not apply".to_owned(),
         ),

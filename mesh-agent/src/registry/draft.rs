@@ -106,6 +106,7 @@ pub(super) fn endpoints(
         host,
         ports: ports.clone(),
         labels: workload.labels.clone(),
+        locality: workload.locality.clone(),
         weight: workload.weight,
         workload: Some(workload.clone()),
     };

@@ -108,6 +108,7 @@ fn external_endpoint(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<Arc<Endpo
                 .map(|port| (port.number, port.number))
                 .collect(),
             labels: BTreeMap::new(),
+            locality: String::new(),
             weight: 1,
             workload: None,
         })

@@ -50,6 +50,7 @@ pub fn service(
                     host: None,
                     ports: ports.iter().copied().collect(),
                     labels: workload.labels.clone(),
+                    locality: workload.locality.clone(),
                     weight: workload.weight,
                     workload: Some(workload.clone()),
                 })

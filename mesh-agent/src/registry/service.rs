@@ -83,6 +83,8 @@ pub struct Endpoint {
     pub ports: BTreeMap<u16, u16>,
     /// Labels, for subsets.
     pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`, or empty.
+    pub locality: String,
     /// Load-balancing weight, at least 1.
     pub weight: u32,
     /// The workload behind it, where the mesh knows it.
@@ -90,6 +92,19 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// An endpoint of which only ports are known: the service's, and its own.
+    pub fn unknown(service_port: u16, port: u16) -> Self {
+        Self {
+            address: None,
+            host: None,
+            ports: [(service_port, port)].into(),
+            labels: BTreeMap::new(),
+            locality: String::new(),
+            weight: 1,
+            workload: None,
+        }
+    }
+
     /// Socket address for a port of the service, where the endpoint has an IP address and serves that port.
     pub fn socket_address(&self, service_port: u16) -> Option<SocketAddr> {
         Some(SocketAddr::new(

@@ -106,6 +106,7 @@ fn itself(host: &HostName, ports: &[ServiceEntryPort]) -> Endpoint {
         host: Some(host.to_string()),
         ports: targets(ports, |_| None),
         labels: BTreeMap::new(),
+        locality: String::new(),
         weight: 1,
         workload: None,
     }
@@ -194,6 +195,7 @@ fn written_endpoint(
             endpoint.ports.get(name).map(|port| port.0)
         }),
         labels: endpoint.labels.clone(),
+        locality: endpoint.locality.clone(),
         weight: endpoint.weight.max(1),
         workload,
     }

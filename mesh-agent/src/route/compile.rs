@@ -1,10 +1,12 @@
 //! VirtualServices to rules.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::cors::Cors;
 use super::decide::Abort;
 use super::edit::{PathRewrite, RouteEdits};
 use super::hosts::expand;
@@ -16,8 +18,10 @@ use super::policy::{DestinationRules, Visibility};
 use super::redirect::Redirect;
 use super::retry::Retries;
 use super::tcp::TcpRule;
-use super::{ClientView, Routes};
-use crate::registry::Registry;
+use super::tls::TlsRule;
+use super::upstream_policy::OutlierPolicy;
+use super::{ClientView, Routes, delegate};
+use crate::registry::{Registry, Service};
 use crate::resource::destination_rule::DestinationRuleSpec;
 use crate::resource::value::grpc_status_code;
 use crate::resource::virtual_service::{
@@ -36,6 +40,7 @@ impl Routes {
         cluster_domain: &str,
     ) -> (Self, Vec<Finding>) {
         let mut findings = Vec::new();
+        let virtual_services = delegate::resolve(virtual_services, cluster_domain, &mut findings);
         let mut routes = Self {
             cluster_domain: cluster_domain.to_owned(),
             destination_rules: DestinationRules::compile(
@@ -51,15 +56,17 @@ impl Routes {
                 &resource.meta.namespace,
                 cluster_domain,
             );
-            if !host.starts_with('*') && registry.service_of_host(&host).is_none() {
-                findings.push(Finding::warning(
+            match registry.service_of_host(&host) {
+                Some(service) => check_ejection(resource, service, &mut findings),
+                None if !host.starts_with('*') => findings.push(Finding::warning(
                     &resource.meta,
                     "spec.host",
                     format!("has no effect: no service is named {host}"),
-                ));
+                )),
+                None => {}
             }
         }
-        for resource in virtual_services {
+        for resource in virtual_services.iter() {
             let spec = &resource.spec;
             if !spec.gateways.is_empty() && !spec.gateways.iter().any(|gateway| gateway == "mesh") {
                 continue;
@@ -84,7 +91,7 @@ impl Routes {
                 owners.push(VirtualHost(Arc::clone(&rules)));
             }
         }
-        for resource in virtual_services {
+        for resource in virtual_services.iter() {
             routes.check_destinations(resource, registry, &mut findings);
         }
         (routes, findings)
@@ -99,12 +106,22 @@ impl Routes {
     ) {
         let spec = &resource.spec;
         let http = spec.http.iter().enumerate().flat_map(|(i, rule)| {
-            let to = rule
-                .route
-                .iter()
-                .map(|entry| &entry.destination)
-                .enumerate();
-            to.map(move |(j, to)| (format!("spec.http[{i}].route[{j}].destination"), to))
+            let to = rule.route.iter().map(|entry| &entry.destination);
+            let routes = to
+                .enumerate()
+                .map(move |(j, to)| (format!("spec.http[{i}].route[{j}].destination"), to));
+            let mirror = rule.mirror.iter();
+            let mirror = mirror.map(move |to| (format!("spec.http[{i}].mirror"), to));
+            let mirrors = rule.mirrors.iter().map(|mirror| &mirror.destination);
+            let mirrors = mirrors
+                .enumerate()
+                .map(move |(j, to)| (format!("spec.http[{i}].mirrors[{j}].destination"), to));
+            routes.chain(mirror).chain(mirrors)
+        });
+        let tls = spec.tls.iter().enumerate().flat_map(|(i, rule)| {
+            let to = rule.route.iter().map(|entry| &entry.destination);
+            to.enumerate()
+                .map(move |(j, to)| (format!("spec.tls[{i}].route[{j}].destination"), to))
         });
         let tcp = spec.tcp.iter().enumerate().flat_map(|(i, rule)| {
             let to = rule
@@ -114,9 +131,16 @@ impl Routes {
                 .enumerate();
             to.map(move |(j, to)| (format!("spec.tcp[{i}].route[{j}].destination"), to))
         });
-        for (field, to) in http.chain(tcp) {
+        for (field, to) in http.chain(tcp).chain(tls) {
             if let Some((part, reason)) = self.problem(resource, to, registry) {
-                let reason = format!("{reason}; such requests are answered with 503 (NC)");
+                let what = if field.contains("mirror") {
+                    "nothing is mirrored"
+                } else if field.starts_with("spec.http") {
+                    "such requests are answered with 503 (NC)"
+                } else {
+                    "such connections are refused"
+                };
+                let reason = format!("{reason}; {what}");
                 findings.push(Finding::warning(
                     &resource.meta,
                     format!("{field}.{part}"),
@@ -167,6 +191,68 @@ impl Routes {
     }
 }
 
+/// Warns where the service has too few endpoints for `maxEjectionPercent` to let
+/// one be taken out of service: outlier detection then does nothing.
+fn check_ejection(
+    resource: &Resource<DestinationRuleSpec>,
+    service: &Service,
+    findings: &mut Vec<Finding>,
+) {
+    let spec = &resource.spec;
+    let of_rule = spec
+        .traffic_policy
+        .iter()
+        .map(|policy| ("spec.trafficPolicy".to_owned(), policy, None));
+    let of_subsets = spec.subsets.iter().enumerate().filter_map(|(i, subset)| {
+        let policy = subset.traffic_policy.as_ref()?;
+        let field = format!("spec.subsets[{i}].trafficPolicy");
+        Some((field, policy, Some(&subset.labels)))
+    });
+    for (field, policy, labels) in of_rule.chain(of_subsets) {
+        let endpoints = service.endpoints.iter().filter(|endpoint| {
+            labels.is_none_or(|labels| {
+                labels
+                    .iter()
+                    .all(|(key, value)| endpoint.labels.get(key) == Some(value))
+            })
+        });
+        // The addresses of one workload are one endpoint.
+        let mut workloads = HashSet::new();
+        let mut count = 0;
+        for endpoint in endpoints {
+            let workload = endpoint.workload.as_ref();
+            let is_new = workload.is_none_or(|workload| workloads.insert(&workload.name));
+            count += usize::from(is_new);
+        }
+        let of_ports = policy.port_level_settings.iter().enumerate();
+        let blocks = of_ports
+            .map(|(i, port)| {
+                let field = format!("{field}.portLevelSettings[{i}]");
+                (field, &port.outlier_detection)
+            })
+            .chain([(field.clone(), &policy.outlier_detection)]);
+        for (field, block) in blocks {
+            let Some(block) = block else { continue };
+            let percent = OutlierPolicy::compile(block).max_ejection_percent;
+            if count == 0 || count * percent as usize >= 100 {
+                continue;
+            }
+            let default = match block.max_ejection_percent {
+                Some(1..) => "",
+                _ => " (the default)",
+            };
+            findings.push(Finding::warning(
+                &resource.meta,
+                format!("{field}.outlierDetection.maxEjectionPercent"),
+                format!(
+                    "{percent} %{default} of {count} endpoint{} is less than one: none is ever taken out of service",
+                    if count == 1 { "" } else { "s" }
+                ),
+            ));
+        }
+    }
+}
+
 fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) -> Rules {
     let meta = &resource.meta;
     let full_name = |host: &str| expand(host, &meta.namespace, cluster_domain);
@@ -184,15 +270,24 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
             .iter()
             .filter_map(|route| TcpRule::compile(route, &full_name))
             .collect(),
+        tls: spec
+            .tls
+            .iter()
+            .filter_map(|route| TlsRule::compile(route, &full_name))
+            .collect(),
     }
 }
 
 /// `None` for a rule that is not for clients inside the mesh, or not applied.
 fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Rule> {
+    let name = route.name.as_deref().unwrap_or_default();
+    let blocks = route.r#match.iter();
     let matches: Vec<_> = if route.r#match.is_empty() {
-        vec![Match::default()]
+        vec![Match::all(name)]
     } else {
-        route.r#match.iter().filter_map(Match::compile).collect()
+        blocks
+            .filter_map(|block| Match::compile(block, name))
+            .collect()
     };
     if matches.is_empty() {
         return None;
@@ -207,8 +302,8 @@ fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option
         Action::Forward(compile_forward(route, full_name))
     };
     Some(Rule {
-        name: route.name.clone().unwrap_or_default(),
         matches,
+        cors: route.cors_policy.as_ref().map(Cors::compile),
         fault: route.fault.as_ref().map(compile_fault).unwrap_or_default(),
         action,
         edits: RouteEdits::compile(route.headers.as_ref()),
@@ -217,13 +312,8 @@ fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option
 
 fn compile_forward(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Forward {
     let targets = route.route.iter().map(|entry| {
-        let to = &entry.destination;
-        let target = Target {
-            host: full_name(&to.host),
-            subset: to.subset.clone(),
-            port: to.port.and_then(|port| u16::try_from(port.number).ok()),
-            edits: RouteEdits::compile(entry.headers.as_ref()),
-        };
+        let edits = RouteEdits::compile(entry.headers.as_ref());
+        let target = Target::of(&entry.destination, edits, full_name);
         (u32::try_from(entry.weight).unwrap_or(0), target)
     });
     let rewrite = route.rewrite.as_ref();
@@ -242,7 +332,25 @@ fn compile_forward(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> For
             .map(|timeout| timeout.0)
             .filter(|timeout| !timeout.is_zero()),
         retries: Retries::compile(route.retries.as_ref()),
+        mirrors: compile_mirrors(route, full_name),
     }
+}
+
+/// All of the requests where no share is given; a share of nothing is no mirror.
+fn compile_mirrors(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Vec<(u32, Target)> {
+    const ALL: u32 = 1_000_000;
+    let target = |to: &Destination| Target::of(to, RouteEdits::default(), full_name);
+    let deprecated = route.mirror_percent.map(|percent| percent * 10_000);
+    let percentage = route
+        .mirror_percentage
+        .map(|percentage| percentage.millionths());
+    let share = percentage.or(deprecated).unwrap_or(ALL);
+    let one = route.mirror.iter().map(|to| (share, target(to)));
+    let several = route.mirrors.iter().map(|mirror| {
+        let share = mirror.percentage.map(|percentage| percentage.millionths());
+        (share.unwrap_or(ALL), target(&mirror.destination))
+    });
+    one.chain(several).filter(|(share, _)| *share > 0).collect()
 }
 
 fn compile_direct(answer: &HttpDirectResponse) -> Option<DirectResponse> {

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use rand::Rng;
 
 use super::Routes;
+use super::cors::{Allowed, CrossOrigin};
 use super::edit::{HeaderEdits, Rewritten, RouteEdits};
 use super::hosts::host_of;
 use super::matching::{Match, Text};
@@ -69,6 +70,8 @@ pub struct Decision<'r> {
     pub outcome: Outcome<'r>,
     /// Edits of the rule for the answer, for answers of our own too.
     response_edits: Option<&'r HeaderEdits>,
+    /// The request is another origin's, and allowed.
+    cross_origin: Option<Allowed<'r>>,
 }
 
 impl Decision<'_> {
@@ -76,6 +79,13 @@ impl Decision<'_> {
     pub fn edit_own_response(&self, headers: &mut HeaderMap) {
         if let Some(edits) = self.response_edits {
             edits.apply(headers);
+        }
+    }
+
+    /// Adds to any answer what the client's browser wants to know.
+    pub fn share_response(&self, headers: &mut HeaderMap) {
+        if let Some(allowed) = &self.cross_origin {
+            allowed.response(headers);
         }
     }
 }
@@ -89,6 +99,8 @@ pub enum Outcome<'r> {
     Redirect(Redirection),
     /// Answer as the rule says.
     Direct(&'r DirectResponse),
+    /// Answer a browser's question whether it may send a request.
+    Preflight(Option<Allowed<'r>>),
     /// Answer with an injected fault.
     Abort(Abort),
     /// Answer that there is no way.
@@ -149,6 +161,8 @@ pub struct Plan<'r> {
     pub timeout: Option<Duration>,
     /// Retries.
     pub retries: &'r Retries,
+    /// Where copies go.
+    pub mirrors: Vec<Plan<'r>>,
     /// Edits of the destination, then of the rule.
     edits: [Option<&'r RouteEdits>; 2],
 }
@@ -237,6 +251,17 @@ impl Routes {
         registry: &'r Registry,
         random: &mut impl Rng,
     ) -> Decision<'r> {
+        let cross_origin = rule.cors.as_ref().and_then(|cors| cors.request(request));
+        let cross_origin = match cross_origin {
+            Some(CrossOrigin::Preflight(allowed)) => {
+                return Decision {
+                    route_name: block.route_name(),
+                    ..Decision::plain(Outcome::Preflight(allowed))
+                };
+            }
+            Some(CrossOrigin::Actual(allowed)) => Some(allowed),
+            None => None,
+        };
         let delay = rule
             .fault
             .delay
@@ -252,6 +277,14 @@ impl Routes {
             }
             (Action::Direct(answer), None) => Outcome::Direct(answer),
             (Action::Forward(forward), None) => {
+                let hit = forward
+                    .mirrors
+                    .iter()
+                    .filter(|(share, _)| Fault::hits(*share, random));
+                // A mirror that is nowhere is told when the rule is compiled.
+                let mirrors = hit
+                    .filter_map(|(_, target)| self.plan_for(target, client, port, registry).ok())
+                    .collect();
                 let plan = match forward.targets.pick(random) {
                     Some(target) => {
                         self.plan_for(target, client, port, registry)
@@ -260,6 +293,7 @@ impl Routes {
                                     rewritten(rule, forward, target, request, block.path.as_ref());
                                 plan.timeout = forward.timeout;
                                 plan.retries = &forward.retries;
+                                plan.mirrors = mirrors;
                                 plan.edits = [Some(&target.edits), Some(&rule.edits)];
                                 plan
                             })
@@ -275,13 +309,11 @@ impl Routes {
             }
         };
         Decision {
-            route_name: match (rule.name.as_str(), block.name.as_str()) {
-                ("", "") => "default",
-                ("", name) | (name, _) => name,
-            },
+            route_name: block.route_name(),
             delay: delay.map(|(_, delay)| delay),
             outcome,
             response_edits: Some(&rule.edits.response),
+            cross_origin,
         }
     }
 
@@ -327,6 +359,7 @@ impl Routes {
             rewritten: Rewritten::default(),
             timeout: None,
             retries: &DEFAULT_RETRIES,
+            mirrors: Vec::new(),
             edits: [None, None],
         }
     }
@@ -378,6 +411,7 @@ impl Decision<'_> {
             delay: None,
             outcome,
             response_edits: None,
+            cross_origin: None,
         }
     }
 }

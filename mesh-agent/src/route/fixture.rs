@@ -51,6 +51,7 @@ pub(crate) fn service(
                 .map(|(port, _)| (*port, address.port()))
                 .collect(),
             labels: [("version".to_owned(), (*version).to_owned())].into(),
+            locality: String::new(),
             weight: 1,
             workload: None,
         })

@@ -26,7 +26,7 @@ pub(super) enum Text {
 }
 
 impl Text {
-    fn compile(test: &StringMatch, ignore_case: bool) -> Self {
+    pub(super) fn compile(test: &StringMatch, ignore_case: bool) -> Self {
         match test {
             StringMatch {
                 exact: Some(text), ..
@@ -54,7 +54,7 @@ impl Text {
         }
     }
 
-    fn matches(&self, value: &[u8]) -> bool {
+    pub(super) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Self::Present => true,
             Self::Exact {
@@ -130,8 +130,26 @@ pub(super) struct Match {
 }
 
 impl Match {
+    /// What the log calls it.
+    pub(super) fn route_name(&self) -> &str {
+        if self.name.is_empty() {
+            "default"
+        } else {
+            &self.name
+        }
+    }
+
+    /// Matches every request.
+    pub(super) fn all(rule: &str) -> Self {
+        Self {
+            name: rule.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// `None` for a block that is not for clients inside the mesh.
-    pub(super) fn compile(block: &HttpMatch) -> Option<Self> {
+    /// `rule` is the name of the rule, which the log joins with the block's.
+    pub(super) fn compile(block: &HttpMatch, rule: &str) -> Option<Self> {
         if !block.gateways.is_empty() && !block.gateways.iter().any(|gateway| gateway == "mesh") {
             return None;
         }
@@ -145,7 +163,10 @@ impl Match {
         let text =
             |test: &Option<StringMatch>| test.as_ref().map(|test| Text::compile(test, false));
         Some(Self {
-            name: block.name.clone().unwrap_or_default(),
+            name: match (rule, block.name.as_deref().unwrap_or_default()) {
+                ("", name) | (name, "") => name.to_owned(),
+                (rule, name) => format!("{rule}.{name}"),
+            },
             client: ClientMatch::new(labels, block.source_namespace.as_deref()),
             path: block
                 .uri

@@ -3,7 +3,9 @@
 //! the same model: hosts, rules in order, weighted targets.
 
 mod compile;
+mod cors;
 mod decide;
+mod delegate;
 pub mod direct;
 mod edit;
 mod hashing;
@@ -15,8 +17,10 @@ mod policy;
 mod redirect;
 mod retry;
 mod tcp;
+mod tls;
 mod upstream_policy;
 
+pub use cors::Allowed;
 pub use decide::{Abort, ClientView, Decision, Outcome, Plan, RequestView, Unroutable};
 pub use edit::{HeaderEdits, Rewritten};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use rand::Rng;
 
+use super::cors::Cors;
 use super::decide::ClientView;
 use super::edit::{PathRewrite, RouteEdits};
 use super::matching::Match;
@@ -14,6 +15,8 @@ use super::policy::Visibility;
 use super::redirect::Redirect;
 use super::retry::Retries;
 use super::tcp::TcpRule;
+use super::tls::TlsRule;
+use crate::resource::virtual_service::Destination;
 
 /// The rules of one VirtualService, shared by its hosts.
 #[derive(Clone, Debug)]
@@ -27,14 +30,15 @@ pub(super) struct Rules {
     pub(super) visibility: Visibility,
     pub(super) http: Vec<Rule>,
     pub(super) tcp: Vec<TcpRule>,
+    pub(super) tls: Vec<TlsRule>,
 }
 
 /// One rule: the first that matches decides.
 #[derive(Debug)]
 pub(super) struct Rule {
-    pub(super) name: String,
     /// Any of them; a rule for all requests has one without conditions.
     pub(super) matches: Vec<Match>,
+    pub(super) cors: Option<Cors>,
     pub(super) fault: Fault,
     pub(super) action: Action,
     /// Edits of the rule, for every action.
@@ -56,6 +60,8 @@ pub(super) struct Forward {
     pub(super) authority: Option<http::HeaderValue>,
     pub(super) timeout: Option<Duration>,
     pub(super) retries: Retries,
+    /// Where copies go, with their shares in millionths.
+    pub(super) mirrors: Vec<(u32, Target)>,
 }
 
 /// A destination.
@@ -66,6 +72,21 @@ pub(super) struct Target {
     pub(super) subset: Option<String>,
     pub(super) port: Option<u16>,
     pub(super) edits: RouteEdits,
+}
+
+impl Target {
+    pub(super) fn of(
+        to: &Destination,
+        edits: RouteEdits,
+        full_name: &dyn Fn(&str) -> String,
+    ) -> Self {
+        Self {
+            host: full_name(&to.host),
+            subset: to.subset.clone(),
+            port: to.port.and_then(|port| u16::try_from(port.number).ok()),
+            edits,
+        }
+    }
 }
 
 /// An answer without an upstream.
@@ -136,5 +157,6 @@ impl Rules {
     /// Whether any rule for connections can ever be for this client.
     pub(super) fn tcp_is_for(&self, client: &ClientView<'_>) -> bool {
         self.tcp.iter().any(|rule| rule.is_for(client))
+            || self.tls.iter().any(|rule| rule.is_for(client))
     }
 }

@@ -13,7 +13,7 @@ use super::model::{Target, Targets};
 use super::{Plan, Routes};
 use crate::registry::{Registry, Service};
 use crate::resource::value::parse_subnet;
-use crate::resource::virtual_service::{TcpMatch, TcpRoute};
+use crate::resource::virtual_service::{RouteDestination, TcpMatch, TcpRoute};
 
 /// Where a connection goes.
 pub type TcpDecision<'r> = Result<Plan<'r>, Unroutable>;
@@ -44,21 +44,9 @@ impl TcpRule {
         if matches.is_empty() && !route.r#match.is_empty() {
             return None;
         }
-        let targets = route.route.iter().map(|entry| {
-            let target = Target {
-                host: full_name(&entry.destination.host),
-                subset: entry.destination.subset.clone(),
-                port: entry
-                    .destination
-                    .port
-                    .and_then(|port| u16::try_from(port.number).ok()),
-                edits: RouteEdits::default(),
-            };
-            (u32::try_from(entry.weight).unwrap_or(0), target)
-        });
         Some(Self {
             matches,
-            targets: Targets::new(targets.collect()),
+            targets: opaque_targets(&route.route, full_name),
         })
     }
 
@@ -70,6 +58,18 @@ impl TcpRule {
                 .iter()
                 .any(|block| block.client.matches(client))
     }
+}
+
+/// Destinations of connections that are not HTTP.
+pub(super) fn opaque_targets(
+    route: &[RouteDestination],
+    full_name: &dyn Fn(&str) -> String,
+) -> Targets<Target> {
+    let targets = route.iter().map(|entry| {
+        let target = Target::of(&entry.destination, RouteEdits::default(), full_name);
+        (u32::try_from(entry.weight).unwrap_or(0), target)
+    });
+    Targets::new(targets.collect())
 }
 
 impl Connection {

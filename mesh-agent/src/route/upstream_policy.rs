@@ -86,6 +86,14 @@ pub struct UpstreamPolicy {
 }
 
 impl UpstreamPolicy {
+    /// Whether connections that are made by `other` are not what this asks for.
+    pub fn differs_in_transport(&self, other: &Self) -> bool {
+        self.tls != other.tls
+            || self.proxy_protocol != other.proxy_protocol
+            || self.tcp.keepalive != other.tcp.keepalive
+            || self.http.http2_keepalive != other.http.http2_keepalive
+    }
+
     /// The algorithm for a choice that no property of a request decides.
     pub fn algorithm(&self) -> Algorithm {
         match self.balancer {
@@ -253,7 +261,7 @@ impl Blocks {
                 .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),
             tcp: tcp.map(resolve_tcp).unwrap_or_default(),
             http: resolve_http(http, tcp),
-            outlier: self.outlier_detection.as_ref().map(resolve_outlier),
+            outlier: self.outlier_detection.as_ref().map(OutlierPolicy::compile),
             retry_budget: self.retry_budget.as_ref().map(|budget| RetryBudget {
                 percent: budget.percent.map_or(20.0, |percent| percent.value),
                 min_concurrency: budget.min_retry_concurrency.unwrap_or(3),
@@ -340,33 +348,35 @@ fn resolve_http(http: Option<&HttpSettings>, tcp: Option<&TcpSettings>) -> HttpL
     }
 }
 
-/// Istio's defaults; 0 means "off" for the counts, and "not set" for the percentage.
-fn resolve_outlier(block: &OutlierDetection) -> OutlierPolicy {
-    let count = |value: Option<u32>, default: u32| {
-        Some(value.unwrap_or(default)).filter(|count| *count > 0)
-    };
-    let percent = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok());
-    let codes = block.outlier_detection_http_error_codes.iter();
-    OutlierPolicy {
-        consecutive_5xx: count(block.consecutive_5xx_errors, 5),
-        consecutive_gateway: count(block.consecutive_gateway_errors, 0),
-        split_local: if block.split_external_local_origin_errors == Some(true) {
-            // 0 means that such failures are counted apart, but never eject.
-            Some(block.consecutive_local_origin_failures.unwrap_or(5))
-        } else {
-            None
-        },
-        interval: block
-            .interval
-            .map_or(Duration::from_secs(10), |interval| interval.0),
-        base_ejection_time: block
-            .base_ejection_time
-            .map_or(Duration::from_secs(30), |time| time.0),
-        max_ejection_percent: percent(block.max_ejection_percent)
-            .filter(|percent| *percent > 0)
-            .unwrap_or(10)
-            .min(100),
-        min_health_percent: percent(block.min_health_percent).unwrap_or(0).min(100),
-        error_codes: codes.filter_map(|code| u16::try_from(*code).ok()).collect(),
+impl OutlierPolicy {
+    /// Istio's defaults; 0 means "off" for the counts, and "not set" for the percentage.
+    pub(super) fn compile(block: &OutlierDetection) -> Self {
+        let count = |value: Option<u32>, default: u32| {
+            Some(value.unwrap_or(default)).filter(|count| *count > 0)
+        };
+        let percent = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok());
+        let codes = block.outlier_detection_http_error_codes.iter();
+        Self {
+            consecutive_5xx: count(block.consecutive_5xx_errors, 5),
+            consecutive_gateway: count(block.consecutive_gateway_errors, 0),
+            split_local: if block.split_external_local_origin_errors == Some(true) {
+                // 0 means that such failures are counted apart, but never eject.
+                Some(block.consecutive_local_origin_failures.unwrap_or(5))
+            } else {
+                None
+            },
+            interval: block
+                .interval
+                .map_or(Duration::from_secs(10), |interval| interval.0),
+            base_ejection_time: block
+                .base_ejection_time
+                .map_or(Duration::from_secs(30), |time| time.0),
+            max_ejection_percent: percent(block.max_ejection_percent)
+                .filter(|percent| *percent > 0)
+                .unwrap_or(10)
+                .min(100),
+            min_health_percent: percent(block.min_health_percent).unwrap_or(0).min(100),
+            error_codes: codes.filter_map(|code| u16::try_from(*code).ok()).collect(),
+        }
     }
 }

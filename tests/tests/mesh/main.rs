@@ -6,6 +6,7 @@ mod bookinfo;
 mod bpftool;
 mod ca;
 mod canary;
+mod circuit_breaker;
 mod configuration;
 mod container;
 mod dns;

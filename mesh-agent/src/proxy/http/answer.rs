@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 
 use super::record::Record;
 use super::upstream::Lease;
-use crate::balance::InFlight;
+use crate::balance::Report;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -43,16 +43,27 @@ pub(super) struct Upstream {
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
     pub(super) record: Record,
     pub(super) lease: Option<Lease>,
-    pub(super) in_flight: Option<InFlight>,
+    /// The trailers say whether a gRPC call failed.
+    pub(super) grpc_status_later: bool,
 }
 
 impl Upstream {
     /// The connection is free, the line complete.
     fn end(&mut self) {
         self.record.end();
-        self.in_flight = None;
         if let Some(lease) = self.lease.take() {
             lease.finish();
+        }
+    }
+}
+
+impl Upstream {
+    /// Tells health detection what a gRPC call came to.
+    fn report(&mut self, trailers: &HeaderMap) {
+        if let (true, Some(lease)) = (std::mem::take(&mut self.grpc_status_later), &self.lease)
+            && let Some(status) = http_status_of(trailers)
+        {
+            lease.report(Report::Status(status));
         }
     }
 }
@@ -92,6 +103,8 @@ impl Body for Answer {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     upstream.record.sent(data.len());
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    upstream.report(trailers);
                 }
                 if upstream.incoming.is_end_stream() {
                     upstream.end();
@@ -164,6 +177,26 @@ fn grpc_status_of(status: StatusCode) -> u16 {
         429 | 502..=504 => 14,
         _ => 2,
     }
+}
+
+/// The status of HTTP that stands for a gRPC status, where `headers` (or trailers) have one.
+pub(super) fn http_status_of(headers: &HeaderMap) -> Option<u16> {
+    let code: u16 = headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
+    // As Envoy maps them.
+    Some(match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    })
 }
 
 /// `grpc-message` is percent-encoded where it is not printable ASCII (gRPC over HTTP/2).

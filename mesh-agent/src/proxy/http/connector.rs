@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::netns::BoxFuture;
 use crate::registry::{Endpoint, Service, Workload};
-use crate::route::UpstreamTls;
+use crate::route::UpstreamPolicy;
 
 /// What a connection is wanted for.
 #[derive(Clone, Debug)]
@@ -23,8 +23,8 @@ pub struct Target {
     pub endpoint: Arc<Endpoint>,
     /// Where the endpoint listens; names have been resolved.
     pub address: SocketAddr,
-    /// TLS that the DestinationRule asks for.
-    pub tls: UpstreamTls,
+    /// What the DestinationRule asks for.
+    pub policy: Arc<UpstreamPolicy>,
 }
 
 /// Makes connections to endpoints: on this node, through HBONE, or plain.

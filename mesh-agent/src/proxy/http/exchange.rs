@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
@@ -14,8 +14,11 @@ use super::connector::Connector;
 use super::forward::Exchange;
 use super::message;
 use super::record::Record;
+use crate::balance::Destination;
 use crate::registry::Registry;
 use crate::route::{Abort, ClientView, Decision, Outcome, RequestView};
+
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// Answers one request.
 pub(super) async fn answer<C: Connector>(
@@ -69,25 +72,41 @@ pub(super) async fn answer<C: Connector>(
         tokio::time::sleep(delay).await;
     }
     if let Outcome::Forward(plan) = &decision.outcome {
+        let now = tokio::time::Instant::now().into_std();
+        let version = snapshot.version();
+        let destination = Destination::of(plan, &context.client, version);
+        let cluster = context
+            .recent
+            .get(&context.upstreams.clusters, &destination, now);
         let mut exchange = Exchange {
             context: &context,
+            version,
             plan,
+            cluster,
             grpc,
             record,
+            at: None,
         };
-        return Ok(match exchange.run(request).await {
+        let mut response = match exchange.run(request).await {
             Ok(forwarded) => forwarded.into_response(plan, exchange.record),
             Err(failure) => {
                 exchange.record.reason(&failure.reason);
-                refuse(
+                let mut response = refuse(
                     exchange.record,
                     failure.status,
                     failure.flag,
                     &failure.reason,
                     grpc,
-                )
+                );
+                if failure.overloaded {
+                    let yes = HeaderValue::from_static("true");
+                    response.headers_mut().insert(OVERLOADED, yes);
+                }
+                response
             }
-        });
+        };
+        decision.share_response(response.headers_mut());
+        return Ok(response);
     }
     Ok(own_answer(&decision, record, grpc))
 }
@@ -114,6 +133,13 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             }
             response
         }
+        Outcome::Preflight(allowed) => {
+            let mut response = answer::own(StatusCode::OK, Bytes::new());
+            if let Some(allowed) = allowed {
+                allowed.preflight(response.headers_mut());
+            }
+            response
+        }
         Outcome::Abort(abort) => {
             record.flag("FI");
             match abort {
@@ -124,10 +150,13 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
         Outcome::Unroutable(unroutable) => {
             record.reason(&unroutable.reason);
             let (status, flag) = (unroutable.status, unroutable.flag);
-            return refuse(record, status, flag, &unroutable.reason, grpc);
+            let mut response = refuse(record, status, flag, &unroutable.reason, grpc);
+            decision.share_response(response.headers_mut());
+            return response;
         }
     };
     decision.edit_own_response(response.headers_mut());
+    decision.share_response(response.headers_mut());
     record.status(response.status());
     record.end();
     response

@@ -1,90 +1,65 @@
 //! Forwards one request: choose an endpoint, send, try again.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{EXPECT, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version, request};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
+use http::header::{EXPECT, HeaderMap};
+use http::{Method, Request, StatusCode, Version, request};
+use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::answer::{self, Answer};
+use super::affinity::{self, Affinity};
+use super::answer::http_status_of;
 use super::connector::{Connector, Target};
-use super::message::{self, BadRequest};
-use super::pool::{Key, UpstreamProtocol};
+use super::failure::Failure;
+use super::forwarded::Forwarded;
+use super::pool::{HttpPool, UpstreamProtocol};
 use super::record::Record;
 use super::request_body::{BodySource, RequestBody};
-use super::upstream::{SendError, Sent, Wanted};
-use super::{ConnectionContext, tunnel};
-use crate::balance::{self, EndpointAddress, InFlight};
-use crate::registry::{Endpoint, Protocol, Resolution};
-use crate::route::Plan;
+use super::upstream::{self, ConnectError, Ended, HttpCluster, Sent, Unsent, Wanted};
+use super::{ConnectionContext, message, mirror};
+use crate::balance::{self, Choice, EndpointAddress, Member, Overflow, Report, Retrying};
+use crate::registry::{Protocol, Resolution};
+use crate::route::{Balancer, Plan, ProtocolPolicy};
 
-const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
-
-/// An exchange that failed: the answer that the client gets.
-pub(super) struct Failure {
-    pub(super) status: StatusCode,
-    pub(super) flag: &'static str,
-    pub(super) reason: String,
-}
-
-impl Failure {
-    fn unavailable(flag: &'static str, cause: &dyn std::fmt::Display) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            flag,
-            reason: format!("upstream connect error or disconnect/reset before headers: {cause}"),
-        }
-    }
-
-    /// As if the destination had looked at the request and answered.
-    fn denied() -> Self {
-        Self {
-            status: StatusCode::FORBIDDEN,
-            flag: "-",
-            reason: "RBAC: access denied".to_owned(),
-        }
-    }
-
-    fn timeout() -> Self {
-        Self {
-            status: StatusCode::GATEWAY_TIMEOUT,
-            flag: "UT",
-            reason: "upstream request timeout".to_owned(),
-        }
-    }
-
-    fn bad_request(bad: BadRequest) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            flag: "DPE",
-            reason: bad.to_string(),
-        }
-    }
-}
+/// Connections that may turn out to be closed before a new one is made.
+const MAX_STALE: u32 = 16;
 
 /// A request that is being forwarded.
 pub(super) struct Exchange<'a, C> {
-    pub(super) context: &'a ConnectionContext<C>,
+    pub(super) context: &'a Arc<ConnectionContext<C>>,
+    /// Of the configuration that the plan is from.
+    pub(super) version: balance::Version,
     pub(super) plan: &'a Plan<'a>,
+    pub(super) cluster: Arc<HttpCluster>,
     pub(super) grpc: bool,
     pub(super) record: Record,
+    /// Where the request is, while it is there.
+    pub(super) at: Option<Arc<Member<HttpPool>>>,
 }
 
-/// A response that has begun.
-pub(super) struct Forwarded {
-    sent: Sent,
-    in_flight: InFlight,
-    began: Instant,
-    deadline: Option<Instant>,
-    client_upgrade: Option<OnUpgrade>,
-    is_connect: bool,
+/// Why an attempt came to nothing.
+enum Trouble {
+    /// There was no connection.
+    Connect(ConnectError),
+    /// The connection ended.
+    Ended(Ended),
+    /// The request has been sent, and was not kept.
+    Gone,
+}
+
+/// What all attempts have in common.
+struct Attempts<'a> {
+    /// The request, until it is sent.
+    head: Option<request::Parts>,
+    /// A copy, where it may be needed: once sent, a request is gone.
+    spare: Option<request::Parts>,
+    body: &'a BodySource,
+    protocol: UpstreamProtocol,
+    affinity: &'a Affinity,
 }
 
 impl<C: Connector> Exchange<'_, C> {
@@ -93,12 +68,21 @@ impl<C: Connector> Exchange<'_, C> {
         &mut self,
         mut request: Request<Incoming>,
     ) -> Result<Forwarded, Failure> {
-        let protocol = self.protocol(&request);
+        let protocol = protocol(
+            self.plan,
+            request.version(),
+            request.method(),
+            request.headers(),
+        );
         let client_upgrade =
             (protocol == UpstreamProtocol::Http1).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let client_upgrade = client_upgrade.filter(|_| message::is_upgrade(&parts));
         let is_connect = parts.method == Method::CONNECT;
+        let body = BodySource::new(body);
+        if !self.plan.mirrors.is_empty() && client_upgrade.is_none() {
+            mirror::spawn(self.context, self.plan, self.version, &parts, &body);
+        }
         let default_authority = self.plan.service.host.as_str();
         message::forward(
             &mut parts,
@@ -109,47 +93,35 @@ impl<C: Connector> Exchange<'_, C> {
         .map_err(Failure::bad_request)?;
         self.plan.edit_request(&mut parts.headers);
         parts.extensions.clear();
-        let body = BodySource::new(body);
+        let affinity = affinity::of(
+            &self.plan.policy.balancer,
+            &parts.headers,
+            parts.uri.query().unwrap_or_default(),
+            self.context.client_address.ip(),
+            &mut rand::rng(),
+        );
         let began = Instant::now();
         let timeout = self.plan.timeout;
-        let attempts = self.attempts(parts, &body, protocol);
-        let (sent, in_flight) = match timeout {
-            None => attempts.await?,
-            Some(timeout) => within(timeout, &body, attempts).await?,
+        let attempts = self.attempts(parts, &body, protocol, &affinity);
+        let result = match timeout {
+            None => attempts.await,
+            Some(timeout) => within(timeout, &body, attempts)
+                .await
+                .unwrap_or_else(|_| Err(self.timed_out())),
         };
+        let sent = result?;
         body.commit();
         // The time runs from the end of the request to the end of the response.
         let deadline = timeout.and_then(|timeout| Some(body.ended_at(began)? + timeout));
         Ok(Forwarded {
+            grpc_status_later: self.grpc && http_status_of(sent.response.headers()).is_none(),
             sent,
-            in_flight,
             began,
             deadline,
             client_upgrade,
             is_connect,
+            set_cookie: affinity.set_cookie,
         })
-    }
-
-    /// HTTP/2 for gRPC, where the port declares it, and where it declares
-    /// nothing and the client speaks it.
-    fn protocol(&self, request: &Request<Incoming>) -> UpstreamProtocol {
-        let declared = self
-            .plan
-            .service
-            .port(self.plan.port)
-            .map(|port| port.protocol);
-        let http2 = match declared {
-            Some(Protocol::Http2 | Protocol::Grpc) => {
-                request.headers().get(http::header::UPGRADE).is_none()
-            }
-            Some(Protocol::Auto) => request.version() == Version::HTTP_2,
-            _ => false,
-        };
-        if http2 || (self.grpc && request.version() == Version::HTTP_2) {
-            UpstreamProtocol::Http2
-        } else {
-            UpstreamProtocol::Http1
-        }
     }
 
     async fn attempts(
@@ -157,76 +129,78 @@ impl<C: Connector> Exchange<'_, C> {
         parts: request::Parts,
         body: &BodySource,
         protocol: UpstreamProtocol,
-    ) -> Result<(Sent, InFlight), Failure> {
+        affinity: &Affinity,
+    ) -> Result<Sent, Failure> {
         let retries = self.plan.retries;
         let http2_or_grpc = self.grpc || protocol == UpstreamProtocol::Http2;
         let resend = retries.on.after_sending(http2_or_grpc) && retries.attempts > 0;
         let idempotent = parts.method.is_idempotent();
-        // Kept only where it may be needed: once sent, a request is gone.
-        let spare = (resend || idempotent).then(|| parts.clone());
-        let mut head = Some(parts);
+        let mut attempts = Attempts {
+            spare: (resend || idempotent).then(|| parts.clone()),
+            head: Some(parts),
+            body,
+            protocol,
+            affinity,
+        };
         let mut tried: Vec<EndpointAddress> = Vec::new();
         let mut retry = 0;
         let mut fresh = false;
+        // Counts this exchange among the retries, from the first on.
+        let mut retrying = None;
         loop {
-            let (endpoint, address) = self.choose(&tried)?;
-            let Some(parts) = head.take().or_else(|| spare.clone()) else {
-                return Err(Failure::unavailable(
-                    "UC",
-                    &"the request cannot be sent again",
-                ));
-            };
-            self.record.attempt(&self.plan.service.host, &address);
-            let in_flight = self.context.upstreams.load.begin(&address);
-            let target = self.target(endpoint, &address);
-            let wanted = Wanted {
-                key: self.key(address.clone(), protocol),
-                target: &target,
-                connect_timeout: self.plan.policy.connect_timeout,
-            };
-            let request = outgoing(parts, body, protocol);
-            let send = self.context.upstreams.send(&wanted, request, fresh);
+            let member = self.choose(affinity, &tried)?;
+            self.at = Some(Arc::clone(&member));
+            let attempt = self.attempt(&member, &mut attempts, fresh);
             let result = match retries.per_try_timeout {
-                Some(timeout) => within(timeout, body, async { Ok(send.await) }).await,
-                None => Ok(send.await),
+                None => Ok(attempt.await),
+                Some(timeout) => within(timeout, body, attempt).await,
             };
             let left = retry < retries.attempts;
-            let again = left && spare.is_some() && body.is_replayable();
+            let again = left && attempts.spare.is_some() && body.is_replayable();
             let failure = match result {
                 Ok(Ok(sent)) => {
+                    self.report_answer(&sent);
                     let response = &sent.response;
                     let wants_more = retries.on.answer(response.status(), response.headers());
                     if !wants_more {
-                        return Ok((sent, in_flight));
+                        return Ok(sent);
                     }
                     if !again {
                         self.record.flag("URX");
-                        return Ok((sent, in_flight));
+                        return Ok(sent);
+                    }
+                    if !self.may_retry(&mut retrying) {
+                        return Ok(sent);
                     }
                     None
                 }
-                Ok(Err(SendError::Connect { cause, .. })) if cause.is_denied() => {
+                Ok(Err(Trouble::Connect(cause))) if cause.is_denied() => {
                     return Err(Failure::denied());
                 }
-                Ok(Err(SendError::Connect {
-                    cause,
-                    head: unsent,
-                })) => {
+                Ok(Err(Trouble::Gone)) => {
+                    let cause = "the request cannot be sent again";
+                    return Err(Failure::unavailable("UC", &cause));
+                }
+                Ok(Err(Trouble::Connect(ConnectError::Overflow(_)))) => {
+                    // Another try would make it worse.
+                    return Err(Failure::overflow());
+                }
+                Ok(Err(Trouble::Connect(cause))) => {
+                    self.report(Report::Failed);
                     let failure = Failure::unavailable("UF", &cause);
+                    // It has not been sent: this very request is the next one.
                     if !left || !retries.on.connect() {
                         return Err(self.exhausted(failure));
                     }
-                    // It has not been sent: this very request is the next one.
-                    head = Some(*unsent);
                     Some(failure)
                 }
-                Ok(Err(SendError::Ended {
+                Ok(Err(Trouble::Ended(Ended {
                     cause,
                     refused,
                     reused,
                     reset,
                     client,
-                })) => {
+                }))) => {
                     let failure = Failure::unavailable(if reset { "UR" } else { "UC" }, &cause);
                     if client {
                         return Err(failure);
@@ -234,16 +208,18 @@ impl<C: Connector> Exchange<'_, C> {
                     // A connection that had waited may have been closed while the request was
                     // on its way. Repeating is safe for these methods (RFC 9110, section 9.2.2).
                     let stale = reused && !fresh && !reset && idempotent;
-                    if stale && spare.is_some() && body.is_replayable() {
+                    if stale && attempts.spare.is_some() && body.is_replayable() {
                         fresh = true;
                         continue;
                     }
+                    self.report(Report::Failed);
                     if !again || !retries.on.ended(refused) {
                         return Err(self.exhausted(failure));
                     }
                     Some(failure)
                 }
-                Err(timeout) => {
+                Err(Expired) => {
+                    let timeout = self.timed_out();
                     if !again || !retries.on.ended(false) {
                         return Err(self.exhausted(timeout));
                     }
@@ -252,16 +228,111 @@ impl<C: Connector> Exchange<'_, C> {
             };
             if let Some(failure) = failure {
                 self.record.reason(&failure.reason);
+                if !self.may_retry(&mut retrying) {
+                    return Err(failure);
+                }
             }
-            drop(in_flight);
             retry += 1;
             fresh = false;
             if retries.ignore_previous_hosts {
-                tried.push(address);
+                tried.push(member.host.address.clone());
             }
             let wait = retries.wait(retry, &mut rand::rng());
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Whether one more may be retrying; counts it from then on.
+    fn may_retry(&mut self, retrying: &mut Option<Retrying<HttpPool>>) -> bool {
+        if retrying.is_some() {
+            return true;
+        }
+        match self.cluster.retry() {
+            Ok(counted) => {
+                *retrying = Some(counted);
+                true
+            }
+            Err(_) => {
+                self.record.flag("UO");
+                false
+            }
+        }
+    }
+
+    /// Sends the request once, over a connection that turns out to be open.
+    async fn attempt(
+        &mut self,
+        member: &Arc<Member<HttpPool>>,
+        attempts: &mut Attempts<'_>,
+        fresh: bool,
+    ) -> Result<Sent, Trouble> {
+        let Attempts { protocol, body, .. } = *attempts;
+        let (context, plan) = (self.context, self.plan);
+        let target = |address: SocketAddr| Target {
+            client: Arc::clone(&context.client),
+            client_address: context.client_address,
+            service: Arc::clone(plan.service),
+            endpoint: Arc::clone(&member.endpoint),
+            address,
+            policy: Arc::clone(plan.policy),
+        };
+        let cluster = Arc::clone(&self.cluster);
+        let wanted = Wanted {
+            cluster: &cluster,
+            policy: plan.policy,
+            member,
+            protocol,
+            moves: attempts.affinity.hash.is_none() && !self.keeps_destination(),
+            target: &target,
+        };
+        for stale in 0.. {
+            let fresh = fresh || stale >= MAX_STALE;
+            let connection = context.upstreams.connection(&wanted, fresh).await;
+            let connection = connection.map_err(Trouble::Connect)?;
+            let Ok(active) = cluster.begin(&connection.member) else {
+                connection.give_back(&wanted);
+                return Err(Trouble::Connect(ConnectError::Overflow(Overflow)));
+            };
+            let head = attempts.head.take().or_else(|| attempts.spare.clone());
+            let head = head.ok_or(Trouble::Gone)?;
+            self.record
+                .attempt(&plan.service.host, &connection.member.host.address);
+            upstream::report(&cluster, &connection.member, Report::Connected);
+            self.at = Some(Arc::clone(&connection.member));
+            match connection
+                .send(outgoing(head, body, protocol), active)
+                .await
+            {
+                Ok(sent) => return Ok(sent),
+                Err(Unsent::Untouched(head)) => attempts.head = Some(*head),
+                Err(Unsent::Ended(error)) => return Err(Trouble::Ended(error)),
+            }
+        }
+        unreachable!("a new connection is made after some that were closed")
+    }
+
+    fn report(&self, report: Report) {
+        if let Some(member) = &self.at {
+            upstream::report(&self.cluster, member, report);
+        }
+    }
+
+    /// For gRPC the status of the call counts, which may come with the trailers only.
+    fn report_answer(&self, sent: &Sent) {
+        let response = &sent.response;
+        let status = if self.grpc && response.status() == StatusCode::OK {
+            http_status_of(response.headers())
+        } else {
+            Some(response.status().as_u16())
+        };
+        if let Some(status) = status {
+            sent.lease.report(Report::Status(status));
+        }
+    }
+
+    fn timed_out(&self) -> Failure {
+        self.report(Report::TimedOut);
+        Failure::timeout()
     }
 
     fn exhausted(&mut self, failure: Failure) -> Failure {
@@ -271,76 +342,63 @@ impl<C: Connector> Exchange<'_, C> {
         failure
     }
 
+    /// Whether the address that the client asked for is the endpoint.
+    fn keeps_destination(&self) -> bool {
+        let service = self.plan.service;
+        self.plan.policy.balancer == Balancer::Passthrough
+            || (service.resolution == Resolution::None && service.endpoints.is_empty())
+    }
+
     fn choose(
         &self,
+        affinity: &Affinity,
         tried: &[EndpointAddress],
-    ) -> Result<(Arc<Endpoint>, EndpointAddress), Failure> {
-        let service = self.plan.service;
+    ) -> Result<Arc<Member<HttpPool>>, Failure> {
         let original = self.context.original_destination;
-        if service.resolution == Resolution::None && service.endpoints.is_empty() {
-            let endpoint = asked_for(original, self.plan.port);
-            return Ok((endpoint, EndpointAddress::Socket(original)));
+        let now = Instant::now().into_std();
+        if self.keeps_destination() {
+            let address = EndpointAddress::Socket(original);
+            return Ok(self.cluster.asked_for(address, now));
         }
-        let wanted = balance::Wanted {
-            port: self.plan.port,
-            labels: self.plan.subset.map(|subset| &subset.labels),
-            algorithm: self.plan.policy.algorithm(),
+        let choice = Choice {
+            hash: affinity.hash,
             avoid: tried,
             like: Some(original.ip()),
         };
-        balance::choose(
-            service,
-            &wanted,
-            &self.context.upstreams.load,
-            &mut rand::rng(),
-        )
-        .and_then(|endpoint| {
-            let address = EndpointAddress::of(endpoint, self.plan.port)?;
-            Some((Arc::clone(endpoint), address))
-        })
-        .ok_or_else(|| Failure {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            flag: "UH",
-            reason: "no healthy upstream".to_owned(),
-        })
-    }
-
-    fn target(&self, endpoint: Arc<Endpoint>, address: &EndpointAddress) -> Target {
-        Target {
-            client: Arc::clone(&self.context.client),
-            client_address: self.context.client_address,
-            service: Arc::clone(self.plan.service),
-            endpoint,
-            address: match address {
-                EndpointAddress::Socket(address) => *address,
-                EndpointAddress::Name(_, port) => SocketAddr::from(([0, 0, 0, 0], *port)),
-            },
-            tls: self.plan.policy.tls,
-        }
-    }
-
-    fn key(&self, endpoint: EndpointAddress, protocol: UpstreamProtocol) -> Key {
-        Key {
-            client: self.context.client.name.clone(),
-            service: self.plan.service.host.clone(),
-            endpoint,
-            protocol,
-            tls: self.plan.policy.tls,
-            policy_epoch: self.context.snapshot.load().authorization.epoch,
-        }
+        self.cluster
+            .choose(&choice, now, &mut rand::rng())
+            .ok_or_else(Failure::no_endpoint)
     }
 }
 
-/// The address that the application asked for, as an endpoint.
-fn asked_for(original: SocketAddr, port: u16) -> Arc<Endpoint> {
-    Arc::new(Endpoint {
-        address: Some(original.ip()),
-        host: None,
-        ports: BTreeMap::from([(port, original.port())]),
-        labels: BTreeMap::new(),
-        weight: 1,
-        workload: None,
-    })
+/// HTTP/2 for gRPC, where the port declares it, where it declares nothing and the
+/// client speaks it, and where the DestinationRule wants it.
+pub(super) fn protocol(
+    plan: &Plan<'_>,
+    version: Version,
+    method: &Method,
+    headers: &HeaderMap,
+) -> UpstreamProtocol {
+    let by_client = version == Version::HTTP_2;
+    let upgrades = headers.contains_key(http::header::UPGRADE) || method == Method::CONNECT;
+    let declared = || {
+        let port = plan.service.port(plan.port);
+        match port.map(|port| port.protocol) {
+            Some(Protocol::Http2 | Protocol::Grpc) => true,
+            Some(Protocol::Auto) => by_client,
+            _ => by_client && message::is_grpc(headers),
+        }
+    };
+    let http2 = match plan.policy.http.protocol {
+        ProtocolPolicy::Client => by_client,
+        ProtocolPolicy::Http2 => true,
+        ProtocolPolicy::Declared => declared(),
+    };
+    if http2 && !upgrades {
+        UpstreamProtocol::Http2
+    } else {
+        UpstreamProtocol::Http1
+    }
 }
 
 /// The request of one attempt.
@@ -369,61 +427,22 @@ fn expects_continue(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
+/// The time is up.
+struct Expired;
+
 /// Bounds the time from the end of the client's request.
 async fn within<T>(
     timeout: Duration,
     body: &BodySource,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    work: impl Future<Output = T>,
+) -> Result<T, Expired> {
     let expiry = async {
         body.ended().await;
         tokio::time::sleep(timeout).await;
     };
     tokio::select! {
         biased;
-        result = work => result,
-        () = expiry => Err(Failure::timeout()),
-    }
-}
-
-impl Forwarded {
-    /// The answer for the client, which holds what the exchange needs until it ends.
-    pub(super) fn into_response(self, plan: &Plan<'_>, mut record: Record) -> Response<Answer> {
-        let Sent {
-            mut response,
-            lease,
-        } = self.sent;
-        let status = response.status();
-        record.status(status);
-        let switches =
-            status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
-        if let (true, Some(client)) = (switches, self.client_upgrade) {
-            let upstream = hyper::upgrade::on(&mut response);
-            tunnel::spawn(client, upstream, record, self.in_flight);
-            let (mut parts, _) = response.into_parts();
-            parts.extensions.clear();
-            plan.edit_response(&mut parts.headers);
-            return Response::from_parts(parts, Answer::Own(None));
-        }
-        let (mut parts, incoming) = response.into_parts();
-        parts.extensions.clear();
-        parts.version = Version::HTTP_11;
-        message::strip_hop_by_hop(&mut parts.headers);
-        let service_time_ms = self.began.elapsed().as_millis() as u64;
-        parts
-            .headers
-            .insert(SERVICE_TIME, HeaderValue::from(service_time_ms));
-        plan.edit_response(&mut parts.headers);
-        let deadline = (!incoming.is_end_stream())
-            .then_some(self.deadline)
-            .flatten();
-        let body = answer::Upstream {
-            incoming,
-            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
-            record,
-            lease: Some(lease),
-            in_flight: Some(self.in_flight),
-        };
-        Response::from_parts(parts, Answer::Upstream(Box::new(body)))
+        result = work => Ok(result),
+        () = expiry => Err(Expired),
     }
 }

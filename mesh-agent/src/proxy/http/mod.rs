@@ -1,10 +1,14 @@
 //! HTTP/1.1, HTTP/2 and gRPC on the client's node: route, balance, forward.
 
+mod affinity;
 mod answer;
 mod connector;
 mod exchange;
+mod failure;
 mod forward;
+mod forwarded;
 pub(super) mod message;
+mod mirror;
 mod pool;
 mod record;
 mod request_body;
@@ -13,21 +17,25 @@ mod upstream;
 
 pub use answer::AnswerError;
 pub use connector::{Connector, Target};
+pub use pool::HttpPool;
 pub use request_body::BodyError;
-pub use upstream::Upstreams;
+pub(super) use upstream::report;
+pub use upstream::{HttpCluster, Upstreams};
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use crate::balance::{Clusters, Destination};
 use crate::registry::{Service, Workload};
 use crate::snapshot::Snapshot;
 
@@ -68,6 +76,27 @@ pub struct ConnectionContext<C> {
     pub upstreams: Arc<Upstreams<C>>,
     /// When cancelled, the connection ends after the requests that are under way.
     pub drain: CancellationToken,
+    /// Where its last request went.
+    pub recent: Recent,
+}
+
+/// The cluster of a connection's last request: the next is mostly for the same.
+#[derive(Default)]
+pub struct Recent(Mutex<Option<Arc<HttpCluster>>>);
+
+impl Recent {
+    fn get(
+        &self,
+        clusters: &Clusters<HttpPool>,
+        destination: &Destination<'_>,
+        now: Instant,
+    ) -> Arc<HttpCluster> {
+        match self.0.try_lock() {
+            Some(mut last) => clusters.get_again(&mut last, destination, now),
+            // Another stream of the connection is looking.
+            None => clusters.get(destination, now),
+        }
+    }
 }
 
 /// Serves one connection of a client until it ends. Bytes that were read from

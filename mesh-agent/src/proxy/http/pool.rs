@@ -1,9 +1,7 @@
-//! Connections to endpoints that wait for their next request.
+//! Connections to one endpoint that wait for their next request.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -11,9 +9,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::request_body::RequestBody;
-use crate::balance::EndpointAddress;
-use crate::registry::WorkloadName;
-use crate::route::UpstreamTls;
+use crate::balance::EndpointPool;
+use crate::route::UpstreamPolicy;
 
 /// HTTP/1.1 connections to one endpoint that are kept without a request; further ones are closed.
 const MAX_IDLE_PER_ENDPOINT: usize = 1024;
@@ -21,24 +18,6 @@ const MAX_IDLE_PER_ENDPOINT: usize = 1024;
 const MAX_HTTP2_PER_ENDPOINT: usize = 8;
 /// Streams after which another HTTP/2 connection is made; servers allow at least so many (RFC 9113, section 6.5.2).
 const STREAMS_PER_CONNECTION: usize = 100;
-/// How long a connection is kept without a request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Parts of the pool with a lock each, which is held for a look-up only.
-const SHARDS: usize = 16;
-
-/// Who may share a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    /// Connections carry the client's identity.
-    pub(super) client: WorkloadName,
-    /// The service decides which identities the endpoint may have.
-    pub(super) service: String,
-    pub(super) endpoint: EndpointAddress,
-    pub(super) protocol: UpstreamProtocol,
-    pub(super) tls: UpstreamTls,
-    /// Under which policies it was made: others decide about a new one.
-    pub(super) policy_epoch: u64,
-}
 
 /// Protocol of a connection to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,114 +26,136 @@ pub(super) enum UpstreamProtocol {
     Http2,
 }
 
-type Http1 = http1::SendRequest<RequestBody>;
-type Http2 = http2::SendRequest<RequestBody>;
+type Http1Sender = http1::SendRequest<RequestBody>;
+type Http2Sender = http2::SendRequest<RequestBody>;
 
-/// All waiting connections.
-pub(super) struct Pool {
-    shards: [Mutex<Shard>; SHARDS],
-    hasher: RandomState,
-}
-
+/// The connections of one client to one endpoint.
 #[derive(Default)]
-struct Shard {
-    http1: HashMap<Key, Vec<(Http1, Instant)>>,
-    http2: HashMap<Key, Arc<Multiplexed>>,
+pub struct HttpPool {
+    /// Counts the changes after which older connections are not used again.
+    age: AtomicU32,
+    http1: Mutex<Vec<Http1>>,
+    pub(super) http2: Multiplexed,
 }
 
-impl Pool {
-    /// A pool that closes what waits too long. Needs a tokio runtime.
-    pub(super) fn new() -> Arc<Self> {
-        let pool = Arc::new(Self {
-            shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
-        });
-        let weak = Arc::downgrade(&pool);
-        tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(IDLE_TIMEOUT / 2);
-            loop {
-                ticks.tick().await;
-                let Some(pool) = weak.upgrade() else { return };
-                pool.sweep(Instant::now());
-            }
-        });
-        pool
+impl EndpointPool for HttpPool {
+    fn renew(&self) {
+        self.age.fetch_add(1, Relaxed);
+        self.http1.lock().clear();
+        // Streams that are open hold their connection until they end.
+        self.http2.open.lock().clear();
+    }
+}
+
+/// An HTTP/1.1 connection.
+pub(super) struct Http1 {
+    pub(super) sender: Http1Sender,
+    made: Instant,
+    since: Instant,
+    requests: u32,
+    age: u32,
+}
+
+impl Http1 {
+    /// Whether it may serve another request.
+    fn may_serve(&self, policy: &UpstreamPolicy, now: Instant) -> bool {
+        let requests = policy.http.max_requests_per_connection;
+        requests.is_none_or(|limit| self.requests < limit)
+            && is_young(self.made, policy, now)
+            && is_within(self.since, policy.http.idle_timeout, now)
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<Shard> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    /// It serves one more.
+    pub(super) fn count(&mut self) {
+        self.requests += 1;
+    }
+}
+
+fn is_within(since: Instant, limit: Option<Duration>, now: Instant) -> bool {
+    limit.is_none_or(|limit| now.duration_since(since) < limit)
+}
+
+fn is_young(made: Instant, policy: &UpstreamPolicy, now: Instant) -> bool {
+    is_within(made, policy.tcp.max_duration, now)
+}
+
+impl HttpPool {
+    /// A connection that has just been made.
+    pub(super) fn new_http1(&self, sender: Http1Sender) -> Http1 {
+        let now = Instant::now();
+        Http1 {
+            sender,
+            made: now,
+            since: now,
+            requests: 0,
+            age: self.age.load(Relaxed),
+        }
     }
 
     /// The HTTP/1.1 connection that was used last and is still open.
-    pub(super) fn take_http1(&self, key: &Key) -> Option<Http1> {
-        let mut shard = self.shard(key).lock();
-        let idle = shard.http1.get_mut(key)?;
-        while let Some((sender, _)) = idle.pop() {
-            if sender.is_ready() {
-                return Some(sender);
+    pub(super) fn take_http1(&self, policy: &UpstreamPolicy) -> Option<Http1> {
+        let mut idle = self.http1.lock();
+        if idle.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        while let Some(connection) = idle.pop() {
+            if connection.sender.is_ready() && connection.may_serve(policy, now) {
+                return Some(connection);
             }
         }
         None
     }
 
     /// Keeps an HTTP/1.1 connection for its next request.
-    pub(super) fn keep_http1(&self, key: Key, sender: Http1) {
-        let mut shard = self.shard(&key).lock();
-        let idle = shard.http1.entry(key).or_default();
+    pub(super) fn keep_http1(&self, mut connection: Http1, policy: &UpstreamPolicy) {
+        let now = Instant::now();
+        connection.since = now;
+        if connection.age != self.age.load(Relaxed) || !connection.may_serve(policy, now) {
+            return;
+        }
+        let mut idle = self.http1.lock();
         if idle.len() < MAX_IDLE_PER_ENDPOINT {
-            idle.push((sender, Instant::now()));
+            idle.push(connection);
         }
     }
 
-    /// The HTTP/2 connections to an endpoint.
-    pub(super) fn http2(&self, key: &Key) -> Arc<Multiplexed> {
-        let mut shard = self.shard(key).lock();
-        if let Some(known) = shard.http2.get(key) {
-            return Arc::clone(known);
+    /// Closes one connection that waits, to make room for another; returns whether there was one.
+    pub(super) fn give_up_one(&self) -> bool {
+        let idle = &mut *self.http1.lock();
+        let found = !idle.is_empty();
+        if found {
+            // The one that has waited longest.
+            idle.remove(0);
         }
-        Arc::clone(shard.http2.entry(key.clone()).or_default())
+        found || self.http2.give_up_one()
     }
 
-    /// Closes what waits for requests of a client that is gone.
-    pub(super) fn forget(&self, client: &WorkloadName) {
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            shard.http1.retain(|key, _| key.client != *client);
-            shard.http2.retain(|key, _| key.client != *client);
-        }
-    }
-
-    fn sweep(&self, now: Instant) {
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            shard.http1.retain(|_, idle| {
-                idle.retain(|(sender, since)| {
-                    sender.is_ready() && now.duration_since(*since) < IDLE_TIMEOUT
-                });
-                !idle.is_empty()
-            });
-            shard.http2.retain(|_, connections| {
-                connections.sweep();
-                // Someone may be connecting right now.
-                !connections.open.lock().is_empty() || Arc::strong_count(connections) > 1
-            });
-        }
+    /// Closes what has waited, or lived, too long.
+    pub(super) fn sweep(&self, policy: &UpstreamPolicy) {
+        let now = Instant::now();
+        self.http1
+            .lock()
+            .retain(|one| one.sender.is_ready() && one.may_serve(policy, now));
+        self.http2.sweep(policy, now);
     }
 }
 
 /// HTTP/2 connections to one endpoint.
 #[derive(Default)]
 pub(super) struct Multiplexed {
-    open: Mutex<Vec<Connection>>,
+    open: Mutex<Vec<Http2>>,
     /// One connection is made at a time: those who wait will share it.
     pub(super) connecting: tokio::sync::Mutex<()>,
 }
 
-struct Connection {
-    sender: Http2,
+/// An HTTP/2 connection.
+struct Http2 {
+    sender: Http2Sender,
     streams: Arc<AtomicUsize>,
-    /// Had no stream at the last sweep, nor since.
-    unused: AtomicBool,
+    made: Instant,
+    used: Instant,
+    requests: u32,
 }
 
 /// A stream of an HTTP/2 connection, counted until it is dropped.
@@ -168,40 +169,63 @@ impl Drop for Stream {
 
 impl Multiplexed {
     /// A stream of a connection with room, or, at the bound of connections, of the least used.
-    pub(super) fn stream(&self) -> Option<(Http2, Stream)> {
+    pub(super) fn stream(&self, policy: &UpstreamPolicy) -> Option<(Http2Sender, Stream)> {
+        let now = Instant::now();
+        let http = &policy.http;
+        let limit = http.max_concurrent_streams.map(|limit| limit as usize);
         let mut open = self.open.lock();
-        open.retain(|connection| !connection.sender.is_closed());
-        let full = open.len() >= MAX_HTTP2_PER_ENDPOINT;
+        // Dropped from here, a connection ends with its last stream.
+        open.retain(|one| {
+            let requests = http.max_requests_per_connection;
+            !one.sender.is_closed()
+                && requests.is_none_or(|limit| one.requests < limit)
+                && is_young(one.made, policy, now)
+        });
+        let full = limit.is_none() && open.len() >= MAX_HTTP2_PER_ENDPOINT;
         let least = open
-            .iter()
-            .min_by_key(|connection| connection.streams.load(Relaxed))?;
-        let room = least.streams.load(Relaxed) < STREAMS_PER_CONNECTION;
-        (room || full).then(|| least.stream())
+            .iter_mut()
+            .min_by_key(|one| one.streams.load(Relaxed))?;
+        let room = least.streams.load(Relaxed) < limit.unwrap_or(STREAMS_PER_CONNECTION);
+        (room || full).then(|| least.stream(now))
     }
 
     /// Adds a connection, and takes its first stream.
-    pub(super) fn add(&self, sender: Http2) -> (Http2, Stream) {
-        let connection = Connection {
+    pub(super) fn add(&self, sender: Http2Sender) -> (Http2Sender, Stream) {
+        let now = Instant::now();
+        let mut connection = Http2 {
             sender,
             streams: Arc::default(),
-            unused: AtomicBool::new(false),
+            made: now,
+            used: now,
+            requests: 0,
         };
-        let stream = connection.stream();
+        let stream = connection.stream(now);
         self.open.lock().push(connection);
         stream
     }
 
-    fn sweep(&self) {
-        self.open.lock().retain(|connection| {
-            let busy = connection.streams.load(Relaxed) > 0;
-            !connection.sender.is_closed() && (busy || !connection.unused.swap(true, Relaxed))
+    fn give_up_one(&self) -> bool {
+        let mut open = self.open.lock();
+        let idle = open.iter().position(|one| one.streams.load(Relaxed) == 0);
+        idle.map(|index| open.swap_remove(index)).is_some()
+    }
+
+    fn sweep(&self, policy: &UpstreamPolicy, now: Instant) {
+        self.open.lock().retain_mut(|one| {
+            if one.streams.load(Relaxed) > 0 {
+                one.used = now;
+            }
+            !one.sender.is_closed()
+                && is_young(one.made, policy, now)
+                && is_within(one.used, policy.http.idle_timeout, now)
         });
     }
 }
 
-impl Connection {
-    fn stream(&self) -> (Http2, Stream) {
-        self.unused.store(false, Relaxed);
+impl Http2 {
+    fn stream(&mut self, now: Instant) -> (Http2Sender, Stream) {
+        self.used = now;
+        self.requests += 1;
         self.streams.fetch_add(1, Relaxed);
         (self.sender.clone(), Stream(Arc::clone(&self.streams)))
     }

@@ -12,11 +12,13 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 /// Body up to which a request can be sent again, in bytes.
 const MAX_REPLAY: usize = 64 * 1024;
+/// Frames of a body that wait for the reader of a copy; one more, and the copy is given up.
+const MAX_COPIED_FRAMES: usize = 256;
 /// How long a client's body waits for the server's `100 Continue` before it is
 /// sent anyway (RFC 9110, section 10.1.1, asks not to wait indefinitely).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,12 +53,16 @@ struct State {
     /// When the client had sent all of it.
     ended: Option<Instant>,
     attempt: u32,
+    /// Readers of copies.
+    copies: Vec<mpsc::Sender<Kept>>,
 }
 
 #[derive(Clone)]
 enum Kept {
     Data(Bytes),
     Trailers(HeaderMap),
+    /// Nothing follows; only copies need to be told.
+    End,
 }
 
 impl BodySource {
@@ -72,6 +78,7 @@ impl BodySource {
                 keep: true,
                 ended: None,
                 attempt: 0,
+                copies: Vec::new(),
             }),
             ended: Notify::new(),
         })))
@@ -87,8 +94,7 @@ impl BodySource {
         RequestBody {
             source: Some(Arc::clone(shared)),
             attempt: state.attempt,
-            position: 0,
-            gate: None,
+            ..RequestBody::default()
         }
     }
 
@@ -97,6 +103,20 @@ impl BodySource {
         self.0
             .as_ref()
             .is_none_or(|shared| shared.state.lock().keep)
+    }
+
+    /// The body once more, for another request, as the client sends it: it never holds the
+    /// attempts up, and ends with an error where its reader is too slow.
+    pub(super) fn copy(&self) -> RequestBody {
+        let Some(shared) = &self.0 else {
+            return RequestBody::default();
+        };
+        let (sender, receiver) = mpsc::channel(MAX_COPIED_FRAMES);
+        shared.state.lock().copies.push(sender);
+        RequestBody {
+            copied: Some(receiver),
+            ..RequestBody::default()
+        }
     }
 
     /// No further attempt is needed.
@@ -136,6 +156,8 @@ pub(super) struct RequestBody {
     /// Next of the kept frames.
     position: usize,
     gate: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// What another body is made of.
+    copied: Option<mpsc::Receiver<Kept>>,
 }
 
 impl RequestBody {
@@ -161,6 +183,15 @@ impl Body for RequestBody {
             ready!(gate.as_mut().poll(cx));
             this.gate = None;
         }
+        if let Some(copied) = &mut this.copied {
+            return Poll::Ready(match ready!(copied.poll_recv(cx)) {
+                Some(Kept::Data(data)) => Some(Ok(Frame::data(data))),
+                Some(Kept::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+                Some(Kept::End) => None,
+                // The copy was too slow, or the client is gone.
+                None => Some(Err(BodyError::Superseded)),
+            });
+        }
         let Some(source) = &this.source else {
             return Poll::Ready(None);
         };
@@ -174,6 +205,7 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Ok(match kept.clone() {
                 Kept::Data(data) => Frame::data(data),
                 Kept::Trailers(trailers) => Frame::trailers(trailers),
+                Kept::End => return Poll::Ready(None),
             })));
         }
         if !state.keep {
@@ -185,17 +217,24 @@ impl Body for RequestBody {
         }
         let frame = ready!(Pin::new(&mut state.incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
+            state.copy(frame);
             state.keep(frame);
             this.position = state.kept.len();
         }
         if frame.is_none() || state.incoming.is_end_stream() {
             state.ended = Some(Instant::now());
+            for copy in state.copies.drain(..) {
+                let _ = copy.try_send(Kept::End);
+            }
             source.ended.notify_waiters();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.copied.is_some() {
+            return false;
+        }
         self.source.as_ref().is_none_or(|source| {
             let state = source.state.lock();
             state.ended.is_some() && self.position >= state.kept.len()
@@ -204,6 +243,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
+            None if self.copied.is_some() => SizeHint::new(),
             None => SizeHint::with_exact(0),
             Some(source) => {
                 let state = source.state.lock();
@@ -218,6 +258,20 @@ impl Body for RequestBody {
 }
 
 impl State {
+    /// Readers that cannot take the frame now are given up.
+    fn copy(&mut self, frame: &Frame<Bytes>) {
+        if self.copies.is_empty() {
+            return;
+        }
+        let copied = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => Kept::Data(data.clone()),
+            (None, Some(trailers)) => Kept::Trailers(trailers.clone()),
+            (None, None) => return,
+        };
+        self.copies
+            .retain(|copy| copy.try_send(copied.clone()).is_ok());
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if !self.keep {
             return;

@@ -4,17 +4,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::record::Record;
-use crate::balance::InFlight;
+use super::upstream::Lease;
 
 /// Copies bytes both ways until both sides have ended.
-pub(super) fn spawn(
-    client: OnUpgrade,
-    upstream: OnUpgrade,
-    mut record: Record,
-    in_flight: InFlight,
-) {
+pub(super) fn spawn(client: OnUpgrade, upstream: OnUpgrade, mut record: Record, lease: Lease) {
+    let counted = lease.into_tunnel();
     tokio::spawn(async move {
-        let _in_flight = in_flight;
+        let _counted = counted;
         let result = async {
             let (client, upstream) =
                 tokio::try_join!(client, upstream).map_err(std::io::Error::other)?;

@@ -1,7 +1,8 @@
-//! Sends one request over a connection that waits, or a new one.
+//! Connections to endpoints: one that waits, a new one, or the first that becomes free.
 
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::{Request, Response, request};
@@ -10,10 +11,11 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::{Connector, Target};
-use super::pool::{Key, Multiplexed, Pool, Stream, UpstreamProtocol};
+use super::pool::{Http1, HttpPool, Stream, UpstreamProtocol};
 use super::request_body::RequestBody;
-use crate::balance::{EndpointAddress, Load};
+use crate::balance::{Active, Cluster, Clusters, EndpointAddress, Member, Overflow, Report, Slot};
 use crate::registry::WorkloadName;
+use crate::route::UpstreamPolicy;
 
 /// HTTP/2 flow control window of a stream, in bytes.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -22,22 +24,28 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How long a connection has, after its response, to take the rest of the request.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a client knows of a service, with its connections.
+pub type HttpCluster = Cluster<HttpPool>;
+
+/// How often connections that wait are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// All that is shared between the connections of clients: the way to
-/// endpoints, their waiting connections, and their load.
+/// endpoints, their waiting connections, their load and health.
 pub struct Upstreams<C> {
     connector: C,
-    pool: Arc<Pool>,
-    /// Requests in flight; a TCP proxy counts its connections here as well.
-    pub load: Load,
+    /// Load, health and connections; a TCP proxy counts its connections here as well.
+    pub clusters: Arc<Clusters<HttpPool>>,
 }
 
 impl<C: Connector> Upstreams<C> {
     /// Needs a tokio runtime.
     pub fn new(connector: C) -> Self {
+        let clusters = Arc::<Clusters<HttpPool>>::default();
+        tokio::spawn(sweep(Arc::downgrade(&clusters)));
         Self {
             connector,
-            pool: Pool::new(),
-            load: Load::default(),
+            clusters,
         }
     }
 
@@ -49,88 +57,76 @@ impl<C: Connector> Upstreams<C> {
     /// Closes the waiting connections of a workload that has left; those with
     /// requests end with them.
     pub fn forget(&self, client: &WorkloadName) {
-        self.pool.forget(client);
+        self.clusters.forget(client);
     }
 
-    /// Sends a request. `fresh`: over a new connection, because one that waited has just failed.
-    pub(super) async fn send(
+    /// A connection for a request to `member`: one that waits, a new one, or, where no more
+    /// may be made, the first that becomes free, of any endpoint where `moves`.
+    /// `fresh`: a new one, because one that waited has just failed.
+    pub(super) async fn connection(
         &self,
         wanted: &Wanted<'_>,
-        mut request: Request<RequestBody>,
         fresh: bool,
-    ) -> Result<Sent, SendError> {
-        match wanted.key.protocol {
+    ) -> Result<Connection, ConnectError> {
+        let (cluster, policy) = (wanted.cluster, wanted.policy);
+        if !fresh
+            && !cluster.has_queue()
+            && let Some(channel) = waiting(wanted.member, wanted)
+        {
+            return Ok(wanted.reused(wanted.member, channel));
+        }
+        let _pending = cluster.pend()?;
+        let at_once = if cluster.has_queue() {
+            None
+        } else {
+            cluster.slot()
+        };
+        let slot = match at_once {
+            Some(slot) => slot,
+            None => match cluster.wait_for(|| free(wanted)).await {
+                Free::Slot(slot) => slot,
+                Free::Connection(connection) => return Ok(connection),
+            },
+        };
+        let member = wanted.member;
+        let channel = match wanted.protocol {
             UpstreamProtocol::Http1 => {
-                while !fresh && let Some(mut sender) = self.pool.take_http1(&wanted.key) {
-                    match sender.try_send_request(request).await {
-                        Ok(response) => return Ok(self.sent_http1(wanted, response, sender)),
-                        Err(mut error) => match error.take_message() {
-                            // The server had closed it: nothing was sent.
-                            Some(unsent) => request = unsent,
-                            None => return Err(SendError::ended(error.into_error(), true)),
-                        },
-                    }
-                }
-                let mut sender = match self.open_http1(wanted).await {
-                    Ok(sender) => sender,
-                    Err(cause) => return Err(SendError::unsent(cause, request)),
-                };
-                match sender.try_send_request(request).await {
-                    Ok(response) => Ok(self.sent_http1(wanted, response, sender)),
-                    Err(error) => Err(SendError::ended(error.into_error(), false)),
-                }
+                let sender = self.open_http1(wanted, slot).await?;
+                Channel::Http1(member.host.pool.new_http1(sender))
             }
             UpstreamProtocol::Http2 => {
-                let connections = self.pool.http2(&wanted.key);
-                // A connection may close between the look-up and the request; a new one is made once.
-                for last in [false, true] {
-                    let reused = connections.stream();
-                    let is_reused = reused.is_some();
-                    let stream = match reused {
-                        Some(stream) => Ok(stream),
-                        None => self.open_or_share_http2(wanted, &connections).await,
-                    };
-                    let (mut sender, stream) = match stream {
-                        Ok(stream) => stream,
-                        Err(cause) => return Err(SendError::unsent(cause, request)),
-                    };
-                    match sender.try_send_request(request).await {
-                        Ok(response) => {
-                            return Ok(Sent {
-                                response,
-                                lease: Lease::Http2 { _counted: stream },
-                            });
-                        }
-                        Err(mut error) => match error.take_message() {
-                            Some(unsent) if !last => request = unsent,
-                            _ => return Err(SendError::ended(error.into_error(), is_reused)),
-                        },
-                    }
-                }
-                unreachable!("the second round returns")
+                let connections = &member.host.pool.http2;
+                // Whoever waits for another's attempt in vain does not begin its own.
+                let turn =
+                    tokio::time::timeout(policy.connect_timeout, connections.connecting.lock());
+                let Ok(_turn) = turn.await else {
+                    return Err(ConnectError::Timeout(policy.connect_timeout));
+                };
+                let shared = if fresh {
+                    None
+                } else {
+                    connections.stream(policy)
+                };
+                let (sender, stream) = match shared {
+                    Some(shared) => shared,
+                    None => connections.add(self.open_http2(wanted, slot).await?),
+                };
+                // Others may share it.
+                cluster.freed();
+                Channel::Http2(sender, stream)
             }
-        }
-    }
-
-    fn sent_http1(
-        &self,
-        wanted: &Wanted<'_>,
-        response: Response<Incoming>,
-        sender: http1::SendRequest<RequestBody>,
-    ) -> Sent {
-        Sent {
-            response,
-            lease: Lease::Http1 {
-                pool: Arc::clone(&self.pool),
-                key: wanted.key.clone(),
-                sender,
-            },
-        }
+        };
+        Ok(Connection {
+            member: Arc::clone(member),
+            channel,
+            reused: false,
+        })
     }
 
     async fn open_http1(
         &self,
         wanted: &Wanted<'_>,
+        slot: Slot<HttpPool>,
     ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
         let io = self.connect(wanted).await?;
         let (sender, connection) = http1::Builder::new()
@@ -138,6 +134,7 @@ impl<C: Connector> Upstreams<C> {
             .await
             .map_err(ConnectError::Handshake)?;
         tokio::spawn(async move {
+            let _slot = slot;
             // What goes wrong is told to whoever waits for a response.
             if let Err(error) = connection.with_upgrades().await {
                 tracing::trace!(%error, "upstream connection ended");
@@ -146,36 +143,29 @@ impl<C: Connector> Upstreams<C> {
         Ok(sender)
     }
 
-    /// A new connection, or the one that somebody else is making right now.
-    async fn open_or_share_http2(
-        &self,
-        wanted: &Wanted<'_>,
-        connections: &Multiplexed,
-    ) -> Result<(http2::SendRequest<RequestBody>, Stream), ConnectError> {
-        // Whoever waits for another's attempt in vain does not begin its own.
-        let turn = tokio::time::timeout(wanted.connect_timeout, connections.connecting.lock());
-        let Ok(_turn) = turn.await else {
-            return Err(ConnectError::Timeout(wanted.connect_timeout));
-        };
-        match connections.stream() {
-            Some(stream) => Ok(stream),
-            None => Ok(connections.add(self.open_http2(wanted).await?)),
-        }
-    }
-
     async fn open_http2(
         &self,
         wanted: &Wanted<'_>,
+        slot: Slot<HttpPool>,
     ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
         let io = self.connect(wanted).await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if let Some((interval, timeout)) = wanted.policy.http.http2_keepalive {
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout)
+                .keep_alive_while_idle(true);
+        }
+        let (sender, connection) = builder
             .handshake(TokioIo::new(io))
             .await
             .map_err(ConnectError::Handshake)?;
         tokio::spawn(async move {
+            let _slot = slot;
             if let Err(error) = connection.await {
                 tracing::trace!(%error, "upstream connection ended");
             }
@@ -184,26 +174,169 @@ impl<C: Connector> Upstreams<C> {
     }
 
     async fn connect(&self, wanted: &Wanted<'_>) -> Result<C::Io, ConnectError> {
+        let limit = wanted.policy.connect_timeout;
         let connect = async {
-            let mut target = wanted.target.clone();
-            if let EndpointAddress::Name(host, port) = &wanted.key.endpoint {
-                target.address = self.connector.resolve(host, *port).await?;
-            }
+            let address = match &wanted.member.host.address {
+                EndpointAddress::Socket(address) => *address,
+                EndpointAddress::Name(host, port) => self.connector.resolve(host, *port).await?,
+            };
+            let target = (wanted.target)(address);
             self.connector.connect(&target).await
         };
-        match tokio::time::timeout(wanted.connect_timeout, connect).await {
+        match tokio::time::timeout(limit, connect).await {
             Ok(result) => result.map_err(ConnectError::Io),
-            Err(_) => Err(ConnectError::Timeout(wanted.connect_timeout)),
+            Err(_) => Err(ConnectError::Timeout(limit)),
         }
     }
 }
 
+/// Closes what waits too long, and lets endpoints return whose time out of service is over.
+async fn sweep(clusters: Weak<Clusters<HttpPool>>) {
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let Some(clusters) = clusters.upgrade() else {
+            return;
+        };
+        let now = tokio::time::Instant::now().into_std();
+        for cluster in clusters.all() {
+            cluster.sweep(now);
+            let policy = cluster.policy();
+            for (member, _) in cluster.members() {
+                member.host.pool.sweep(&policy);
+            }
+        }
+        clusters.forget_unused(now);
+    }
+}
+
+/// A connection of `member` that waits for a request.
+fn waiting(member: &Member<HttpPool>, wanted: &Wanted<'_>) -> Option<Channel> {
+    let pool = &member.host.pool;
+    match wanted.protocol {
+        UpstreamProtocol::Http1 => pool.take_http1(wanted.policy).map(Channel::Http1),
+        UpstreamProtocol::Http2 => {
+            let (sender, stream) = pool.http2.stream(wanted.policy)?;
+            Some(Channel::Http2(sender, stream))
+        }
+    }
+}
+
+/// What a request got that waited.
+enum Free {
+    Connection(Connection),
+    Slot(Slot<HttpPool>),
+}
+
+/// Where as many connections are open as may be: one that waits, or the place of one.
+fn free(wanted: &Wanted<'_>) -> Option<Free> {
+    let cluster = wanted.cluster;
+    let reused = |member: &Arc<Member<HttpPool>>, channel| {
+        if matches!(channel, Channel::Http2(..)) {
+            // Others may share it.
+            cluster.freed();
+        }
+        Some(Free::Connection(wanted.reused(member, channel)))
+    };
+    if let Some(channel) = waiting(wanted.member, wanted) {
+        return reused(wanted.member, channel);
+    }
+    if let Some(slot) = cluster.slot() {
+        return Some(Free::Slot(slot));
+    }
+    let members = cluster.members();
+    if wanted.moves {
+        let in_service = members.iter().filter(|(_, ejection)| ejection.is_none());
+        for (other, _) in in_service {
+            if let Some(channel) = waiting(other, wanted) {
+                return reused(other, channel);
+            }
+        }
+    }
+    for (other, _) in &members {
+        if other.host.pool.give_up_one() {
+            // Its place becomes free when it has closed.
+            break;
+        }
+    }
+    None
+}
+
 /// Where a request is to be sent.
 pub(super) struct Wanted<'a> {
-    pub(super) key: Key,
-    /// `address` of a target with a name is resolved for each new connection.
-    pub(super) target: &'a Target,
-    pub(super) connect_timeout: Duration,
+    pub(super) cluster: &'a Arc<HttpCluster>,
+    pub(super) policy: &'a UpstreamPolicy,
+    pub(super) member: &'a Arc<Member<HttpPool>>,
+    pub(super) protocol: UpstreamProtocol,
+    /// Whether another endpoint would do.
+    pub(super) moves: bool,
+    /// The target of a new connection, at the address of `member`.
+    pub(super) target: &'a (dyn Fn(SocketAddr) -> Target + Send + Sync),
+}
+
+impl Wanted<'_> {
+    fn reused(&self, member: &Arc<Member<HttpPool>>, channel: Channel) -> Connection {
+        Connection {
+            member: Arc::clone(member),
+            channel,
+            reused: true,
+        }
+    }
+}
+
+/// A connection (or a stream of one) that is ready for a request.
+pub(super) struct Connection {
+    pub(super) member: Arc<Member<HttpPool>>,
+    channel: Channel,
+    /// It has served others before.
+    reused: bool,
+}
+
+enum Channel {
+    Http1(Http1),
+    Http2(http2::SendRequest<RequestBody>, Stream),
+}
+
+impl Connection {
+    /// Sends a request.
+    pub(super) async fn send(
+        self,
+        request: Request<RequestBody>,
+        active: Active<HttpPool>,
+    ) -> Result<Sent, Unsent> {
+        let Self {
+            channel, reused, ..
+        } = self;
+        let (channel, result) = match channel {
+            Channel::Http1(mut connection) => {
+                connection.count();
+                let result = connection.sender.try_send_request(request).await;
+                (Channel::Http1(connection), result)
+            }
+            Channel::Http2(mut sender, stream) => {
+                let result = sender.try_send_request(request).await;
+                (Channel::Http2(sender, stream), result)
+            }
+        };
+        match result {
+            Ok(response) => Ok(Sent {
+                response,
+                lease: Lease {
+                    channel: Some(channel),
+                    active,
+                },
+            }),
+            Err(error) => Err(Unsent::of(error, reused)),
+        }
+    }
+
+    /// It was not needed after all.
+    pub(super) fn give_back(self, wanted: &Wanted<'_>) {
+        if let Channel::Http1(connection) = self.channel {
+            self.member.host.pool.keep_http1(connection, wanted.policy);
+        }
+        wanted.cluster.freed();
+    }
 }
 
 /// A response, and the connection that it comes over.
@@ -213,75 +346,110 @@ pub(super) struct Sent {
 }
 
 /// Holds a connection (or a stream of it) until its response has ended.
-pub(super) enum Lease {
-    Http1 {
-        pool: Arc<Pool>,
-        key: Key,
-        sender: http1::SendRequest<RequestBody>,
-    },
-    Http2 {
-        _counted: Stream,
-    },
+pub(super) struct Lease {
+    channel: Option<Channel>,
+    active: Active<HttpPool>,
 }
 
 impl Lease {
+    /// Tells what became of the request.
+    pub(super) fn report(&self, report: Report) {
+        self::report(self.active.cluster(), self.active.member(), report);
+    }
+
+    /// The connection has become a tunnel: what is left is to be counted while it lasts.
+    pub(super) fn into_tunnel(self) -> (Active<HttpPool>, Slot<HttpPool>) {
+        let slot = self.active.cluster().slot_anyway();
+        (self.active, slot)
+    }
+
     /// The response has been read to its end: the connection may be used again.
     /// A lease that is merely dropped closes an HTTP/1.1 connection.
-    pub(super) fn finish(self) {
-        let Self::Http1 {
-            pool,
-            key,
-            mut sender,
-        } = self
-        else {
-            return;
-        };
-        if sender.is_ready() {
-            pool.keep_http1(key, sender);
-        } else if !sender.is_closed()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(FINISH_TIMEOUT, sender.ready()).await {
-                    pool.keep_http1(key, sender);
+    pub(super) fn finish(mut self) {
+        let cluster = Arc::clone(self.active.cluster());
+        match self.channel.take() {
+            Some(Channel::Http1(connection)) if connection.sender.is_ready() => {
+                keep(&self.active, connection);
+            }
+            Some(Channel::Http1(mut connection)) => {
+                if !connection.sender.is_closed()
+                    && let Ok(runtime) = tokio::runtime::Handle::try_current()
+                {
+                    let active = self.active;
+                    runtime.spawn(async move {
+                        let ready = connection.sender.ready();
+                        if let Ok(Ok(())) = tokio::time::timeout(FINISH_TIMEOUT, ready).await {
+                            keep(&active, connection);
+                        }
+                    });
                 }
-            });
+            }
+            // Its place among the streams is free when it is dropped.
+            Some(Channel::Http2(..)) | None => cluster.freed(),
         }
     }
 }
 
-/// Why there is no response.
-pub(super) enum SendError {
-    /// There was no connection; the request has not been touched.
-    Connect {
-        cause: ConnectError,
-        head: Box<request::Parts>,
-    },
+/// Tells what became of a request to an endpoint.
+pub(in crate::proxy) fn report(cluster: &HttpCluster, member: &Member<HttpPool>, report: Report) {
+    let now = tokio::time::Instant::now().into_std();
+    if let Some(cause) = cluster.report(member, report, now) {
+        tracing::warn!(
+            client = %cluster.key.client,
+            service = cluster.key.service,
+            port = cluster.key.port,
+            subset = cluster.key.subset.as_deref().unwrap_or("-"),
+            endpoint = %member.host.address,
+            %cause,
+            "endpoint is taken out of service"
+        );
+    }
+}
+
+fn keep(active: &Active<HttpPool>, connection: Http1) {
+    let cluster = active.cluster();
+    let pool = &active.member().host.pool;
+    pool.keep_http1(connection, &cluster.policy());
+    cluster.freed();
+}
+
+/// Why a request got no response over its connection.
+pub(super) enum Unsent {
+    /// The connection had been closed; the request has not been touched.
+    Untouched(Box<request::Parts>),
     /// The connection ended.
-    Ended {
-        cause: Chain,
-        /// The server has said that it did not process the request.
-        refused: bool,
-        /// The connection had served other requests before: it may have been closed for its age.
-        reused: bool,
-        /// A stream was reset, not the connection.
-        reset: bool,
-        /// The client ended its own request.
-        client: bool,
-    },
+    Ended(Ended),
 }
 
-impl SendError {
-    fn unsent(cause: ConnectError, request: Request<RequestBody>) -> Self {
-        Self::Connect {
-            cause,
-            head: Box::new(request.into_parts().0),
+/// A connection that ended under a request.
+pub(super) struct Ended {
+    pub(super) cause: Chain,
+    /// The server has said that it did not process the request.
+    pub(super) refused: bool,
+    /// The connection had served other requests before: it may have been closed for its age.
+    pub(super) reused: bool,
+    /// A stream was reset, not the connection.
+    pub(super) reset: bool,
+    /// The client ended its own request.
+    pub(super) client: bool,
+}
+
+impl Unsent {
+    fn of(
+        mut error: hyper::client::conn::TrySendError<Request<RequestBody>>,
+        reused: bool,
+    ) -> Self {
+        match error.take_message() {
+            Some(request) => Self::Untouched(Box::new(request.into_parts().0)),
+            None => Self::Ended(Ended::new(error.into_error(), reused)),
         }
     }
+}
 
-    fn ended(error: hyper::Error, reused: bool) -> Self {
+impl Ended {
+    fn new(error: hyper::Error, reused: bool) -> Self {
         let h2 = source::<h2::Error>(&error);
-        Self::Ended {
+        Self {
             // A stream that a graceful GOAWAY ends was not processed (RFC 9113, section 6.8).
             refused: h2.is_some_and(|h2| match h2.reason() {
                 Some(h2::Reason::REFUSED_STREAM) => true,
@@ -332,6 +500,9 @@ pub(super) enum ConnectError {
     /// It took too long.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    /// A bound of the DestinationRule is reached.
+    #[error("reset reason: overflow")]
+    Overflow(#[from] Overflow),
     /// The endpoint did not begin to speak HTTP.
     #[error("HTTP handshake: {0}")]
     Handshake(hyper::Error),

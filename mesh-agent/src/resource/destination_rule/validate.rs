@@ -74,6 +74,15 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) 
         };
         blocks.check(report, &field);
     }
+    if let Some(budget) = &policy.retry_budget {
+        report.percent(budget.percent, format!("{field}.retryBudget.percent"));
+        report.not_applied(
+            budget
+                .budget_interval
+                .is_some_and(|interval| !interval.0.is_zero()),
+            format!("{field}.retryBudget.budgetInterval"),
+        );
+    }
     if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
         report.error(format!("{field}.proxyProtocol"), "excludes tunnel");
     }
@@ -81,10 +90,6 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) 
     report.not_applied(
         policy.proxy_protocol.is_some(),
         format!("{field}.proxyProtocol"),
-    );
-    report.not_applied(
-        policy.retry_budget.is_some(),
-        format!("{field}.retryBudget"),
     );
 }
 
@@ -123,31 +128,107 @@ fn load_balancer(report: &mut Report<'_>, block: &LoadBalancer, field: &str) {
             "excludes localityLbSetting",
         );
     }
-    if block.simple == Some(SimpleLoadBalancer::Passthrough) {
-        report.warning(
-            format!("{field}.simple"),
-            "PASSTHROUGH is not applied by this version: LEAST_REQUEST is",
-        );
-    }
-    if block.consistent_hash.is_some() {
-        report.warning(
-            format!("{field}.consistentHash"),
-            "not applied by this version: LEAST_REQUEST is",
-        );
-    }
-    report.not_applied(
-        block.locality_lb_setting.is_some(),
-        format!("{field}.localityLbSetting"),
-    );
     report.not_applied(
         block.zone_aware_lb_setting.is_some(),
         format!("{field}.zoneAwareLbSetting"),
     );
-    report.not_applied(
-        block.warmup_duration_secs.is_some(),
-        format!("{field}.warmupDurationSecs"),
-    );
-    report.not_applied(block.warmup.is_some(), format!("{field}.warmup"));
+    if let Some(hash) = &block.consistent_hash {
+        consistent_hash(report, hash, &format!("{field}.consistentHash"));
+    }
+    if let Some(setting) = &block.locality_lb_setting {
+        locality(report, setting, &format!("{field}.localityLbSetting"));
+    }
+    if let Some(warmup) = &block.warmup {
+        if warmup.duration.is_none() {
+            report.error(format!("{field}.warmup.duration"), "is required");
+        }
+        let percent = warmup.minimum_percent.unwrap_or(10.0);
+        if !(0.0..=100.0).contains(&percent) {
+            report.error(
+                format!("{field}.warmup.minimumPercent"),
+                "must be between 0 and 100",
+            );
+        }
+        if warmup.aggression.is_some_and(|aggression| aggression < 1.0) {
+            report.error(format!("{field}.warmup.aggression"), "must be at least 1");
+        }
+    }
+}
+
+/// Greatest size of a Maglev table, as in Envoy.
+const MAX_TABLE_SIZE: u64 = 5_000_011;
+
+fn consistent_hash(report: &mut Report<'_>, block: &ConsistentHash, field: &str) {
+    let keys = [
+        ("httpHeaderName", block.http_header_name.is_some()),
+        ("httpCookie", block.http_cookie.is_some()),
+        ("useSourceIp", block.use_source_ip == Some(true)),
+        (
+            "httpQueryParameterName",
+            block.http_query_parameter_name.is_some(),
+        ),
+    ];
+    let named: Vec<_> = keys.iter().filter(|(_, there)| *there).collect();
+    match named.as_slice() {
+        [] => report.error(
+            field,
+            "needs one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName",
+        ),
+        [_] => {}
+        [(first, _), (second, _), ..] => {
+            report.error(format!("{field}.{second}"), format!("excludes {first}"));
+        }
+    }
+    if let Some(name) = &block.http_header_name
+        && http::HeaderName::from_bytes(name.as_bytes()).is_err()
+    {
+        report.error(
+            format!("{field}.httpHeaderName"),
+            format!("{name:?} is not a header name"),
+        );
+    }
+    if block.ring_hash.is_some() && block.maglev.is_some() {
+        report.error(format!("{field}.maglev"), "excludes ringHash");
+    }
+    if let Some(size) = block.maglev.as_ref().and_then(|maglev| maglev.table_size) {
+        let prime = size > 1 && (2..).take_while(|i| i * i <= size).all(|i| size % i != 0);
+        if size > MAX_TABLE_SIZE || !prime {
+            report.error(
+                format!("{field}.maglev.tableSize"),
+                format!("{size} is not a prime up to {MAX_TABLE_SIZE}"),
+            );
+        }
+    }
+}
+
+fn locality(report: &mut Report<'_>, block: &LocalityLbSetting, field: &str) {
+    let kinds = [
+        ("distribute", !block.distribute.is_empty()),
+        ("failover", !block.failover.is_empty()),
+        ("failoverPriority", !block.failover_priority.is_empty()),
+    ];
+    let named: Vec<_> = kinds.iter().filter(|(_, there)| *there).collect();
+    // Istio takes failover together with failoverPriority for regions of equal priority; here one is read.
+    if let [(first, _), (second, _), ..] = named.as_slice() {
+        report.error(format!("{field}.{second}"), format!("excludes {first}"));
+    }
+    for (i, entry) in block.distribute.iter().enumerate() {
+        let sum: u64 = entry.to.values().map(|weight| u64::from(*weight)).sum();
+        if sum != 100 {
+            report.error(
+                format!("{field}.distribute[{i}].to"),
+                format!("the weights add up to {sum}, not to 100"),
+            );
+        }
+    }
+    for (i, entry) in block.failover.iter().enumerate() {
+        if entry.from == entry.to {
+            report.error(
+                format!("{field}.failover[{i}].to"),
+                "is the region that fails",
+            );
+        }
+    }
 }
 
 fn connection_pool(report: &mut Report<'_>, block: &ConnectionPool, field: &str) {
@@ -164,16 +245,6 @@ fn connection_pool(report: &mut Report<'_>, block: &ConnectionPool, field: &str)
             format!("{field}.maxConnectionDuration"),
         );
         report.duration_or_zero(tcp.idle_timeout, format!("{field}.idleTimeout"));
-        report.not_applied(
-            tcp.max_connections.is_some(),
-            format!("{field}.maxConnections"),
-        );
-        report.not_applied(tcp.tcp_keepalive.is_some(), format!("{field}.tcpKeepalive"));
-        report.not_applied(
-            tcp.max_connection_duration.is_some(),
-            format!("{field}.maxConnectionDuration"),
-        );
-        report.not_applied(tcp.idle_timeout.is_some(), format!("{field}.idleTimeout"));
     }
     let Some(http) = &block.http else { return };
     let field = format!("{field}.http");
@@ -193,22 +264,8 @@ fn connection_pool(report: &mut Report<'_>, block: &ConnectionPool, field: &str)
         ("maxConcurrentStreams", http.max_concurrent_streams),
     ] {
         not_negative(report, value, format!("{field}.{name}"));
-        report.not_applied(value.is_some(), format!("{field}.{name}"));
     }
     report.duration_or_zero(http.idle_timeout, format!("{field}.idleTimeout"));
-    report.not_applied(http.idle_timeout.is_some(), format!("{field}.idleTimeout"));
-    report.not_applied(
-        http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade),
-        format!("{field}.h2UpgradePolicy"),
-    );
-    report.not_applied(
-        http.use_client_protocol == Some(true),
-        format!("{field}.useClientProtocol"),
-    );
-    report.not_applied(
-        http.http2_keep_alive.is_some(),
-        format!("{field}.http2KeepAlive"),
-    );
 }
 
 fn not_negative(report: &mut Report<'_>, value: Option<i32>, field: String) {
@@ -226,6 +283,12 @@ fn outlier_detection(report: &mut Report<'_>, block: &OutlierDetection, field: &
             report.error(format!("{field}.{name}"), "must be between 0 and 100");
         }
     }
+    if block.consecutive_errors.is_some() {
+        report.warning(
+            format!("{field}.consecutiveErrors"),
+            "has no effect: use consecutive5xxErrors",
+        );
+    }
     report.duration(block.interval, format!("{field}.interval"));
     report.duration(
         block.base_ejection_time,
@@ -239,7 +302,6 @@ fn outlier_detection(report: &mut Report<'_>, block: &OutlierDetection, field: &
             );
         }
     }
-    report.not_applied(true, field);
 }
 
 fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {

@@ -49,16 +49,17 @@ pub fn validate(resource: &Resource<VirtualServiceSpec>) -> Vec<Finding> {
         tcp_route(&mut report, route, &format!("spec.tcp[{i}]"));
     }
     for (i, route) in spec.tls.iter().enumerate() {
-        tls_route(&mut report, route, &format!("spec.tls[{i}]"));
+        tls_route(&mut report, route, &spec.hosts, &format!("spec.tls[{i}]"));
     }
     report.into_findings()
 }
 
 fn hosts(report: &mut Report<'_>, spec: &VirtualServiceSpec) {
-    if spec.hosts.is_empty() {
+    // Without hosts it is there for others to delegate to.
+    if spec.hosts.is_empty() && (spec.http.is_empty() || !spec.gateways.is_empty()) {
         report.error(
             "spec.hosts",
-            "must name a host (a VirtualService without hosts is a delegate, which this version does not apply)",
+            "must name a host (only a VirtualService that others delegate to has none: it has http rules and no gateways)",
         );
     }
     let in_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == "mesh");
@@ -147,9 +148,6 @@ fn http_route(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
             "must be between 0 and 100",
         );
     }
-    report.not_applied(route.mirror.is_some(), format!("{field}.mirror"));
-    report.not_applied(!route.mirrors.is_empty(), format!("{field}.mirrors"));
-    report.not_applied(route.cors_policy.is_some(), format!("{field}.corsPolicy"));
     if let Some(cors) = &route.cors_policy {
         for (i, origin) in cors.allow_origins.iter().enumerate() {
             string_match(
@@ -206,11 +204,10 @@ fn one_action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
     if let Some(answer) = &route.direct_response {
         action::direct_response(report, answer, &format!("{field}.directResponse"));
     }
-    if route.delegate.is_some() {
-        report.warning(
-            format!("{field}.delegate"),
-            "not applied by this version: the rule is left out",
-        );
+    if let Some(to) = &route.delegate
+        && to.name.is_empty()
+    {
+        report.error(format!("{field}.delegate.name"), "must not be empty");
     }
     if let Some(change) = &route.rewrite {
         action::rewrite(report, change, &format!("{field}.rewrite"));
@@ -373,17 +370,44 @@ fn tcp_route(report: &mut Report<'_>, route: &TcpRoute, field: &str) {
     opaque_route(report, &route.route, field);
 }
 
-fn tls_route(report: &mut Report<'_>, route: &TlsRoute, field: &str) {
+/// Whether a host (perhaps a wildcard) contains another.
+fn covers(own: &str, host: &str) -> bool {
+    own.eq_ignore_ascii_case(host)
+        || own
+            .strip_prefix('*')
+            .is_some_and(|suffix| host.trim_start_matches('*').ends_with(suffix))
+}
+
+fn tls_route(report: &mut Report<'_>, route: &TlsRoute, hosts: &[String], field: &str) {
     for (i, block) in route.r#match.iter().enumerate() {
+        let field = format!("{field}.match[{i}]");
         if block.sni_hosts.is_empty() {
-            report.error(format!("{field}.match[{i}].sniHosts"), "is required");
+            report.error(format!("{field}.sniHosts"), "is required");
         }
+        for (j, host) in block.sni_hosts.iter().enumerate() {
+            let field = format!("{field}.sniHosts[{j}]");
+            if report.host(host, true, &field) && !hosts.iter().any(|own| covers(own, host)) {
+                report.error(field, format!("{host:?} is not one of spec.hosts"));
+            }
+        }
+        for (j, subnet) in block.destination_subnets.iter().enumerate() {
+            if parse_subnet(subnet).is_none() {
+                report.error(
+                    format!("{field}.destinationSubnets[{j}]"),
+                    format!("{subnet:?} is not an address with a prefix length"),
+                );
+            }
+        }
+        if let Some(port) = block.port {
+            report.port(port, format!("{field}.port"));
+        }
+        report.labels(&block.source_labels, &format!("{field}.sourceLabels"));
+        match_gateways(report, &block.gateways, &field);
     }
     if route.r#match.is_empty() {
         report.error(format!("{field}.match"), "is required");
     }
     opaque_route(report, &route.route, field);
-    report.not_applied(true, field);
 }
 
 fn opaque_route(report: &mut Report<'_>, route: &[RouteDestination], field: &str) {

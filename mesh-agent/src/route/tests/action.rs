@@ -274,6 +274,7 @@ fn a_rule_is_named_for_the_log() {
     for (rest, name) in [
         ("name: a, ", "a"),
         ("match: [{name: m, uri: {prefix: /}}], ", "m"),
+        ("name: a, match: [{name: m, uri: {prefix: /}}], ", "a.m"),
         ("", "default"),
     ] {
         let mut mesh = rule(&format!("{rest}{TO_REVIEWS}"));

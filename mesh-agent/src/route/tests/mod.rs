@@ -1,6 +1,9 @@
 mod action;
 mod condition;
+mod cors;
+mod delegate;
 mod destination;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -126,6 +129,7 @@ impl Mesh {
                 format!("{} {}", redirection.status.as_u16(), redirection.location)
             }
             Outcome::Direct(answer) => format!("direct {}", answer.status.as_u16()),
+            Outcome::Preflight(_) => "preflight".to_owned(),
             Outcome::Abort(abort) => format!("{abort:?}"),
             Outcome::Unroutable(unroutable) => format!(
                 "{} {} {}",

@@ -1,6 +1,8 @@
 mod failure;
 mod http1;
 mod http2;
+mod limits;
+mod mirror;
 mod retry;
 
 use std::io;
@@ -78,6 +80,7 @@ impl Mesh<'_> {
         let proxy = Proxy {
             address,
             connections,
+            clusters: Arc::clone(&upstreams.clusters),
             snapshot: Arc::clone(&snapshot),
             drain: drain.clone(),
         };
@@ -92,6 +95,7 @@ impl Mesh<'_> {
                     snapshot: Arc::clone(&snapshot),
                     upstreams: Arc::clone(&upstreams),
                     drain: drain.clone(),
+                    recent: Recent::default(),
                 });
                 // Clients of some tests leave in the middle.
                 tokio::spawn(async move { serve(io, version, context).await.ok() });
@@ -114,11 +118,31 @@ struct Proxy {
     address: SocketAddr,
     /// Connections that were made to endpoints.
     connections: Arc<AtomicUsize>,
+    clusters: Arc<Clusters<HttpPool>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     drain: CancellationToken,
 }
 
 impl Proxy {
+    fn sum(&self, of: impl Fn(&HttpCluster) -> u32) -> u32 {
+        self.clusters.all().iter().map(|cluster| of(cluster)).sum()
+    }
+
+    /// Requests that wait for a connection.
+    fn pending(&self) -> u32 {
+        self.sum(|cluster| cluster.gauges.pending.now())
+    }
+
+    /// Connections that are open.
+    fn open(&self) -> u32 {
+        self.sum(|cluster| cluster.gauges.connections.now())
+    }
+
+    /// Requests on their way.
+    fn active(&self) -> u32 {
+        self.sum(|cluster| cluster.gauges.requests.now())
+    }
+
     fn connections(&self) -> usize {
         self.connections.load(SeqCst)
     }

@@ -24,19 +24,11 @@ fn what_is_applied_has_no_findings() {
 }
 
 #[test]
-fn the_guides_circuit_breaker_says_what_is_not_applied() {
+fn the_guides_circuit_breaker_is_applied() {
     let spec = "{host: backend-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 100}, \
         http: {http1MaxPendingRequests: 50, maxRequestsPerConnection: 10}}, \
         outlierDetection: {consecutive5xxErrors: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50}}}";
-    assert_eq!(
-        findings(spec),
-        [
-            "warning spec.trafficPolicy.connectionPool.tcp.maxConnections: not applied by this version",
-            "warning spec.trafficPolicy.connectionPool.http.http1MaxPendingRequests: not applied by this version",
-            "warning spec.trafficPolicy.connectionPool.http.maxRequestsPerConnection: not applied by this version",
-            "warning spec.trafficPolicy.outlierDetection: not applied by this version",
-        ]
-    );
+    assert_eq!(findings(spec), [""; 0]);
 }
 
 #[test]
@@ -68,8 +60,32 @@ fn what_cannot_be_is_refused() {
             "error spec.trafficPolicy.portLevelSettings[0].port: is required",
         ),
         (
-            "{host: a, subsets: [{name: b, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}]}",
-            "warning spec.subsets[0].trafficPolicy.loadBalancer.simple: PASSTHROUGH is not applied by this version: LEAST_REQUEST is",
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}",
+            "error spec.trafficPolicy.loadBalancer.consistentHash: needs one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, httpHeaderName: x}}}}",
+            "error spec.trafficPolicy.loadBalancer.consistentHash.useSourceIp: excludes httpHeaderName",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 100}}}}}",
+            "error spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 100 is not a prime up to 5000011",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: eu, to: {eu: 50, us: 40}}]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: the weights add up to 90, not to 100",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [a]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority: excludes failover",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {warmup: {}}}}",
+            "error spec.trafficPolicy.loadBalancer.warmup.duration: is required",
+        ),
+        (
+            "{host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 3}}}",
+            "warning spec.trafficPolicy.outlierDetection.consecutiveErrors: has no effect: use consecutive5xxErrors",
         ),
         (
             "{host: a, trafficPolicy: {tls: {mode: SIMPLE}}}",

@@ -71,7 +71,12 @@ fn hosts_are_checked() {
         findings(&format!("{{hosts: [a], exportTo: ['*', b], {to}}}")),
         ["error spec.exportTo[0]: \"*\" cannot stand with others"]
     );
-    assert!(findings(&format!("{{{to}}}"))[0].starts_with("error spec.hosts: must name a host"));
+    // A delegate has no hosts; it has neither gateways nor other rules than HTTP's.
+    assert_eq!(findings(&format!("{{{to}}}")), [""; 0]);
+    assert!(
+        findings(&format!("{{gateways: [mesh], {to}}}"))[0]
+            .starts_with("error spec.hosts: must name a host")
+    );
 }
 
 #[test]
@@ -280,12 +285,8 @@ fn what_happens_to_a_request_is_checked() {
             "warning headers.request.set[a]: %...% commands are not applied by this version: the value is sent as it stands",
         ),
         (
-            "mirror: {host: b}",
-            "warning mirror: not applied by this version",
-        ),
-        (
-            "corsPolicy: {allowMethods: [GET]}",
-            "warning corsPolicy: not applied by this version",
+            "mirrors: [{destination: {host: b}, percentage: {value: 101}}]",
+            "error mirrors[0].percentage.value: must be between 0 and 100",
         ),
     ] {
         assert_eq!(rule(&format!("{rest}, {to}")), [expected], "{rest}");
@@ -313,10 +314,10 @@ fn tcp_and_tls_rules_are_checked() {
             "error spec.tcp[0].route: is required",
         ]
     );
-    let spec = "{hosts: [a], tls: [{match: [{sniHosts: [a]}], route: [{destination: {host: a}}]}]}";
+    let spec = "{hosts: [a, '*.b.com'], tls: [{match: [{sniHosts: [a, c.b.com, b.com, '*.c.b.com']}], route: [{destination: {host: a}}]}]}";
     assert_eq!(
         findings(spec),
-        ["warning spec.tls[0]: not applied by this version"]
+        ["error spec.tls[0].match[0].sniHosts[2]: \"b.com\" is not one of spec.hosts"]
     );
 }
 

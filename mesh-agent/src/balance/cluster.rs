@@ -1,0 +1,560 @@
+//! What a client knows of one port of a service (or of a subset of it): its
+//! endpoints, their health and load, and what is open. Istio's and Envoy's
+//! word for it is cluster.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rand::Rng;
+use tokio::sync::Notify;
+
+use super::guard::{Active, Overflow, Pending, Retrying, Slot};
+use super::host::{EndpointAddress, Host, Member};
+use super::limits::Gauges;
+use super::outlier::{Cause, Detector, Ejection, Monitor, Report, Verdict};
+use super::set::Draw;
+use super::view::View;
+use crate::registry::{Endpoint, Service, Workload, WorkloadName};
+use crate::route::{Balancer, Plan, Subset, UpstreamPolicy};
+
+/// Picks that are made to find an endpoint which has not been tried (Envoy's
+/// `host_selection_retry_max_attempts` in Istio's configuration).
+const PICKS: u32 = 5;
+/// Endpoints that are remembered for addresses which clients asked for themselves.
+/// At the bound the unused ones are forgotten.
+const MAX_ASKED_FOR: usize = 1024;
+
+/// What a user of this module keeps for each endpoint.
+pub trait EndpointPool: Default + Send + Sync + 'static {
+    /// Connections are to be made in another way from now on: no present one is used again.
+    fn renew(&self);
+}
+
+/// Which cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterKey {
+    /// Limits and ejections are each client's own, as they are each sidecar's in Istio:
+    /// what one provokes is not the others' concern.
+    pub client: WorkloadName,
+    /// Host of the service.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// Subset.
+    pub subset: Option<String>,
+}
+
+/// Where a request is to go: what a route comes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'a> {
+    /// Who sends it.
+    pub client: &'a Arc<Workload>,
+    /// Service.
+    pub service: &'a Arc<Service>,
+    /// Its port.
+    pub port: u16,
+    /// Part of its endpoints.
+    pub subset: Option<&'a Subset>,
+    /// How connections are made.
+    pub policy: &'a Arc<UpstreamPolicy>,
+    /// The configuration that all this is from.
+    pub version: Version,
+}
+
+/// Which configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Counts the configurations.
+    pub generation: u64,
+    /// Counts the changes of authorization policies: connections that were made under
+    /// others are not used again.
+    pub policies: u64,
+}
+
+impl<'a> Destination<'a> {
+    /// What a plan for a request of `client` says, of this configuration.
+    pub fn of(plan: &'a Plan<'_>, client: &'a Arc<Workload>, version: Version) -> Self {
+        Self {
+            client,
+            service: plan.service,
+            port: plan.port,
+            subset: plan.subset,
+            policy: plan.policy,
+            version,
+        }
+    }
+}
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice<'a> {
+    /// Hash of the request, where the balancer is consistent hashing and the request has the property.
+    pub hash: Option<u64>,
+    /// Endpoints to avoid where there are others, because they have been tried.
+    pub avoid: &'a [EndpointAddress],
+    /// Address of the client: endpoints of its family come first where a service has both.
+    pub like: Option<IpAddr>,
+}
+
+/// A cluster.
+pub struct Cluster<P> {
+    /// Which.
+    pub key: ClusterKey,
+    /// What is open.
+    pub gauges: Gauges,
+    state: ArcSwap<State<P>>,
+    changing: Mutex<Changing<P>>,
+    /// Milliseconds from `created` to the next sweep; `u64::MAX` where there is none.
+    next_sweep_ms: AtomicU64,
+    created: Instant,
+    turns: AtomicU64,
+    /// Milliseconds from `created` to the last use.
+    used_ms: AtomicU64,
+    /// Requests that wait until a connection becomes free.
+    pub(super) waiting: AtomicU32,
+    pub(super) freed: Notify,
+}
+
+/// What changes with configuration and health.
+struct State<P> {
+    version: Version,
+    service: Arc<Service>,
+    policy: Arc<UpstreamPolicy>,
+    client: Arc<Workload>,
+    members: Vec<Arc<Member<P>>>,
+    /// Those of the members, each once.
+    monitors: Vec<Arc<Monitor>>,
+    view: View<P>,
+}
+
+struct Changing<P> {
+    detector: Option<Detector>,
+    /// Endpoints that clients asked for by address.
+    asked_for: HashMap<EndpointAddress, Arc<Member<P>>>,
+}
+
+impl<P: EndpointPool> Cluster<P> {
+    pub(super) fn new(key: ClusterKey, destination: &Destination<'_>, now: Instant) -> Self {
+        let cluster = Self {
+            key,
+            gauges: Gauges::default(),
+            state: ArcSwap::from_pointee(State::build(destination, &HashMap::new(), now)),
+            changing: Mutex::new(Changing {
+                detector: None,
+                asked_for: HashMap::new(),
+            }),
+            next_sweep_ms: AtomicU64::new(u64::MAX),
+            created: now,
+            turns: AtomicU64::new(0),
+            used_ms: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            freed: Notify::new(),
+        };
+        cluster.start_detector(&mut cluster.changing.lock(), destination.policy, now);
+        cluster
+    }
+
+    /// Takes over a newer configuration, and makes the sweeps that are due.
+    pub fn refresh(&self, destination: &Destination<'_>, now: Instant) {
+        self.used_ms.store(self.millis(now), Relaxed);
+        let state = self.state.load();
+        let same = Arc::ptr_eq(&state.service, destination.service)
+            && Arc::ptr_eq(&state.policy, destination.policy)
+            && state.version.policies == destination.version.policies;
+        if !same && destination.version.generation >= state.version.generation {
+            drop(state);
+            self.rebuild(destination, now);
+        }
+        self.sweep(now);
+    }
+
+    fn rebuild(&self, destination: &Destination<'_>, now: Instant) {
+        let mut changing = self.changing.lock();
+        let old = self.state.load_full();
+        let known: HashMap<_, _> = old
+            .members
+            .iter()
+            .map(|member| (&member.host.address, &member.host))
+            .collect();
+        let new = State::build(destination, &known, now);
+        if new.policy.differs_in_transport(&old.policy)
+            || new.version.policies != old.version.policies
+        {
+            let asked_for = changing.asked_for.values();
+            for member in new.members.iter().chain(asked_for) {
+                member.host.pool.renew();
+            }
+        }
+        if new.policy.outlier != old.policy.outlier {
+            changing.detector = None;
+            self.start_detector(&mut changing, destination.policy, now);
+        }
+        self.state.store(Arc::new(new));
+    }
+
+    fn start_detector(&self, changing: &mut Changing<P>, policy: &UpstreamPolicy, now: Instant) {
+        changing.detector = policy
+            .outlier
+            .as_ref()
+            .map(|outlier| Detector::new(now, outlier));
+        self.note_sweep(changing);
+    }
+
+    fn note_sweep(&self, changing: &Changing<P>) {
+        let next = changing.detector.as_ref().map(Detector::next_sweep);
+        let next = next.map_or(u64::MAX, |at| self.millis(at));
+        self.next_sweep_ms.store(next, Relaxed);
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.created);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes endpoints back whose time out of service is over, at the sweeps.
+    pub fn sweep(&self, now: Instant) {
+        if self.millis(now) < self.next_sweep_ms.load(Relaxed) {
+            return;
+        }
+        let mut changing = self.changing.lock();
+        let state = self.state.load_full();
+        let (Some(detector), Some(policy)) = (&mut changing.detector, &state.policy.outlier) else {
+            return;
+        };
+        let monitors = state.monitors.iter().map(Arc::as_ref);
+        if detector.sweep(monitors, now, policy) {
+            self.state.store(Arc::new(state.with_new_view()));
+        }
+        self.note_sweep(&changing);
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<UpstreamPolicy> {
+        Arc::clone(&self.state.load().policy)
+    }
+
+    /// Chooses an endpoint; `None` where none is in service.
+    pub fn choose(
+        &self,
+        choice: &Choice<'_>,
+        now: Instant,
+        random: &mut impl Rng,
+    ) -> Option<Arc<Member<P>>> {
+        let state = self.state.load();
+        let draw = Draw {
+            algorithm: state.policy.algorithm(),
+            hash: choice.hash,
+            turn: &|| self.turns.fetch_add(1, Relaxed),
+            warmup: state.policy.warmup.map(|warmup| (warmup, now)),
+        };
+        // As in Istio, a hash decides even about a second try.
+        let hashed = matches!(state.policy.balancer, Balancer::Hash(_));
+        let avoid = if hashed { &[] } else { choice.avoid };
+        let is_new = |member: &Member<P>| !avoid.contains(&member.host.address);
+        for near in state.view.near(choice.like) {
+            let mut pick = || {
+                let set = match choice.hash {
+                    // The same hash always leads to the same place.
+                    Some(hash) => near.set(|below| hash % below.max(1)),
+                    None => near.set(|below| random.random_range(0..below.max(1))),
+                };
+                set?.draw(&draw, random)
+            };
+            let Some(mut picked) = pick() else { continue };
+            for _ in 1..PICKS {
+                if is_new(picked) {
+                    break;
+                }
+                picked = pick()?;
+            }
+            if !is_new(picked) {
+                picked = near
+                    .members()
+                    .find(|member| is_new(member))
+                    .unwrap_or(picked);
+            }
+            return Some(Arc::clone(picked));
+        }
+        None
+    }
+
+    /// The endpoint at an address that the client asked for itself: one of the
+    /// service where it is one, else whatever is there.
+    pub fn asked_for(&self, address: EndpointAddress, now: Instant) -> Arc<Member<P>> {
+        let state = self.state.load();
+        let known = |member: &&Arc<Member<P>>| member.host.address == address;
+        if let Some(member) = state.members.iter().find(known) {
+            return Arc::clone(member);
+        }
+        let mut changing = self.changing.lock();
+        if changing.asked_for.len() >= MAX_ASKED_FOR {
+            changing
+                .asked_for
+                .retain(|_, member| Arc::strong_count(member) > 1 || member.host.in_flight() > 0);
+        }
+        let port = self.key.port;
+        let member = changing.asked_for.entry(address.clone());
+        let member = member.or_insert_with(|| {
+            let endpoint = match &address {
+                EndpointAddress::Socket(socket) => Endpoint {
+                    address: Some(socket.ip()),
+                    ..Endpoint::unknown(port, socket.port())
+                },
+                EndpointAddress::Name(host, number) => Endpoint {
+                    host: Some(host.to_string()),
+                    ..Endpoint::unknown(port, *number)
+                },
+            };
+            Arc::new(Member {
+                host: Arc::new(Host::new(address, now, Arc::default())),
+                endpoint: Arc::new(endpoint),
+            })
+        });
+        Arc::clone(member)
+    }
+
+    /// Tells what became of a request to an endpoint; `Some` where it has been
+    /// taken out of service for it.
+    pub fn report(&self, member: &Member<P>, report: Report, now: Instant) -> Option<Cause> {
+        let state = self.state.load();
+        let policy = state.policy.outlier.as_ref()?;
+        let cause = member.host.monitor.report(report, policy)?;
+        self.eject(member, cause, now)
+    }
+
+    fn eject(&self, member: &Member<P>, cause: Cause, now: Instant) -> Option<Cause> {
+        let mut changing = self.changing.lock();
+        let state = self.state.load_full();
+        let policy = state.policy.outlier.as_ref()?;
+        let detector = changing.detector.as_mut()?;
+        let is_member = |other: &Arc<Member<P>>| Arc::ptr_eq(&other.host, &member.host);
+        if !state.members.iter().any(is_member) {
+            return None;
+        }
+        let monitors = state.monitors.iter().map(Arc::as_ref);
+        let verdict = detector.eject(&member.host.monitor, monitors, cause, now, policy);
+        if verdict != Verdict::Ejected {
+            return None;
+        }
+        self.state.store(Arc::new(state.with_new_view()));
+        Some(cause)
+    }
+
+    /// Ejections that `maxEjectionPercent` forbade.
+    pub fn refused_ejections(&self) -> u64 {
+        let changing = self.changing.lock();
+        changing
+            .detector
+            .as_ref()
+            .map_or(0, |detector| detector.refused)
+    }
+
+    /// All endpoints, and which are out of service.
+    pub fn members(&self) -> Vec<(Arc<Member<P>>, Option<Ejection>)> {
+        let changing = self.changing.lock();
+        let state = self.state.load();
+        let outlier = state.policy.outlier.as_ref();
+        let members = state.members.iter().chain(changing.asked_for.values());
+        members
+            .map(|member| {
+                let ejection = changing.detector.as_ref().zip(outlier);
+                let ejection = ejection
+                    .and_then(|(detector, policy)| detector.ejection(&member.host.monitor, policy));
+                (Arc::clone(member), ejection)
+            })
+            .collect()
+    }
+
+    /// How long nothing was asked of it.
+    pub(super) fn idle(&self, now: Instant) -> Duration {
+        let used = self.created + Duration::from_millis(self.used_ms.load(Relaxed));
+        now.saturating_duration_since(used)
+    }
+
+    pub(super) fn is_for(&self, destination: &Destination<'_>) -> bool {
+        let key = &self.key;
+        key.port == destination.port
+            && key.subset.as_deref() == destination.subset.map(|subset| subset.name.as_str())
+            && key.service == destination.service.host
+            && key.client == destination.client.name
+    }
+
+    /// Counts a request (for TCP: a connection) to an endpoint, until it is dropped.
+    ///
+    /// # Errors
+    /// `connectionPool.http.http2MaxRequests` are there already.
+    pub fn begin(self: &Arc<Self>, member: &Arc<Member<P>>) -> Result<Active<P>, Overflow> {
+        let limit = self.state.load().policy.http.max_requests;
+        if self.gauges.requests.enter(limit) {
+            return Ok(Active::new(Arc::clone(self), Arc::clone(member)));
+        }
+        self.gauges.requests.refuse();
+        Err(Overflow)
+    }
+
+    /// Counts a request that waits for a connection.
+    ///
+    /// # Errors
+    /// `connectionPool.http.http1MaxPendingRequests` do already.
+    pub fn pend(self: &Arc<Self>) -> Result<Pending<P>, Overflow> {
+        let limit = self.state.load().policy.http.max_pending;
+        if self.gauges.pending.enter(limit) {
+            return Ok(Pending::new(Arc::clone(self)));
+        }
+        self.gauges.pending.refuse();
+        Err(Overflow)
+    }
+
+    /// Room for one more connection; `None` where `connectionPool.tcp.maxConnections` are open.
+    pub fn slot(self: &Arc<Self>) -> Option<Slot<P>> {
+        let limit = self.state.load().policy.tcp.max_connections;
+        if self.gauges.connections.enter(limit) {
+            return Some(Slot::new(Arc::clone(self)));
+        }
+        self.gauges.connections.refuse();
+        None
+    }
+
+    /// Counts a connection whatever the bound, because it is there already.
+    pub fn slot_anyway(self: &Arc<Self>) -> Slot<P> {
+        self.gauges.connections.enter(None);
+        Slot::new(Arc::clone(self))
+    }
+
+    /// Counts a retry.
+    ///
+    /// # Errors
+    /// As many as `maxRetries`, or the `retryBudget`, allow are under way.
+    pub fn retry(self: &Arc<Self>) -> Result<Retrying<P>, Overflow> {
+        if self.gauges.retries.enter(self.max_retries()) {
+            return Ok(Retrying::new(Arc::clone(self)));
+        }
+        self.gauges.retries.refuse();
+        Err(Overflow)
+    }
+
+    /// How many retries there may be now.
+    pub fn max_retries(&self) -> Option<u32> {
+        let state = self.state.load();
+        let Some(budget) = state.policy.retry_budget else {
+            return state.policy.http.max_retries;
+        };
+        let active = f64::from(self.gauges.requests.now() + self.gauges.pending.now());
+        let share = (active * budget.percent / 100.0) as u32;
+        Some(share.max(budget.min_concurrency))
+    }
+
+    /// Whether requests wait for a connection to become free: whoever comes now stands behind them.
+    pub fn has_queue(&self) -> bool {
+        self.waiting.load(SeqCst) > 0
+    }
+
+    /// A connection has become free, or has ended: the first that waits may try.
+    pub fn freed(&self) {
+        if self.has_queue() {
+            self.freed.notify_one();
+        }
+    }
+
+    /// Waits until `get` gives something; it is asked again whenever a connection becomes free.
+    pub async fn wait_for<T>(&self, mut get: impl FnMut() -> Option<T>) -> T {
+        struct Counted<'a>(&'a AtomicU32);
+        impl Drop for Counted<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, SeqCst);
+            }
+        }
+        self.waiting.fetch_add(1, SeqCst);
+        let _counted = Counted(&self.waiting);
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            // In the queue from here on: what is freed after the question is not missed.
+            freed.as_mut().enable();
+            if let Some(got) = get() {
+                return got;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl<P: EndpointPool> State<P> {
+    fn build(
+        destination: &Destination<'_>,
+        known: &HashMap<&EndpointAddress, &Arc<Host<P>>>,
+        now: Instant,
+    ) -> Self {
+        let has = |endpoint: &Endpoint| {
+            destination.subset.is_none_or(|subset| {
+                let mut labels = subset.labels.iter();
+                labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
+            })
+        };
+        // What is known of a workload, by whichever of its addresses.
+        let mut of_workload: HashMap<&WorkloadName, Arc<Monitor>> = HashMap::new();
+        let endpoints = destination.service.endpoints.iter();
+        let endpoints: Vec<_> = endpoints
+            .filter(|endpoint| has(endpoint))
+            .filter_map(|endpoint| {
+                let address = EndpointAddress::of(endpoint, destination.port)?;
+                if let (Some(host), Some(workload)) = (known.get(&address), &endpoint.workload) {
+                    of_workload
+                        .entry(&workload.name)
+                        .or_insert_with(|| Arc::clone(&host.monitor));
+                }
+                Some((endpoint, address))
+            })
+            .collect();
+        let mut monitors: Vec<Arc<Monitor>> = Vec::new();
+        let members: Vec<_> = endpoints
+            .into_iter()
+            .map(|(endpoint, address)| {
+                let host = match known.get(&address) {
+                    Some(known) => Arc::clone(known),
+                    None => {
+                        let monitor = match &endpoint.workload {
+                            Some(workload) => {
+                                Arc::clone(of_workload.entry(&workload.name).or_default())
+                            }
+                            None => Arc::default(),
+                        };
+                        Arc::new(Host::new(address, now, monitor))
+                    }
+                };
+                if !monitors.iter().any(|one| Arc::ptr_eq(one, &host.monitor)) {
+                    monitors.push(Arc::clone(&host.monitor));
+                }
+                Arc::new(Member {
+                    host,
+                    endpoint: Arc::clone(endpoint),
+                })
+            })
+            .collect();
+        Self {
+            version: destination.version,
+            service: Arc::clone(destination.service),
+            policy: Arc::clone(destination.policy),
+            client: Arc::clone(destination.client),
+            view: View::build(&members, destination.client, destination.policy),
+            members,
+            monitors,
+        }
+    }
+
+    fn with_new_view(&self) -> Self {
+        Self {
+            version: self.version,
+            service: Arc::clone(&self.service),
+            policy: Arc::clone(&self.policy),
+            client: Arc::clone(&self.client),
+            members: self.members.clone(),
+            monitors: self.monitors.clone(),
+            view: View::build(&self.members, &self.client, &self.policy),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Things that are counted until they are dropped.
+
+use std::sync::Arc;
+
+use super::cluster::{Cluster, EndpointPool};
+use super::host::Member;
+
+/// A bound is reached: the answer is 503, flag `UO`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("overflow")]
+pub struct Overflow;
+
+/// A request (for TCP: a connection) that is on its way to an endpoint.
+pub struct Active<P: EndpointPool> {
+    cluster: Arc<Cluster<P>>,
+    member: Arc<Member<P>>,
+}
+
+impl<P: EndpointPool> Active<P> {
+    pub(super) fn new(cluster: Arc<Cluster<P>>, member: Arc<Member<P>>) -> Self {
+        member.host.enter();
+        Self { cluster, member }
+    }
+
+    /// Where it goes.
+    pub fn member(&self) -> &Arc<Member<P>> {
+        &self.member
+    }
+
+    /// Of which service.
+    pub fn cluster(&self) -> &Arc<Cluster<P>> {
+        &self.cluster
+    }
+}
+
+impl<P: EndpointPool> Drop for Active<P> {
+    fn drop(&mut self) {
+        self.member.host.leave();
+        self.cluster.gauges.requests.leave();
+    }
+}
+
+macro_rules! counted {
+    ($(#[$doc:meta])* $name:ident, $gauge:ident, $then:expr) => {
+        $(#[$doc])*
+        pub struct $name<P: EndpointPool>(Arc<Cluster<P>>);
+
+        impl<P: EndpointPool> $name<P> {
+            pub(super) fn new(cluster: Arc<Cluster<P>>) -> Self {
+                Self(cluster)
+            }
+        }
+
+        impl<P: EndpointPool> Drop for $name<P> {
+            fn drop(&mut self) {
+                self.0.gauges.$gauge.leave();
+                let then: fn(&Cluster<P>) = $then;
+                then(&self.0);
+            }
+        }
+    };
+}
+
+counted!(
+    /// A connection that is open, or being made.
+    Slot,
+    connections,
+    |cluster| cluster.freed()
+);
+counted!(
+    /// A request that waits for a connection.
+    Pending,
+    pending,
+    |_| ()
+);
+counted!(
+    /// A retry that is under way.
+    Retrying,
+    retries,
+    |_| ()
+);

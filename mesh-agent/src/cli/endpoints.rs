@@ -1,0 +1,145 @@
+//! `meshctl endpoints`
+
+use std::io::Write;
+
+use clap::Args;
+
+use super::client::Client;
+use super::table::Table;
+use super::{CommandError, Printer};
+use crate::admin::api::{ClusterView, GaugeView};
+use crate::admin::checks::duration;
+
+/// Which endpoints.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Only endpoints of this service: its host, or the beginning of it
+    service: Option<String>,
+    /// Only as this workload sees them, `<name>[.<namespace>]`
+    #[arg(long, value_name = "NAME")]
+    client: Option<String>,
+}
+
+pub async fn run(
+    client: &Client,
+    printer: &mut Printer<impl Write>,
+    arguments: &Arguments,
+) -> Result<(), CommandError> {
+    let mut clusters: Vec<ClusterView> = client.get("/v1/endpoints").await?;
+    let begins = |text: &str, wanted: &Option<String>| {
+        wanted.as_ref().is_none_or(|wanted| {
+            let rest = text.strip_prefix(wanted.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    };
+    clusters.retain(|cluster| {
+        begins(&cluster.service, &arguments.service) && begins(&cluster.client, &arguments.client)
+    });
+    Ok(printer.show(&clusters, |clusters, wide| text(clusters, wide))?)
+}
+
+fn text(clusters: &[ClusterView], wide: bool) -> String {
+    if clusters.is_empty() {
+        return "No endpoints: no workload of this node has used such a service yet.\n".to_owned();
+    }
+    let mut header = vec![
+        "CLIENT", "SERVICE", "ENDPOINT", "WORKLOAD", "STATE", "ACTIVE", "TOTAL",
+    ];
+    if wide {
+        header.extend([
+            "OUT",
+            "REASON",
+            "CONNECTIONS",
+            "WAITING",
+            "REQUESTS",
+            "RETRIES",
+        ]);
+    }
+    let mut table = Table::new(&header);
+    for cluster in clusters {
+        let subset = cluster.subset.as_deref();
+        let subset = subset.map_or(String::new(), |subset| format!("/{subset}"));
+        let service = format!("{}:{}{subset}", cluster.service, cluster.port);
+        for endpoint in &cluster.endpoints {
+            let out = endpoint.ejected.as_ref();
+            let mut cells = vec![
+                cluster.client.clone(),
+                service.clone(),
+                endpoint.address.clone(),
+                endpoint.workload.clone().unwrap_or_default(),
+                out.map_or("in service".to_owned(), |out| {
+                    let left = duration(out.until_s);
+                    format!("out for {left}: {}", out.reason)
+                }),
+                endpoint.active.to_string(),
+                endpoint.total.to_string(),
+            ];
+            if wide {
+                cells.push(out.map_or(String::new(), |out| format!("{} times", out.count)));
+                cells.push(out.map_or(String::new(), |out| {
+                    let since = duration(out.since_s);
+                    format!("{since} ago: {}", out.reason)
+                }));
+                let gauges = [
+                    cluster.connections,
+                    cluster.pending,
+                    cluster.requests,
+                    cluster.retries,
+                ];
+                cells.extend(gauges.map(gauge));
+            }
+            table.row(cells);
+        }
+    }
+    let mut text = table.render();
+    for cluster in clusters {
+        for (refused, what) in [
+            (
+                cluster.pending.refused,
+                "requests were refused: http1MaxPendingRequests waited already",
+            ),
+            (
+                cluster.requests.refused,
+                "requests were refused: http2MaxRequests were on their way already",
+            ),
+            (
+                cluster.retries.refused,
+                "retries were left out: maxRetries or the retryBudget were used up",
+            ),
+            (
+                cluster.refused_ejections,
+                "ejections were left out: maxEjectionPercent does not allow more",
+            ),
+        ] {
+            if refused > 0 {
+                text.push_str(&format!(
+                    "{} to {}:{}: {refused} {what}\n",
+                    cluster.client, cluster.service, cluster.port
+                ));
+            }
+        }
+    }
+    text
+}
+
+/// `now/limit`.
+fn gauge(gauge: GaugeView) -> String {
+    match gauge.limit {
+        Some(limit) => format!("{}/{limit}", gauge.now),
+        None => gauge.now.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::samples;
+    use crate::cli::golden::golden;
+
+    #[test]
+    fn tables() {
+        golden("endpoints.txt", &text(&samples::endpoints(), false));
+        golden("endpoints-wide.txt", &text(&samples::endpoints(), true));
+        assert!(text(&[], false).starts_with("No endpoints"));
+    }
+}

@@ -1,0 +1,275 @@
+//! The guide's circuit breaker, byte for byte: all seven numbers act.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mesh_tests::{
+    Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, workload_entries,
+};
+use serde_json::Value;
+
+const CIRCUIT_BREAKER: &str = include_str!("../../data/guide/circuit-breaker.yaml");
+
+/// `maxConnections`.
+const CONNECTIONS: usize = 100;
+/// `http1MaxPendingRequests`.
+const PENDING: usize = 50;
+
+struct Mesh {
+    _agents: [Agent; 1],
+    _servers: Vec<Process>,
+    client: Workload,
+    lab: Lab,
+}
+
+/// A client and servers of `backend-service`, some of which answer 500 to everything.
+fn start(fails: &[bool]) -> Mesh {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let backends: Vec<_> = (0..fails.len())
+        .map(|number| {
+            let name = format!("backend-{number}");
+            lab.workload(Node::A, &name, &[("app", "backend-service")])
+        })
+        .collect();
+    let servers = backends
+        .iter()
+        .zip(fails)
+        .map(|(backend, fails)| {
+            let mut arguments = vec![
+                "backend",
+                "--version",
+                &backend.name,
+                "--listen",
+                "[::]:8080",
+            ];
+            arguments.extend(fails.then_some("--fail"));
+            backend.serve(8080, "bookinfo", &arguments)
+        })
+        .collect();
+    let mut workloads = vec![&client];
+    workloads.extend(&backends);
+    lab.configure("workloads.yaml", &workload_entries(&workloads));
+    let port = ServicePort {
+        name: "http",
+        port: 80,
+        target: 8080,
+    };
+    lab.configure("service.yaml", &service("backend-service", 40, &[port]));
+    lab.configure("circuit-breaker.yaml", CIRCUIT_BREAKER);
+    let agents = [Agent::start(&lab, Node::A)];
+    Mesh {
+        _agents: agents,
+        _servers: servers,
+        client,
+        lab,
+    }
+}
+
+impl Mesh {
+    fn agent(&self) -> &Agent {
+        &self._agents[0]
+    }
+
+    /// Statuses and how often each came, of so many requests at a time.
+    fn at_once(&self, requests: usize, path: &str) -> BTreeMap<String, usize> {
+        let urls = format!("http://10.96.0.40{path}?[1-{requests}]");
+        let most = requests.to_string();
+        let arguments = [
+            "--silent",
+            "--parallel",
+            "--parallel-immediate",
+            "--parallel-max",
+            &most,
+            "--max-time",
+            "60",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code} %header{x-envoy-overloaded}\n",
+            &urls,
+        ];
+        let outcome = self.client.run("curl", &arguments);
+        let mut counts = BTreeMap::new();
+        for line in outcome.stdout.lines() {
+            *counts.entry(line.trim().to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn get(&self, path: &str) -> String {
+        let reply = self
+            .client
+            .curl(&[&format!("http://backend-service{path}")]);
+        format!("{} {}", reply.status, reply.body.trim())
+    }
+
+    /// The workloads that are out of service: what `meshctl endpoints` says, `ejected`, once
+    /// for the addresses of each.
+    fn out(&self) -> Vec<Value> {
+        let clusters = self.agent().meshctl_json(&["endpoints", "backend-service"]);
+        let clusters = clusters.as_array().expect("a list").iter();
+        let endpoints =
+            clusters.flat_map(|cluster| cluster["endpoints"].as_array().expect("a list"));
+        let out = endpoints.filter(|endpoint| !endpoint["ejected"].is_null());
+        let by_workload: BTreeMap<_, _> = out
+            .map(|endpoint| {
+                (
+                    endpoint["workload"].to_string(),
+                    endpoint["ejected"].clone(),
+                )
+            })
+            .collect();
+        by_workload.into_values().collect()
+    }
+}
+
+/// `key=value` of a backend's answer.
+fn number(answer: &str, key: &str) -> usize {
+    let mut words = answer.split(' ');
+    let found = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    found
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| panic!("no {key} in {answer:?}"))
+}
+
+#[test]
+fn a_hundred_connections_fifty_waiting_requests_and_the_rest_is_refused() {
+    let mesh = start(&[false]);
+    assert!(mesh.get("/").starts_with("200 "));
+    // A hundred that are being served, a few at a time: a request waits while its connection is made.
+    let (served, waiting) = std::thread::scope(|scope| {
+        let served: Vec<_> = (0..CONNECTIONS / 20)
+            .map(|_| {
+                let served = scope.spawn(|| mesh.at_once(20, "/delay/8000"));
+                std::thread::sleep(Duration::from_millis(400));
+                served
+            })
+            .collect();
+        // Fifty more wait for them, and the rest is refused.
+        let waiting = mesh.at_once(PENDING + 30, "/");
+        let served = served
+            .into_iter()
+            .map(|served| served.join().expect("no panic"));
+        (served.collect::<Vec<_>>(), waiting)
+    });
+    for counts in served {
+        assert_eq!(counts, BTreeMap::from([("200".to_owned(), 20)]));
+    }
+    let expected = [("200".to_owned(), PENDING), ("503 true".to_owned(), 30)];
+    assert_eq!(waiting, BTreeMap::from(expected));
+    let answer = mesh.get("/");
+    assert_eq!(number(&answer, "most"), CONNECTIONS, "{answer}");
+    let clusters = mesh.agent().meshctl_json(&["endpoints"]);
+    let pending = &clusters[0]["pending"];
+    assert_eq!(
+        (pending["limit"].as_u64(), pending["refused"].as_u64()),
+        (Some(50), Some(30))
+    );
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    assert!(table.contains("30 requests were refused"), "{table}");
+}
+
+#[test]
+fn a_connection_serves_ten_requests() {
+    let mesh = start(&[false]);
+    for _ in 0..25 {
+        let answer = mesh.get("/");
+        assert!(number(&answer, "request") <= 10, "{answer}");
+    }
+    let answer = mesh.get("/");
+    assert_eq!(number(&answer, "connections"), 3, "{answer}");
+}
+
+#[test]
+fn five_errors_in_a_row_take_an_endpoint_out_of_service() {
+    let mesh = start(&[true, false]);
+    let began = Instant::now();
+    let mut failures = 0;
+    for _ in 0..60 {
+        failures += usize::from(mesh.get("/").starts_with("500 "));
+    }
+    assert_eq!(failures, 5);
+    let out = mesh.out();
+    assert_eq!(out.len(), 1, "{out:?}");
+    assert_eq!(out[0]["reason"], "5 errors in a row");
+    let until = out[0]["until_s"].as_u64().expect("seconds");
+    let since = out[0]["since_s"].as_u64().expect("seconds");
+    // 60 s, and then until the next sweep, which is every 30 s.
+    assert!(
+        (59..=90).contains(&(since + until)),
+        "{since} s ago, {until} s left"
+    );
+    assert!(since <= began.elapsed().as_secs());
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    assert!(
+        table.contains("5 errors in a row") && table.contains("out for "),
+        "{table}"
+    );
+}
+
+#[test]
+fn four_errors_and_a_success_do_not() {
+    let mesh = start(&[false, false]);
+    let mut in_a_row: BTreeMap<String, usize> = BTreeMap::new();
+    // Which endpoint answers is chance: an error is asked for only while no endpoint has had four in a row.
+    for _ in 0..200 {
+        let full = in_a_row.values().any(|count| *count == 4);
+        let answer = mesh.get(if full { "/" } else { "/status/500" });
+        let version = answer
+            .split(' ')
+            .find_map(|word| word.strip_prefix("version="));
+        let count = in_a_row
+            .entry(version.expect("a version").to_owned())
+            .or_default();
+        *count = if full { 0 } else { *count + 1 };
+    }
+    assert_eq!(mesh.out(), [] as [Value; 0]);
+}
+
+#[test]
+fn at_most_half_of_the_endpoints_are_out() {
+    for (endpoints, expected) in [(1, 0), (3, 1), (4, 2)] {
+        let mesh = start(&vec![true; endpoints]);
+        for _ in 0..20 * endpoints {
+            assert!(mesh.get("/").starts_with("500 "));
+        }
+        assert_eq!(mesh.out().len(), expected, "of {endpoints}");
+        if endpoints == 1 {
+            let config = mesh.agent().meshctl(&["config"]).success();
+            assert!(
+                config.contains("none is ever taken out of service"),
+                "{config}"
+            );
+        }
+    }
+}
+
+/// `interval: 30s` and `baseEjectionTime: 60s` as they are.
+#[test]
+fn an_endpoint_comes_back_after_a_minute_at_a_sweep() {
+    let mesh = start(&[true, false]);
+    for _ in 0..40 {
+        mesh.get("/");
+    }
+    assert_eq!(mesh.out().len(), 1);
+    let began = Instant::now();
+    eventually(Duration::from_secs(95), "it comes back", || {
+        let out = mesh.out();
+        if out.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{out:?}"))
+        }
+    });
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(50), "after {took:?}");
+    // It is in service again: the next errors are its own.
+    let failures = (0..40)
+        .filter(|_| mesh.get("/").starts_with("500 "))
+        .count();
+    assert_eq!(failures, 5);
+    let out = mesh.out();
+    assert_eq!(out[0]["count"], 2);
+    let _ = &mesh.lab;
+}
