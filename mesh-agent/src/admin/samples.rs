@@ -19,6 +19,12 @@ impl Agent for SampleAgent {
     fn endpoints(&self) -> Vec<ClusterView> {
         endpoints()
     }
+    fn route(&self, question: &RouteQuestion) -> Result<RouteView, String> {
+        if question.workload != "sleep" {
+            return Err(format!("no workload {}", question.workload));
+        }
+        Ok(route())
+    }
     fn flows(&self) -> Vec<FlowView> {
         flows()
     }
@@ -162,6 +168,39 @@ pub fn workloads() -> Vec<WorkloadView> {
             WorkloadState::Failed("cannot attach sk_lookup: permission denied".to_owned()),
         ),
     ]
+}
+
+pub fn route() -> RouteView {
+    let rule = |field: &str, name: &str, mismatch: Option<&str>| RuleView {
+        field: field.to_owned(),
+        name: name.to_owned(),
+        mismatch: mismatch.map(str::to_owned),
+    };
+    let destination = |subset: &str, percent, problem: Option<&str>, mirror| RouteDestinationView {
+        host: "reviews.default.svc.cluster.local".to_owned(),
+        subset: Some(subset.to_owned()),
+        port: Some(80),
+        percent,
+        destination_rule: Some("reviews/default".to_owned()),
+        endpoints: usize::from(problem.is_none()),
+        problem: problem.map(str::to_owned),
+        mirror,
+    };
+    RouteView {
+        service: "reviews.default.svc.cluster.local".to_owned(),
+        port: 80,
+        rules_of: Some("VirtualService default/reviews".to_owned()),
+        rules: vec![
+            rule("http[0]", "jason", Some("header end-user is missing")),
+            rule("http[1]", "", None),
+        ],
+        outcome: "forwarded, timeout 3s, up to 2 retries".to_owned(),
+        destinations: vec![
+            destination("v1", 90.0, None, false),
+            destination("v2", 10.0, Some("503 (UH): it has no endpoint"), false),
+            destination("v3", 5.0, None, true),
+        ],
+    }
 }
 
 pub fn endpoints() -> Vec<ClusterView> {
@@ -367,6 +406,7 @@ pub fn config() -> ConfigView {
             object: "VirtualService default/reviews".to_owned(),
             field: "spec.http[0].mirror".to_owned(),
             reason: "is not applied".to_owned(),
+            code: None,
         }],
         refused: Some(RefusedView {
             age_s: 65,
@@ -376,6 +416,7 @@ pub fn config() -> ConfigView {
                 object: "Service default/x".to_owned(),
                 field: String::new(),
                 reason: "has no spec".to_owned(),
+                code: None,
             }],
         }),
     }

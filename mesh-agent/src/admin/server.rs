@@ -102,6 +102,7 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/workloads" => json(StatusCode::OK, &agent.workloads()),
         "/v1/services" => json(StatusCode::OK, &agent.services()),
         "/v1/endpoints" => json(StatusCode::OK, &agent.endpoints()),
+        "/v1/route" => route(agent, query),
         "/v1/flows" => json(StatusCode::OK, &agent.flows()),
         "/v1/config" => json(StatusCode::OK, &agent.config()),
         "/v1/certificates" => json(StatusCode::OK, &agent.certificates()),
@@ -111,6 +112,34 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/authz-report" => json(StatusCode::OK, &agent.authz_report()),
         _ => error(StatusCode::NOT_FOUND, "no such view"),
     }
+}
+
+/// The question is JSON, percent-encoded: a path and headers may hold anything.
+fn route(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
+    let question = parameter(query, "question").and_then(percent_decoded);
+    let Some(question) = question.and_then(|text| serde_json::from_slice(&text).ok()) else {
+        return error(StatusCode::BAD_REQUEST, "route needs ?question=<JSON>");
+    };
+    match agent.route(&question) {
+        Ok(view) => json(StatusCode::OK, &view),
+        Err(reason) => error(StatusCode::NOT_FOUND, &reason),
+    }
+}
+
+/// RFC 3986, section 2.1.
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    Some(decoded)
 }
 
 fn tls_check(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {

@@ -12,6 +12,7 @@ mod process;
 mod takeover;
 mod uninstall;
 mod verdicts;
+mod routes;
 mod view;
 
 pub use one_line::one_line;

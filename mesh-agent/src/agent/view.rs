@@ -62,6 +62,10 @@ impl api::Agent for Agent {
         super::endpoints::views(&self.upstreams.clusters)
     }
 
+    fn route(&self, question: &api::RouteQuestion) -> Result<api::RouteView, String> {
+        super::routes::answer(&self.node.snapshot.load(), question)
+    }
+
     fn flows(&self) -> Vec<FlowView> {
         let snapshot = self.node.snapshot.load();
         let workloads = self.enrolment.by_cookie();

@@ -1,5 +1,6 @@
 //! `meshctl`: what people type to see what an agent does. One file per command.
 
+mod analyze;
 mod authz;
 mod certificates;
 mod check;
@@ -9,6 +10,7 @@ mod endpoints;
 mod flows;
 #[cfg(test)]
 mod golden;
+mod routes;
 mod services;
 mod table;
 mod tls_check;
@@ -79,6 +81,10 @@ enum Command {
     Services,
     /// Lists endpoints as their clients see them: load, and who is out of service, why and until when
     Endpoints(endpoints::Arguments),
+    /// Shows what would become of a request, and why
+    Routes(routes::Arguments),
+    /// Tells what is wrong with a configuration, with Istio's codes
+    Analyze(analyze::Arguments),
     /// Lists connections as the kernel counts them
     Flows(flows::Arguments),
     /// Questions about authentication
@@ -115,6 +121,10 @@ enum CommandError {
     Print(#[from] io::Error),
     #[error("{0:?} is not a name: letters, digits and . _ - * are")]
     NotAName(String),
+    #[error("{0:?} is not a header, `name: value`")]
+    NotAHeader(String),
+    #[error("{}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
 }
 
 /// Carries out one command line and gives the exit code: 0, 1 where a check or
@@ -143,6 +153,8 @@ async fn carry_out(cli: &Cli, printer: &mut Printer<impl Write>) -> Result<u8, C
         Command::Workloads => workloads::run(&client()?, printer).await?,
         Command::Services => services::run(&client()?, printer).await?,
         Command::Endpoints(arguments) => endpoints::run(&client()?, printer, arguments).await?,
+        Command::Routes(arguments) => return routes::run(&client()?, printer, arguments).await,
+        Command::Analyze(arguments) => return analyze::run(client(), printer, arguments).await,
         Command::Flows(arguments) => flows::run(&client()?, printer, arguments).await?,
         Command::Authn {
             command: Authn::TlsCheck(arguments),
@@ -232,6 +244,15 @@ mod tests {
             ("services -o wide", 0, "ENDPOINTS"),
             ("endpoints reviews", 0, "5 errors in a row"),
             ("endpoints ratings", 0, "No endpoints"),
+            (
+                "routes sleep reviews:80/a -H end-user:jason",
+                FOUND,
+                "http[1]: matches",
+            ),
+            ("routes nobody reviews", ERROR, "no workload nobody"),
+            ("routes sleep reviews -H jason", ERROR, "is not a header"),
+            ("analyze", FOUND, "Warning (VirtualService default/reviews"),
+            ("analyze /nowhere", ERROR, "/nowhere: No such file"),
             ("flows --workload sleep", 0, "10.96.0.1:80"),
             ("flows --workload nobody", 0, "No flows"),
             ("authn tls-check sleep.default", FOUND, "CONFLICT"),

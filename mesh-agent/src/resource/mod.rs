@@ -142,6 +142,8 @@ pub struct Finding {
     pub field: String,
     /// What is wrong with it, and what would be right.
     pub reason: String,
+    /// Istio's code for it (`IST0101`), where Istio's own analysis knows it.
+    pub code: Option<&'static str>,
 }
 
 impl Finding {
@@ -167,6 +169,16 @@ impl Finding {
             object: format!("{} {}/{}", meta.kind, meta.namespace, meta.name),
             field: field.into(),
             reason: reason.into(),
+            code: None,
+        }
+    }
+
+    /// The same with Istio's code.
+    #[must_use]
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self {
+            code: Some(code),
+            ..self
         }
     }
 }

@@ -72,6 +72,7 @@ impl Place<'_> {
             object: self.object.clone(),
             field: field.into(),
             reason: reason.into(),
+            code: None,
         }
     }
 }

@@ -33,6 +33,16 @@ impl<'a> Report<'a> {
             .push(Finding::warning(self.meta, field, reason));
     }
 
+    pub(super) fn warning_with_code(
+        &mut self,
+        code: &'static str,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+    ) {
+        self.findings
+            .push(Finding::warning(self.meta, field, reason).with_code(code));
+    }
+
     /// Says that a field which is there has no effect in this version.
     pub(super) fn not_applied(&mut self, present: bool, field: impl Into<String>) {
         if present {

@@ -58,11 +58,14 @@ impl Routes {
             );
             match registry.service_of_host(&host) {
                 Some(service) => check_ejection(resource, service, &mut findings),
-                None if !host.starts_with('*') => findings.push(Finding::warning(
-                    &resource.meta,
-                    "spec.host",
-                    format!("has no effect: no service is named {host}"),
-                )),
+                None if !host.starts_with('*') => findings.push(
+                    Finding::warning(
+                        &resource.meta,
+                        "spec.host",
+                        format!("has no effect: no service is named {host}"),
+                    )
+                    .with_code("IST0174"),
+                ),
                 None => {}
             }
         }
@@ -79,14 +82,17 @@ impl Routes {
                     .iter()
                     .find(|owner| owner.0.visibility.includes(&resource.meta.namespace))
                 {
-                    findings.push(Finding::warning(
-                        &resource.meta,
-                        format!("spec.hosts[{i}]"),
-                        format!(
-                            "has no effect: {host} belongs to the older {}",
-                            owner.0.origin
-                        ),
-                    ));
+                    findings.push(
+                        Finding::warning(
+                            &resource.meta,
+                            format!("spec.hosts[{i}]"),
+                            format!(
+                                "has no effect: {host} belongs to the older {}",
+                                owner.0.origin
+                            ),
+                        )
+                        .with_code("IST0109"),
+                    );
                 }
                 owners.push(VirtualHost(Arc::clone(&rules)));
             }
@@ -132,7 +138,7 @@ impl Routes {
             to.map(move |(j, to)| (format!("spec.tcp[{i}].route[{j}].destination"), to))
         });
         for (field, to) in http.chain(tcp).chain(tls) {
-            if let Some((part, reason)) = self.problem(resource, to, registry) {
+            if let Some((part, code, reason)) = self.problem(resource, to, registry) {
                 let what = if field.contains("mirror") {
                     "nothing is mirrored"
                 } else if field.starts_with("spec.http") {
@@ -141,11 +147,10 @@ impl Routes {
                     "such connections are refused"
                 };
                 let reason = format!("{reason}; {what}");
-                findings.push(Finding::warning(
-                    &resource.meta,
-                    format!("{field}.{part}"),
-                    reason,
-                ));
+                findings.push(
+                    Finding::warning(&resource.meta, format!("{field}.{part}"), reason)
+                        .with_code(code),
+                );
             }
         }
     }
@@ -155,11 +160,11 @@ impl Routes {
         resource: &Resource<VirtualServiceSpec>,
         to: &Destination,
         registry: &Registry,
-    ) -> Option<(&'static str, String)> {
+    ) -> Option<(&'static str, &'static str, String)> {
         let namespace = resource.meta.namespace.as_str();
         let host = expand(&to.host, namespace, &self.cluster_domain);
         let Some(service) = registry.service_of_host(&host) else {
-            return Some(("host", format!("no service is named {host}")));
+            return Some(("host", "IST0101", format!("no service is named {host}")));
         };
         if let Some(port) = to.port
             && !service
@@ -167,7 +172,11 @@ impl Routes {
                 .iter()
                 .any(|own| u32::from(own.number) == port.number)
         {
-            return Some(("port.number", format!("{host} has no port {}", port.number)));
+            return Some((
+                "port.number",
+                "IST0101",
+                format!("{host} has no port {}", port.number),
+            ));
         }
         let name = to.subset.as_deref()?;
         let client = ClientView {
@@ -176,7 +185,8 @@ impl Routes {
         };
         let rule = self.destination_rules.find(&client, service);
         let Some(subset) = rule.and_then(|rule| rule.subset(name)) else {
-            return Some(("subset", super::decide::undefined_subset(name, &host)));
+            let reason = super::decide::undefined_subset(name, &host);
+            return Some(("subset", "IST0101", reason));
         };
         let selected = service.endpoints.iter().any(|endpoint| {
             let has = |(key, value): (&String, &String)| endpoint.labels.get(key) == Some(value);
@@ -185,6 +195,7 @@ impl Routes {
         (!selected && !service.endpoints.is_empty()).then(|| {
             (
                 "subset",
+                "IST0173",
                 format!("subset {name:?} of {host} selects no endpoint"),
             )
         })
@@ -263,7 +274,8 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
         http: spec
             .http
             .iter()
-            .filter_map(|route| compile_rule(route, &full_name))
+            .enumerate()
+            .filter_map(|(i, route)| compile_rule(i, route, &full_name))
             .collect(),
         tcp: spec
             .tcp
@@ -279,7 +291,7 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
 }
 
 /// `None` for a rule that is not for clients inside the mesh, or not applied.
-fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Rule> {
+fn compile_rule(i: usize, route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Rule> {
     let name = route.name.as_deref().unwrap_or_default();
     let blocks = route.r#match.iter();
     let matches: Vec<_> = if route.r#match.is_empty() {
@@ -302,6 +314,7 @@ fn compile_rule(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option
         Action::Forward(compile_forward(route, full_name))
     };
     Some(Rule {
+        field: format!("http[{i}]"),
         matches,
         cors: route.cors_policy.as_ref().map(Cors::compile),
         fault: route.fault.as_ref().map(compile_fault).unwrap_or_default(),

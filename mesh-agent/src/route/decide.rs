@@ -199,21 +199,7 @@ impl Routes {
         registry: &'r Registry,
         random: &mut impl Rng,
     ) -> Decision<'r> {
-        let host = host_of(request.authority);
-        let (service, rules) = match registry.resolve_host(&host, client.namespace) {
-            Some(named) if named.port(port).is_some() => {
-                (named, self.rules_of(&named.host, client))
-            }
-            // A service that lacks the port does not take the connection over.
-            Some(_) => (service, self.rules_of(&service.host, client)),
-            None => {
-                let rules = self.rules_of_name(&host, client);
-                (
-                    service,
-                    rules.or_else(|| self.rules_of(&service.host, client)),
-                )
-            }
-        };
+        let (service, rules) = self.rules_for(request.authority, client, service, port, registry);
         let Some(rules) = rules.filter(|rules| rules.http_is_for(client)) else {
             return Decision::plain(match self.plan_directly(client, service, port) {
                 Ok(plan) => Outcome::Forward(plan),
@@ -235,6 +221,32 @@ impl Routes {
             }));
         };
         self.apply(rule, block, request, client, port, registry, random)
+    }
+
+    /// The service that a request is for, and the rules that decide about it.
+    pub(super) fn rules_for<'r>(
+        &'r self,
+        authority: &str,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        port: u16,
+        registry: &'r Registry,
+    ) -> (&'r Arc<Service>, Option<&'r Rules>) {
+        let host = host_of(authority);
+        match registry.resolve_host(&host, client.namespace) {
+            Some(named) if named.port(port).is_some() => {
+                (named, self.rules_of(&named.host, client))
+            }
+            // A service that lacks the port does not take the connection over.
+            Some(_) => (service, self.rules_of(&service.host, client)),
+            None => {
+                let rules = self.rules_of_name(&host, client);
+                (
+                    service,
+                    rules.or_else(|| self.rules_of(&service.host, client)),
+                )
+            }
+        }
     }
 
     #[expect(

@@ -189,6 +189,57 @@ impl Match {
         })
     }
 
+    /// The first condition that does not hold.
+    pub(super) fn mismatch(
+        &self,
+        request: &RequestView<'_>,
+        client: &ClientView<'_>,
+        port: u16,
+    ) -> Option<String> {
+        if self.matches(request, client, port) {
+            return None;
+        }
+        let fails = |test: &Option<Text>, value: &str| {
+            test.as_ref()
+                .is_some_and(|test| !test.matches(value.as_bytes()))
+        };
+        let found = |value: Option<Cow<'_, [u8]>>| match value {
+            Some(value) => format!("is {:?}", String::from_utf8_lossy(&value)),
+            None => "is missing".to_owned(),
+        };
+        let texts = [
+            ("method", &self.method, request.method.as_str()),
+            ("uri", &self.path, request.path()),
+            ("scheme", &self.scheme, request.scheme),
+            ("authority", &self.authority, request.authority),
+        ];
+        if self.port.is_some_and(|own| own != port) {
+            return Some(format!("port is {port}"));
+        }
+        for (name, test, value) in texts {
+            if fails(test, value) {
+                return Some(format!("{name} is {value:?}"));
+            }
+        }
+        if !self.client.matches(client) {
+            return Some("sourceLabels or sourceNamespace are another client's".to_owned());
+        }
+        for (name, test) in &self.headers {
+            let value = header(request.headers, name);
+            if !value.as_ref().is_some_and(|value| test.matches(value)) {
+                return Some(format!("header {name} {}", found(value)));
+            }
+        }
+        for (name, test) in &self.query {
+            let value = query_value(request.query(), name);
+            if !value.is_some_and(|value| test.matches(value.as_bytes())) {
+                let value = value.map(|value| Cow::Borrowed(value.as_bytes()));
+                return Some(format!("query parameter {name} {}", found(value)));
+            }
+        }
+        Some("a header of withoutHeaders matches, or a condition is not applied".to_owned())
+    }
+
     pub(super) fn matches(
         &self,
         request: &RequestView<'_>,

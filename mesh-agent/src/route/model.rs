@@ -36,6 +36,8 @@ pub(super) struct Rules {
 /// One rule: the first that matches decides.
 #[derive(Debug)]
 pub(super) struct Rule {
+    /// Where it stands in its resource, `http[0]`.
+    pub(super) field: String,
     /// Any of them; a rule for all requests has one without conditions.
     pub(super) matches: Vec<Match>,
     pub(super) cors: Option<Cors>,
@@ -75,6 +77,16 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// All of a service.
+    pub(super) fn whole(host: &str, port: u16) -> Self {
+        Self {
+            host: host.to_owned(),
+            subset: None,
+            port: Some(port),
+            edits: RouteEdits::default(),
+        }
+    }
+
     pub(super) fn of(
         to: &Destination,
         edits: RouteEdits,
@@ -125,6 +137,15 @@ impl<T> Targets<T> {
             .iter()
             .fold(0u32, |sum, (weight, _)| sum.saturating_add(*weight));
         Self { entries, sum }
+    }
+
+    /// All of them with their shares, in percent.
+    pub(super) fn shares(&self) -> impl Iterator<Item = (f64, &T)> {
+        let single = self.entries.len() == 1;
+        self.entries.iter().map(move |(weight, entry)| {
+            let percent = f64::from(*weight) * 100.0 / f64::from(self.sum.max(1));
+            (if single { 100.0 } else { percent }, entry)
+        })
     }
 
     /// One of them; a single one whatever its weight.

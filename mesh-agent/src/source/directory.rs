@@ -321,6 +321,7 @@ impl Files {
             object: String::new(),
             field: String::new(),
             reason: reason.clone(),
+            code: None,
         });
         Err(unread.chain(parsed.err().into_iter().flatten()).collect())
     }

@@ -24,3 +24,4 @@ mod protocols;
 mod routing;
 mod short_circuit;
 mod takeover;
+mod traffic;

@@ -36,7 +36,8 @@ pub fn validate(resource: &Resource<VirtualServiceSpec>) -> Vec<Finding> {
     for (i, route) in spec.http.iter().enumerate() {
         let field = format!("spec.http[{i}]");
         if let Some(last) = ended_by {
-            report.warning(
+            report.warning_with_code(
+                "IST0130",
                 field.clone(),
                 format!("is never reached: http[{last}] matches every request"),
             );

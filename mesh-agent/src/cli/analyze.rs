@@ -1,0 +1,203 @@
+//! `meshctl analyze`
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::client::Client;
+use super::{ClientError, CommandError, FOUND, Printer};
+use crate::admin::api::{ConfigView, FindingView};
+use crate::resource::{Finding, Severity, parse};
+use crate::snapshot::{Options, Snapshot};
+use crate::source::directory;
+
+/// What is analyzed.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Directory (or one file) of YAML; without it, what the running agent has
+    path: Option<PathBuf>,
+}
+
+/// Codes that mean a request would fail, as Istio grades them.
+const ERRORS: [&str; 2] = ["IST0101", "IST0109"];
+
+/// How grave an issue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+enum Level {
+    Error,
+    Warning,
+}
+
+/// One issue.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Issue {
+    level: Level,
+    #[serde(flatten)]
+    finding: FindingView,
+}
+
+pub async fn run(
+    client: Result<Client, ClientError>,
+    printer: &mut Printer<impl Write>,
+    arguments: &Arguments,
+) -> Result<u8, CommandError> {
+    let (place, issues) = match &arguments.path {
+        Some(path) => (path.display().to_string(), of_files(path)?),
+        None => {
+            let config: ConfigView = client?.get("/v1/config").await?;
+            let refused = config
+                .refused
+                .into_iter()
+                .flat_map(|refused| refused.errors);
+            let refused = refused.map(|finding| Issue {
+                level: Level::Error,
+                finding,
+            });
+            let issues = refused.chain(config.warnings.into_iter().map(Issue::of));
+            (config.source, issues.collect())
+        }
+    };
+    let mut issues: Vec<Issue> = issues;
+    issues.sort_by_key(|issue| issue.level);
+    printer.show(&issues, |issues, _| text(issues, &place))?;
+    let found = issues.iter().any(|issue| issue.level == Level::Error);
+    Ok(if found { FOUND } else { 0 })
+}
+
+/// Analyzes files without any agent.
+fn of_files(path: &Path) -> Result<Vec<Issue>, CommandError> {
+    let unreadable = |source: std::io::Error| CommandError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let loaded = if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
+        directory::load(path)
+    } else {
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        parse([(&*name, text.as_str())])
+    };
+    let compiled = loaded.and_then(|resources| {
+        let snapshot = Snapshot::compile(0, &resources, &Options::default())?;
+        Ok(snapshot.warnings)
+    });
+    let findings: Vec<Finding> = compiled.unwrap_or_else(|findings| findings);
+    let issue = |finding: &Finding| match finding.severity {
+        Severity::Error => {
+            let mut view = FindingView::from(finding);
+            // "The document does not meet the schema."
+            view.code.get_or_insert_with(|| "IST0106".to_owned());
+            Issue {
+                level: Level::Error,
+                finding: view,
+            }
+        }
+        Severity::Warning => Issue::of(finding.into()),
+    };
+    let mut issues: Vec<Issue> = findings.iter().map(issue).collect();
+    issues.sort_by_key(|issue| issue.level);
+    Ok(issues)
+}
+
+impl Issue {
+    fn of(finding: FindingView) -> Self {
+        let is_error = |code: &str| ERRORS.contains(&code);
+        Self {
+            level: if finding.code.as_deref().is_some_and(is_error) {
+                Level::Error
+            } else {
+                Level::Warning
+            },
+            finding,
+        }
+    }
+}
+
+fn text(issues: &[Issue], place: &str) -> String {
+    if issues.is_empty() {
+        return format!("No issues found in {place}.\n");
+    }
+    let mut text = String::new();
+    for Issue { level, finding } in issues {
+        let code = finding.code.as_deref();
+        let code = code.map_or(String::new(), |code| format!(" [{code}]"));
+        let _ = write!(
+            text,
+            "{level:?}{code} ({} {}:{})",
+            finding.object, finding.file, finding.document
+        );
+        if !finding.field.is_empty() {
+            let _ = write!(text, " {}", finding.field);
+        }
+        let _ = writeln!(text, ": {}", finding.reason);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn analyzed(yaml: &str) -> String {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("a.yaml"), yaml).expect("written");
+        text(&of_files(directory.path()).expect("readable"), "here")
+    }
+
+    const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
+
+    #[test]
+    fn issues_have_istios_codes() {
+        let rule = |name: &str, spec: &str| {
+            format!(
+                "--- {{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: {name}}}, spec: {spec}}}\n"
+            )
+        };
+        let text = analyzed(&format!(
+            "{SERVICE}\n{}{}{}--- {{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: d}}, spec: {{host: nowhere}}}}\n",
+            rule(
+                "v",
+                "{hosts: [a], http: [{route: [{destination: {host: a, subset: b}}]}, {route: [{destination: {host: a}}]}]}"
+            ),
+            rule(
+                "w",
+                "{hosts: [a], http: [{route: [{destination: {host: c}}]}]}"
+            ),
+            rule(
+                "x",
+                "{hosts: [x], http: [{route: [{destination: {host: a}}], retries: {retryRemoteLocalities: true}}]}"
+            ),
+        ));
+        for line in [
+            "Error [IST0101] (VirtualService default/v a.yaml:2) spec.http[0].route[0].destination.subset: subset \"b\" of",
+            "Error [IST0101] (VirtualService default/w a.yaml:3) spec.http[0].route[0].destination.host: no service is named c.",
+            "Error [IST0109] (VirtualService default/w a.yaml:3) spec.hosts[0]: has no effect",
+            "Warning [IST0130] (VirtualService default/v a.yaml:2) spec.http[1]: is never reached",
+            "Warning [IST0174] (DestinationRule default/d a.yaml:5) spec.host: has no effect",
+            "Warning (VirtualService default/x a.yaml:4) spec.http[0].retries.retryRemoteLocalities: not applied",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        // Errors come first.
+        assert!(text.starts_with("Error "), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_an_error() {
+        let text = analyzed(
+            "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 0}]}}",
+        );
+        assert!(
+            text.starts_with("Error [IST0106] (Service default/a a.yaml:1)"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn nothing_is_a_good_sign() {
+        assert_eq!(analyzed(""), "No issues found in here.\n");
+    }
+}
