@@ -9,10 +9,10 @@ mod listeners;
 mod one_line;
 mod options;
 mod process;
+mod routes;
 mod takeover;
 mod uninstall;
 mod verdicts;
-mod routes;
 mod view;
 
 pub use one_line::one_line;
@@ -265,7 +265,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     stop.cancel();
     if successor.is_some() {
         tokio::select! {
-            () = drain(&agent, &upstreams) => {}
+            () = drain(&agent, &agent.upstreams) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -371,18 +371,18 @@ fn rule_of(
     port: u16,
 ) -> Option<DestinationRule> {
     let rule = snapshot.routes.destination_rule(client, service)?;
-    let tls = |tls| match tls {
+    let tls = |tls: &UpstreamTls| match tls {
         UpstreamTls::Auto => DestinationTls::Auto,
         UpstreamTls::Disable => DestinationTls::Disable,
         UpstreamTls::IstioMutual => DestinationTls::IstioMutual,
-        UpstreamTls::NotApplied => DestinationTls::Originate,
+        UpstreamTls::Originate(_) | UpstreamTls::NotApplied => DestinationTls::Originate,
     };
     Some(DestinationRule {
         name: rule.name.clone(),
-        tls: tls(rule.policy(port).tls),
+        tls: tls(&rule.policy(port).tls),
         subsets: rule
             .subsets()
-            .map(|subset| (subset.name.clone(), tls(subset.policy(port).tls)))
+            .map(|subset| (subset.name.clone(), tls(&subset.policy(port).tls)))
             .collect(),
     })
 }

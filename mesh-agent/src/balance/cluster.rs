@@ -319,12 +319,17 @@ impl<P: EndpointPool> Cluster<P> {
     }
 
     /// Tells what became of a request to an endpoint; `Some` where it has been
-    /// taken out of service for it.
-    pub fn report(&self, member: &Member<P>, report: Report, now: Instant) -> Option<Cause> {
+    /// taken out of service for it. The time is asked for only then.
+    pub fn report(
+        &self,
+        member: &Member<P>,
+        report: Report,
+        now: impl FnOnce() -> Instant,
+    ) -> Option<Cause> {
         let state = self.state.load();
         let policy = state.policy.outlier.as_ref()?;
         let cause = member.host.monitor.report(report, policy)?;
-        self.eject(member, cause, now)
+        self.eject(member, cause, now())
     }
 
     fn eject(&self, member: &Member<P>, cause: Cause, now: Instant) -> Option<Cause> {

@@ -74,6 +74,8 @@ fn client(locality: &str) -> Arc<Workload> {
         tunnel: Tunnel::None,
         locality: locality.to_owned(),
         when_agent_is_down: None,
+        direct: false,
+        short_circuit: None,
         weight: 1,
         origin: String::new(),
     })
@@ -176,7 +178,7 @@ impl Mesh {
     fn fail(&self, index: usize, now: Instant) -> Option<Cause> {
         let member = self.member(index);
         let cluster = self.cluster_at(now);
-        (0..5).find_map(|_| cluster.report(&member, Report::Status(503), now))
+        (0..5).find_map(|_| cluster.report(&member, Report::Status(503), || now))
     }
 }
 

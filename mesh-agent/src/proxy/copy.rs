@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 /// What is read at once. One buffer per thread serves all streams; a stream has
 /// memory of its own only for what its receiver did not take yet.
@@ -41,6 +42,12 @@ impl Duplex for TcpStream {
         // With no time to linger close(2) sends a reset. On failure the
         // connection is gone already.
         let _ = self.set_zero_linger();
+    }
+}
+
+impl Duplex for TlsStream<TcpStream> {
+    fn abort(&mut self) {
+        self.get_mut().0.abort();
     }
 }
 

@@ -110,10 +110,8 @@ impl Outbound {
             flow,
             server_name: None,
         };
-        let keeps_destination = connection.service.resolution == Resolution::None;
         // Boxed, so that a TCP connection has no room for what only HTTP needs.
         match protocol {
-            _ if keeps_destination => tcp::forward(&connection, stream).await,
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
                 Box::pin(self.http(connection, stream)).await
             }

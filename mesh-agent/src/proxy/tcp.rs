@@ -174,6 +174,7 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Coun
                 endpoint: member.endpoint.clone(),
                 address,
                 policy: to.policy.clone(),
+                alpn: &[],
             };
             connector.open(&target).await
         });
@@ -221,17 +222,6 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Coun
     }
 }
 
-fn target(
-    connection: &Connection<'_>,
-    tried: &[EndpointAddress],
-) -> io::Result<(Target, Duration)> {
-    let Connection {
-        outbound,
-        service,
-        client,
-        destination,
-        ..
-    } = connection;
 /// What the rules say, of the configuration that is in force now.
 fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
     let outbound = connection.outbound;

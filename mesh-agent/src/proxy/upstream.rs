@@ -9,33 +9,39 @@ use std::task::{Context, Poll};
 
 use mesh_common::Transport;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::application::{self, Application, Caller};
 use super::copy::Duplex;
 use super::hbone::{HBONE_PORT, TunnelPool, TunnelRequest, TunnelStream};
 use super::http::{Connector, Target};
 use super::notes::Path;
+use super::originate::{Originator, Server};
+use super::proxy_protocol::proxy_header;
 use super::{Local, Node};
 use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
 use crate::registry::{Location, Tunnel, Workload};
-use crate::route::UpstreamTls;
-use crate::snapshot::{SameNode, Snapshot};
 use crate::route::{Keepalive, UpstreamTls};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{SameNode, Snapshot};
 
 /// Connects on behalf of the node's workloads.
 pub struct Upstream {
     node: Arc<Node>,
     tunnels: TunnelPool,
+    originator: Originator,
 }
 
 impl Upstream {
     /// Connections of `node`, those between nodes through `tunnels`.
     pub fn new(node: Arc<Node>, tunnels: TunnelPool) -> Self {
-        Self { node, tunnels }
+        Self {
+            node,
+            tunnels,
+            originator: Originator::default(),
+        }
     }
 
     /// Closes the connections to other nodes with their last tunnels.
@@ -79,8 +85,26 @@ impl Upstream {
             (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
             _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
         };
+        let mut io = io;
         if let (Io::Tcp(stream), Some(keepalive)) = (&io, target.policy.tcp.keepalive) {
             keep_alive(stream, keepalive)?;
+        }
+        if let Some(version) = target.policy.proxy_protocol {
+            let header = proxy_header(version, target.client_address, target.address);
+            io.write_all(&header).await?;
+        }
+        if let UpstreamTls::Originate(tls) = &target.policy.tls {
+            let Io::Tcp(stream) = io else {
+                let reason = "the DestinationRule asks for TLS to an endpoint of the mesh";
+                return Err(io::Error::other(reason));
+            };
+            let server = Server {
+                host: &target.service.host,
+                names: &target.service.subject_alt_names,
+                alpn: target.alpn,
+            };
+            let stream = self.originator.connect(stream, tls, &server).await?;
+            io = Io::Tls(Box::new(stream));
         }
         let identity = match transport {
             Transport::Plain => None,
@@ -181,7 +205,7 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
             .mode(workload, target.address.port())
             .0
     });
-    match (target.policy.tls, mode) {
+    match (&target.policy.tls, mode) {
         (UpstreamTls::NotApplied, _) => Err(
             "the DestinationRule asks for a TLS mode that this version does not apply".to_owned(),
         ),
@@ -200,6 +224,8 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
             "the DestinationRule asks for ISTIO_MUTUAL, but the server accepts plaintext only"
                 .to_owned(),
         ),
+        // TLS to the application itself, whoever is in front of it.
+        (UpstreamTls::Originate(_), Some(_)) => Ok(Transport::Plain),
         (_, Some(_)) if same_node && snapshot.same_node == SameNode::Attest => {
             Ok(Transport::SameNode)
         }
@@ -223,6 +249,8 @@ pub enum Io {
     Application(Box<Application>),
     /// A stream of a tunnel.
     Tunnel(Box<TunnelStream>),
+    /// TLS to a server outside of the mesh.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 macro_rules! each {
@@ -231,6 +259,7 @@ macro_rules! each {
             Io::Tcp($io) => $call,
             Io::Application($io) => $call,
             Io::Tunnel($io) => $call,
+            Io::Tls($io) => $call,
         }
     };
 }

@@ -35,7 +35,7 @@ pub use retry::{Retries, RetryOn};
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
     Algorithm, Balancer, HttpLimits, Keepalive, OutlierPolicy, ProtocolPolicy, RetryBudget,
-    TcpLimits, UpstreamPolicy, UpstreamTls, Warmup,
+    TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
 };
 
 use crate::registry::Service;

@@ -56,7 +56,7 @@ impl Level {
                 load_balancer: settings.load_balancer.clone(),
                 connection_pool: settings.connection_pool.clone(),
                 outlier_detection: settings.outlier_detection.clone(),
-                tls: settings.tls.as_ref().map(|tls| tls.mode),
+                tls: settings.tls.clone(),
                 // What a port's settings do not know stays the level's.
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
@@ -68,7 +68,7 @@ impl Level {
                 load_balancer: policy.load_balancer.clone(),
                 connection_pool: policy.connection_pool.clone(),
                 outlier_detection: policy.outlier_detection.clone(),
-                tls: policy.tls.as_ref().map(|tls| tls.mode),
+                tls: policy.tls.clone(),
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
             },
@@ -196,6 +196,7 @@ impl DestinationRules {
         ordered.sort_by_key(|resource| resource.spec.workload_selector.is_none());
         // What each entry of a host was made from, to merge further rules into it.
         let mut sources: Vec<Merged<'_>> = Vec::new();
+        let mut by_host: HashMap<String, Vec<usize>> = HashMap::new();
         for resource in ordered {
             let host = expand(
                 &resource.spec.host,
@@ -203,19 +204,23 @@ impl DestinationRules {
                 cluster_domain,
             );
             let visibility = visibility(resource);
-            let same = sources.iter_mut().find(|merged| {
-                merged.host == host
-                    && merged.visibility == visibility
+            let of_host = by_host.entry(host.clone()).or_default();
+            let same = of_host.iter().copied().find(|&index| {
+                let merged: &Merged<'_> = &sources[index];
+                merged.visibility == visibility
                     && merged.first.spec.workload_selector == resource.spec.workload_selector
             });
             match same {
-                Some(merged) => merged.others.push(resource),
-                None => sources.push(Merged {
-                    host,
-                    visibility,
-                    first: resource,
-                    others: Vec::new(),
-                }),
+                Some(index) => sources[index].others.push(resource),
+                None => {
+                    of_host.push(sources.len());
+                    sources.push(Merged {
+                        host,
+                        visibility,
+                        first: resource,
+                        others: Vec::new(),
+                    });
+                }
             }
         }
         for merged in sources {

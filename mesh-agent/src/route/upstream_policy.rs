@@ -1,12 +1,13 @@
 //! How connections to a service are made: the blocks of a DestinationRule,
 //! with the defaults of whatever they leave out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::hashing::HashPolicy;
 use super::locality::LocalitySetting;
 use crate::resource::destination_rule::{
-    ConnectionPool, H2UpgradePolicy, HttpSettings, LoadBalancer, OutlierDetection,
+    ClientTls, ConnectionPool, H2UpgradePolicy, HttpSettings, LoadBalancer, OutlierDetection,
     ProxyProtocolVersion, RetryBudget as RetryBudgetSpec, SimpleLoadBalancer, TcpSettings, TlsMode,
 };
 
@@ -47,7 +48,7 @@ impl Default for Balancer {
 }
 
 /// TLS towards endpoints, as a DestinationRule says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UpstreamTls {
     /// Nothing said: mutual TLS to endpoints of the mesh, plaintext to others.
     #[default]
@@ -56,8 +57,49 @@ pub enum UpstreamTls {
     Disable,
     /// Mutual TLS of the mesh, or no connection.
     IstioMutual,
-    /// TLS is asked for in a mode that is not applied: no connection.
+    /// TLS to a server outside of the mesh.
+    Originate(Arc<TlsOrigination>),
+    /// TLS is asked for in a way that is not applied: no connection.
     NotApplied,
+}
+
+/// `tls` with mode `SIMPLE` or `MUTUAL`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TlsOrigination {
+    /// Files of the client's certificate and key, for `MUTUAL`.
+    pub certificate: Option<(String, String)>,
+    /// File of the trusted authorities; the system's where left out.
+    pub authorities: Option<String>,
+    /// Name to ask the server for; the service's host where left out.
+    pub sni: Option<String>,
+    /// Names that the server may have; the ServiceEntry's, or the one that was asked
+    /// for, where there are none.
+    pub subject_alt_names: Vec<String>,
+    /// Whether the server's certificate is verified.
+    pub verify: bool,
+}
+
+impl UpstreamTls {
+    fn compile(tls: Option<&ClientTls>) -> Self {
+        let Some(tls) = tls else { return Self::Auto };
+        let certificate = match tls.mode {
+            TlsMode::Disable => return Self::Disable,
+            TlsMode::IstioMutual => return Self::IstioMutual,
+            TlsMode::Simple => None,
+            TlsMode::Mutual => tls.client_certificate.clone().zip(tls.private_key.clone()),
+        };
+        let unknown = tls.credential_name.is_some() || tls.ca_crl.is_some();
+        if unknown || (tls.mode == TlsMode::Mutual && certificate.is_none()) {
+            return Self::NotApplied;
+        }
+        Self::Originate(Arc::new(TlsOrigination {
+            certificate,
+            authorities: tls.ca_certificates.clone(),
+            sni: tls.sni.clone().filter(|name| !name.is_empty()),
+            subject_alt_names: tls.subject_alt_names.clone(),
+            verify: tls.insecure_skip_verify != Some(true),
+        }))
+    }
 }
 
 /// How connections to a service (or a subset of it) are made.
@@ -218,7 +260,7 @@ pub(super) struct Blocks {
     pub(super) load_balancer: Option<LoadBalancer>,
     pub(super) connection_pool: Option<ConnectionPool>,
     pub(super) outlier_detection: Option<OutlierDetection>,
-    pub(super) tls: Option<TlsMode>,
+    pub(super) tls: Option<ClientTls>,
     pub(super) retry_budget: Option<RetryBudgetSpec>,
     pub(super) proxy_protocol: Option<ProxyProtocolVersion>,
 }
@@ -250,12 +292,7 @@ impl Blocks {
                 .and_then(|block| block.locality_lb_setting.as_ref())
                 .map(LocalitySetting::compile),
             warmup: balancer.and_then(resolve_warmup),
-            tls: match self.tls {
-                None => UpstreamTls::Auto,
-                Some(TlsMode::Disable) => UpstreamTls::Disable,
-                Some(TlsMode::IstioMutual) => UpstreamTls::IstioMutual,
-                Some(TlsMode::Simple | TlsMode::Mutual) => UpstreamTls::NotApplied,
-            },
+            tls: UpstreamTls::compile(self.tls.as_ref()),
             connect_timeout: tcp
                 .and_then(|tcp| tcp.connect_timeout)
                 .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),

@@ -11,6 +11,7 @@ mod configuration;
 mod container;
 mod dns;
 mod edges;
+mod egress;
 mod envoy;
 mod hosts;
 mod identity;

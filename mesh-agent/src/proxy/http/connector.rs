@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rand::seq::IndexedRandom;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::netns::BoxFuture;
@@ -25,6 +26,8 @@ pub struct Target {
     pub address: SocketAddr,
     /// What the DestinationRule asks for.
     pub policy: Arc<UpstreamPolicy>,
+    /// Protocols to offer where TLS is originated (RFC 7301).
+    pub alpn: &'static [&'static [u8]],
 }
 
 /// Makes connections to endpoints: on this node, through HBONE, or plain.
@@ -35,15 +38,17 @@ pub trait Connector: Send + Sync + 'static {
     /// Connects. The caller bounds the time.
     fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Self::Io>>;
 
-    /// Resolves the name of an endpoint; by the system's resolver unless overridden.
+    /// Resolves the name of an endpoint, to any of its addresses; by the system's resolver unless overridden.
     fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<SocketAddr>> {
         Box::pin(async move {
-            tokio::net::lookup_host((host, port))
-                .await?
-                .next()
-                .ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"))
-                })
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+            let nothing =
+                || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+            // The resolver has sorted them: the first's family is the one that can be reached.
+            let v4 = found.first().ok_or_else(nothing)?.is_ipv4();
+            let usable: Vec<_> = found.iter().filter(|one| one.is_ipv4() == v4).collect();
+            let chosen = usable.choose(&mut rand::rng());
+            chosen.map(|address| **address).ok_or_else(nothing)
         })
     }
 }

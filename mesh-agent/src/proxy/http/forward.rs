@@ -275,6 +275,7 @@ impl<C: Connector> Exchange<'_, C> {
             endpoint: Arc::clone(&member.endpoint),
             address,
             policy: Arc::clone(plan.policy),
+            alpn: protocol.alpn(),
         };
         let cluster = Arc::clone(&self.cluster);
         let wanted = Wanted {

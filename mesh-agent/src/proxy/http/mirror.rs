@@ -117,6 +117,7 @@ impl<C: Connector> Copy<C> {
             endpoint: Arc::clone(&member.endpoint),
             address,
             policy: Arc::clone(&self.policy),
+            alpn: self.protocol.alpn(),
         };
         let wanted = Wanted {
             cluster: &self.cluster,

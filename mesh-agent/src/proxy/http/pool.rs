@@ -26,6 +26,16 @@ pub(super) enum UpstreamProtocol {
     Http2,
 }
 
+impl UpstreamProtocol {
+    /// What a TLS handshake offers.
+    pub(super) fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+        }
+    }
+}
+
 type Http1Sender = http1::SendRequest<RequestBody>;
 type Http2Sender = http2::SendRequest<RequestBody>;
 

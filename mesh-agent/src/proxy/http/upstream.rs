@@ -392,7 +392,7 @@ impl Lease {
 
 /// Tells what became of a request to an endpoint.
 pub(in crate::proxy) fn report(cluster: &HttpCluster, member: &Member<HttpPool>, report: Report) {
-    let now = tokio::time::Instant::now().into_std();
+    let now = || tokio::time::Instant::now().into_std();
     if let Some(cause) = cluster.report(member, report, now) {
         tracing::warn!(
             client = %cluster.key.client,

@@ -87,10 +87,6 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) 
         report.error(format!("{field}.proxyProtocol"), "excludes tunnel");
     }
     report.not_applied(policy.tunnel.is_some(), format!("{field}.tunnel"));
-    report.not_applied(
-        policy.proxy_protocol.is_some(),
-        format!("{field}.proxyProtocol"),
-    );
 }
 
 /// What a policy and a port's settings have in common.
@@ -342,10 +338,23 @@ fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
                     "mode MUTUAL needs clientCertificate and privateKey, or credentialName",
                 );
             }
-            report.warning(
-                format!("{field}.mode"),
-                "not applied by this version: connections are refused rather than made in the clear",
-            );
+            for (name, there) in [
+                ("credentialName", block.credential_name.is_some()),
+                ("caCrl", block.ca_crl.is_some()),
+            ] {
+                if there {
+                    report.warning(
+                        format!("{field}.{name}"),
+                        "not applied by this version: connections are refused rather than made without it",
+                    );
+                }
+            }
+            if block.insecure_skip_verify == Some(true) {
+                report.warning(
+                    format!("{field}.insecureSkipVerify"),
+                    "whoever answers is taken for the server",
+                );
+            }
         }
     }
     if block.insecure_skip_verify == Some(true) && block.ca_certificates.is_some() {

@@ -181,14 +181,18 @@ fn a_block_is_replaced_whole_and_a_ports_settings_replace_all() {
     let mut mesh = Mesh::new(&[("default/myapp", route)], &[("default/myapp", rule)]);
     let top = mesh.plan("GET myapp/top").policy.clone();
     assert_eq!(
-        (top.algorithm(), top.tls, top.connect_timeout.as_secs()),
+        (
+            top.algorithm(),
+            top.tls.clone(),
+            top.connect_timeout.as_secs()
+        ),
         (Algorithm::Random, UpstreamTls::Disable, 3)
     );
     let subset = mesh.plan("GET myapp/").policy.clone();
     assert_eq!(
         (
             subset.algorithm(),
-            subset.tls,
+            subset.tls.clone(),
             subset.connect_timeout.as_secs()
         ),
         (Algorithm::Random, UpstreamTls::IstioMutual, 3)
@@ -200,7 +204,7 @@ fn a_block_is_replaced_whole_and_a_ports_settings_replace_all() {
     assert_eq!(
         (
             plan.policy.algorithm(),
-            plan.policy.tls,
+            plan.policy.tls.clone(),
             plan.policy.connect_timeout
         ),
         (
@@ -242,7 +246,7 @@ fn nothing_is_sent_in_the_clear_where_tls_is_asked_for() {
         &[],
         &[(
             "default/reviews",
-            "{host: reviews, trafficPolicy: {tls: {mode: SIMPLE}}}",
+            "{host: reviews, trafficPolicy: {tls: {mode: SIMPLE, credentialName: secret}}}",
         )],
     );
     assert!(

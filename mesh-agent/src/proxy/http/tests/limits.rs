@@ -61,8 +61,7 @@ fn ask(proxy: &Arc<Proxy>, count: usize) -> Vec<tokio::task::JoinHandle<String>>
             tokio::spawn(async move {
                 let mut client = proxy.connect().await;
                 client.write(GET).await;
-                let head = client.head().await;
-                head
+                client.head().await
             })
         })
         .collect()

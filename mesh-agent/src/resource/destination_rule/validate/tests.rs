@@ -88,8 +88,8 @@ fn what_cannot_be_is_refused() {
             "warning spec.trafficPolicy.outlierDetection.consecutiveErrors: has no effect: use consecutive5xxErrors",
         ),
         (
-            "{host: a, trafficPolicy: {tls: {mode: SIMPLE}}}",
-            "warning spec.trafficPolicy.tls.mode: not applied by this version: connections are refused rather than made in the clear",
+            "{host: a, trafficPolicy: {tls: {mode: SIMPLE, credentialName: b}}}",
+            "warning spec.trafficPolicy.tls.credentialName: not applied by this version: connections are refused rather than made without it",
         ),
     ] {
         assert_eq!(findings(spec), [expected], "{spec}");

@@ -1,0 +1,186 @@
+//! Traffic that leaves the mesh: the application speaks plain HTTP, the wire
+//! carries TLS to a server that has proved who it is.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mesh_tests::{Agent, Lab, Node, Process, Workload, eventually, workload_entries};
+
+struct Mesh {
+    _agent: Agent,
+    _server: Process,
+    client: Workload,
+    partner: Workload,
+    lab: Lab,
+}
+
+fn openssl(workload: &Workload, arguments: &[&str]) {
+    workload.run("openssl", arguments).success();
+}
+
+/// A certificate of the authority `ca` for a name, as `<file>.pem` and `<file>.key`.
+fn issue(workload: &Workload, file: &str, name: &str) -> [String; 2] {
+    let path = |name: &str| {
+        let path = workload.file(name, "");
+        path.to_string_lossy().into_owned()
+    };
+    let [ca, ca_key] = ["ca.pem", "ca.key"].map(|name| {
+        let folder = workload.file("unused", "");
+        let folder = folder.parent().expect("a folder");
+        folder
+            .join(format!("{}-{name}", workload.name))
+            .to_string_lossy()
+            .into_owned()
+    });
+    let [certificate, key] = [path(&format!("{file}.pem")), path(&format!("{file}.key"))];
+    let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
+    let mut arguments = vec![
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        &subject,
+        "-keyout",
+        &key,
+        "-out",
+        &certificate,
+    ];
+    if file == "ca" {
+        arguments.extend(["-addext", "basicConstraints=critical,CA:TRUE"]);
+    } else {
+        arguments.extend([
+            "-addext",
+            &names,
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-CA",
+            &ca,
+            "-CAkey",
+            &ca_key,
+        ]);
+    }
+    openssl(workload, &arguments);
+    [certificate, key]
+}
+
+/// A server outside of the mesh; one that wants a certificate of its clients where `mutual`.
+fn start(mutual: bool) -> (Mesh, [String; 2]) {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let partner = lab.workload(Node::Outside, "partner", &[]);
+    let [ca, _] = issue(&partner, "ca", "authority");
+    let [certificate, key] = issue(&partner, "server", "partner.example.com");
+    let own = issue(&partner, "client", "client");
+    let mut arguments = vec![
+        "s_server",
+        "-www",
+        "-accept",
+        "8443",
+        "-cert",
+        &certificate,
+        "-key",
+        &key,
+    ];
+    if mutual {
+        arguments.extend(["-Verify", "1", "-verify_return_error", "-CAfile", &ca]);
+    }
+    let server = partner.serve(8443, "openssl", &arguments);
+    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    lab.configure(
+        "partner.yaml",
+        &format!(
+            r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: partner
+spec:
+  hosts: [partner.example.com]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8443}}]
+  resolution: STATIC
+  endpoints: [{{address: {}}}]
+",
+            partner.v4
+        ),
+    );
+    let agent = Agent::start(&lab, Node::A);
+    let mesh = Mesh {
+        _agent: agent,
+        _server: server,
+        client,
+        partner,
+        lab,
+    };
+    assert!(Path::new(&ca).is_file());
+    (mesh, own)
+}
+
+impl Mesh {
+    fn rule(&self, tls: &str) {
+        let ca = self.partner.file("unused", "");
+        let ca = ca.parent().expect("a folder").join("partner-ca.pem");
+        self.lab.configure(
+            "rule.yaml",
+            &format!(
+                r"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: partner
+spec:
+  host: partner.example.com
+  trafficPolicy:
+    tls: {{caCertificates: {}, {tls}}}
+",
+                ca.display()
+            ),
+        );
+    }
+
+    fn expect(&self, what: &str, status: u16, part: &str) {
+        eventually(Duration::from_secs(15), what, || {
+            let reply = self.client.curl(&["http://partner.example.com/"]);
+            if reply.status == status && reply.body.contains(part) {
+                Ok(())
+            } else {
+                Err(format!("{reply:?}"))
+            }
+        });
+    }
+}
+
+#[test]
+fn plain_http_becomes_tls_to_a_server_that_is_who_it_should_be() {
+    let (mesh, _) = start(false);
+    mesh.rule("mode: SIMPLE");
+    mesh.expect("the partner answers over TLS", 200, "Protocol  : TLSv1.3");
+    // Another name than the server's is another server.
+    mesh.rule("mode: SIMPLE, sni: other.example.com");
+    mesh.expect("another name is refused", 503, "TLS to other.example.com");
+    mesh.rule("mode: SIMPLE, subjectAltNames: [nobody.example.com]");
+    mesh.expect(
+        "a server without the name is refused",
+        503,
+        "invalid peer certificate",
+    );
+    mesh.rule("mode: SIMPLE, sni: other.example.com, subjectAltNames: [partner.example.com]");
+    mesh.expect("the names of the rule count", 200, "Protocol  : TLSv1.3");
+}
+
+#[test]
+fn the_client_can_show_a_certificate() {
+    let (mesh, [certificate, key]) = start(true);
+    mesh.rule("mode: SIMPLE");
+    mesh.expect("without a certificate there is no answer", 503, "");
+    mesh.rule(&format!(
+        "mode: MUTUAL, clientCertificate: {certificate}, privateKey: {key}"
+    ));
+    // This server answers nobody whom its authority does not know.
+    mesh.expect("with one there is", 200, "Protocol  : TLSv1.3");
+}
