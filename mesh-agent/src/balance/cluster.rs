@@ -256,6 +256,7 @@ impl<P: EndpointPool> Cluster<P> {
         let hashed = matches!(state.policy.balancer, Balancer::Hash(_));
         let avoid = if hashed { &[] } else { choice.avoid };
         let is_new = |member: &Member<P>| !avoid.contains(&member.host.address);
+        let mut tried = None;
         for near in state.view.near(choice.like) {
             let mut pick = || {
                 let set = match choice.hash {
@@ -272,15 +273,18 @@ impl<P: EndpointPool> Cluster<P> {
                 }
                 picked = pick()?;
             }
-            if !is_new(picked) {
-                picked = near
-                    .members()
-                    .find(|member| is_new(member))
-                    .unwrap_or(picked);
+            if !is_new(picked)
+                && let Some(new) = near.members().find(|member| is_new(member))
+            {
+                picked = new;
             }
-            return Some(Arc::clone(picked));
+            if is_new(picked) {
+                return Some(Arc::clone(picked));
+            }
+            // A server may listen in one address family only: the other's are next.
+            tried.get_or_insert(picked);
         }
-        None
+        tried.cloned()
     }
 
     /// The endpoint at an address that the client asked for itself: one of the

@@ -285,6 +285,13 @@ fn the_clients_address_family_comes_first() {
     };
     let begin = mesh.begin;
     assert_eq!(mesh.counts_of(&choice, begin, 50).of("fd00::1"), 50);
+    // A server that listens in the other family only is found at the second try.
+    let tried = [mesh.member(1).host.address.clone()];
+    let second = Choice {
+        avoid: &tried,
+        ..choice
+    };
+    assert_eq!(mesh.counts_of(&second, begin, 50).of("10.0.0.1"), 50);
     let mut mesh = Mesh::new(&endpoints[..1], PLAIN);
     assert!(mesh.choose(&choice).is_some());
 }
@@ -395,17 +402,6 @@ fn a_region_fails_over_to_the_one_that_is_named() {
     assert_eq!(
         mesh.counts_of(&Choice::default(), now, 50).of("10.0.0.4"),
         50
-    );
-
-    // A server that listens in the other family only is found at the second try.
-    let tried = [EndpointAddress::of(&service.endpoints[1], 80).expect("an address")];
-    let wanted = Wanted {
-        avoid: &tried,
-        ..wanted
-    };
-    assert_eq!(
-        count(&service, &wanted, &Load::default(), 50),
-        [("10.0.0.1".to_owned(), 50)].into()
     );
 }
 
