@@ -136,11 +136,17 @@ async fn much_goes_both_ways_at_once_and_arrives_in_order() {
             .await;
             results.0.unwrap();
             results.1.unwrap();
+            results.2.unwrap();
+            results.3.unwrap();
             assert!(got_there == there && got_back == back);
         });
     }
     while let Some(result) = transfers.join_next().await {
-        result.unwrap();
+        if result.is_err() {
+            until(|| mesh.server.handler.closed.lock().iter().any(Result::is_err)).await;
+        }
+        let ended = mesh.server.handler.closed.lock();
+        assert!(result.is_ok(), "{result:?}; tunnels ended: {ended:?}");
     }
 }
 
