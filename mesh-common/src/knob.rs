@@ -8,10 +8,7 @@ pub enum Knob {
     /// 0: the short-circuit is used where the workloads' settings say so;
     /// 1: it is off for every connection, from its next message on.
     ShortCircuitOff = 0,
-    /// Log level of the kernel programs: 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace.
-    /// The agent loads programs with log lines when it finds another value than 0.
-    LogLevel = 1,
 }
 
 /// Number of [`Knob`]s.
-pub const KNOBS: usize = 2;
+pub const KNOBS: usize = 1;

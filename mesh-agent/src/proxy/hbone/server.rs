@@ -194,6 +194,8 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS as u32)
+        // Clients that give up while we are busy are no attack: beyond h2's 20 it would close all tunnels.
+        .max_pending_accept_reset_streams(MAX_STREAMS)
         .handshake(tls)
         .await?;
     Ok((http2, peer))
