@@ -76,6 +76,14 @@ const fn undermesh() -> Variant {
     }
 }
 
+const WITH_SHORT_CIRCUIT: Variant = Variant {
+    name: "undermesh-short-circuit",
+    mesh: Mesh::Undermesh(Setting {
+        annotations: &[(SHORT_CIRCUIT, "on")],
+        verdict: "proxy",
+    }),
+};
+
 const fn envoy(name: &'static str, kind: Kind) -> Variant {
     Variant {
         name,
@@ -126,6 +134,7 @@ pub const ALL: &[Scenario] = &[
                 }),
             },
             undermesh(),
+            WITH_SHORT_CIRCUIT,
             Variant {
                 name: "undermesh-no-short-circuit",
                 mesh: Mesh::Undermesh(Setting {
@@ -145,13 +154,7 @@ pub const ALL: &[Scenario] = &[
         variants: &[
             direct(),
             undermesh(),
-            Variant {
-                name: "undermesh-short-circuit",
-                mesh: Mesh::Undermesh(Setting {
-                    annotations: &[(SHORT_CIRCUIT, "on")],
-                    verdict: "proxy",
-                }),
-            },
+            WITH_SHORT_CIRCUIT,
             envoy("envoy-http1-pair", Kind::Http1Pair),
         ],
         measured: Measured::Speed(REQUESTS),
