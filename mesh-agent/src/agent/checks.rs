@@ -8,12 +8,13 @@ use crate::datapath::{Datapath, Tier};
 pub(super) fn checks(datapath: &Datapath) -> Vec<CheckItem> {
     let folder = datapath.folder().display();
     let attached = datapath.attached().len();
+    let verdicts = datapath.verdicts();
     let tiers = datapath.tiers();
     vec![
         CheckItem::ok(
             "agent",
             "kernel programs are attached",
-            format!("{attached} links below {folder}"),
+            format!("{attached} links below {folder}, {verdicts} verdicts in force"),
         ),
         CheckItem::ok(
             "agent",
