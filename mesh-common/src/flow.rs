@@ -28,6 +28,8 @@ pub enum CloseReason {
     Reset = 3,
     /// It never came about: refused, unreachable or timed out.
     Failed = 4,
+    /// The agent ended it: the policies have come to forbid it.
+    Policy = 5,
 }
 
 /// States of `enum` in include/net/tcp_states.h.

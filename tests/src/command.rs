@@ -196,6 +196,11 @@ impl Process {
         Ok(Self { child, log })
     }
 
+    /// Its standard input, where it was piped; once.
+    pub fn stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -2,6 +2,7 @@
 
 mod authz;
 mod checks;
+mod direct_flows;
 mod endpoints;
 mod enrolment;
 mod flow_keeper;
@@ -220,6 +221,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut namespaces = NamespaceWatch::start();
     let mut keeper = FlowKeeper::default();
     let mut tend = flow_keeper::IDLE;
+    let mut generation = 0;
     let successor = loop {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
@@ -227,6 +229,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             () = tokio::time::sleep(tend) => {
                 let busy = keeper.tend(&agent.node.datapath);
                 tend = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
+                let current = agent.node.snapshot.load().generation;
+                if current != generation {
+                    generation = current;
+                    // A call of connect(2) that was decided just before the change may have gone
+                    // on just after: its record was not there yet.
+                    agent.recheck_direct(false);
+                }
             }
             () = gone(predecessor.as_ref()) => {
                 tracing::info!("the agent before has ended");
@@ -363,6 +372,8 @@ impl Agent {
                 let snapshot = Arc::new(snapshot);
                 self.replace_verdicts(&snapshot);
                 application::recheck(&self.node, &snapshot);
+                let is_new = snapshot.authorization.epoch == snapshot.generation;
+                self.recheck_direct(is_new);
                 self.resources
                     .store(resources, std::sync::atomic::Ordering::Relaxed);
                 *self.refused.lock() = None;
@@ -394,6 +405,19 @@ impl Agent {
             workloads: self.enrolment.share()?,
         };
         successor.hand_over(offer).await
+    }
+
+    /// Ends direct connections that the policies in force forbid.
+    fn recheck_direct(&self, is_reported: bool) {
+        let snapshot = self.node.snapshot.load();
+        let locals = self.enrolment.by_cookie();
+        let closed = direct_flows::recheck(&self.node, &snapshot, &locals, is_reported);
+        if closed > 0 {
+            tracing::info!(
+                closed,
+                "direct connections that the policies forbid are closed"
+            );
+        }
     }
 
     fn enrol(&self) {

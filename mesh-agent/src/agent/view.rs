@@ -346,6 +346,7 @@ fn flow_state(record: &FlowRecord) -> FlowState {
         CloseReason::Remote => "by the other end",
         CloseReason::Reset => "reset",
         CloseReason::Failed => "not established",
+        CloseReason::Policy => "by policy",
         CloseReason::Open => "closed",
     };
     FlowState::Closed(reason.to_owned())

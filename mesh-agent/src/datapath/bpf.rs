@@ -1,4 +1,5 @@
-//! The bpf(2) calls that aya does not make: links that are replaced in place.
+//! The bpf(2) calls that aya does not make: links that are replaced in place,
+//! maps that are read and emptied by many entries at once.
 
 use std::ffi::CString;
 use std::io;
@@ -6,9 +7,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
@@ -52,6 +58,16 @@ struct ObjectAttribute {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttribute {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -113,6 +129,72 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         ..LinkAttribute::default()
     };
     call(BPF_LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// The value of a key of a hash map whose values are of type `V`.
+pub(super) fn lookup<V: Pod + Default>(map: BorrowedFd<'_>, key: u64) -> io::Result<V> {
+    let mut value = V::default();
+    let mut attribute = ElementAttribute {
+        map: raw(map),
+        key: (&raw const key) as u64,
+        value: (&raw mut value) as u64,
+        ..ElementAttribute::default()
+    };
+    call(BPF_MAP_LOOKUP_ELEM, &mut attribute)?;
+    Ok(value)
+}
+
+/// Replaces the value of a key that is in the map.
+pub(super) fn replace<V: Pod>(map: BorrowedFd<'_>, key: u64, value: &V) -> io::Result<()> {
+    const BPF_EXIST: u64 = 2;
+    let mut attribute = ElementAttribute {
+        map: raw(map),
+        key: (&raw const key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: BPF_EXIST,
+        ..ElementAttribute::default()
+    };
+    call(BPF_MAP_UPDATE_ELEM, &mut attribute).map(drop)
+}
+
+/// Calls `each` for the entries of a hash map, of which the kernel gives many with one call.
+pub(super) fn lookup_all<V: Pod + Default>(
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(u64, &V),
+) -> io::Result<()> {
+    /// More than a bucket has; the kernel gives whole buckets.
+    const COUNT: usize = 1024;
+    let mut keys = vec![0u64; COUNT];
+    let mut values = vec![V::default(); COUNT];
+    // The number of the next bucket.
+    let mut position = 0u32;
+    let mut first = true;
+    loop {
+        let mut attribute = BatchAttribute {
+            in_batch: if first { 0 } else { (&raw mut position) as u64 },
+            out_batch: (&raw mut position) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: COUNT as u32,
+            map: raw(map),
+            ..BatchAttribute::default()
+        };
+        let result = call(BPF_MAP_LOOKUP_BATCH, &mut attribute);
+        let is_last = match result {
+            Ok(_) => false,
+            // The last ones come with it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        first = false;
+        let count = (attribute.count as usize).min(COUNT);
+        for (key, value) in keys[..count].iter().zip(&values[..count]) {
+            each(*key, value);
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
 }
 
 /// Removes these keys from a hash map with one call for many. A key that is

@@ -127,6 +127,7 @@ fn close_reason(number: u32) -> CloseReason {
         CloseReason::Remote,
         CloseReason::Reset,
         CloseReason::Failed,
+        CloseReason::Policy,
     ]
     .into_iter()
     .find(|reason| *reason as u32 == number)

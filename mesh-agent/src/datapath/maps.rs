@@ -7,17 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, SkStorage, SockHash};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, SkStorage, SockHash};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    COUNTERS, Destination, Flow, FlowEvent, FlowPath, Ip, KernelLayout, Knob, ListenerKey,
-    ListenerKind, ListeningPort, Nameserver, Socket, SocketIp, Workload, WorkloadKey,
+    Destination, Ip, KernelLayout, Knob, ListenerKey, ListenerKind, ListeningPort, Nameserver,
+    Socket, SocketIp, Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
-use super::bpf::delete_batch;
-use super::flows::{FlowRecord, monotonic_ns};
+use super::account::Account;
 use super::host::HostWorkloads;
 use super::identities::Identities;
 use super::marks::SocketMarks;
@@ -46,7 +45,7 @@ pub(super) fn open_object(
         .map_err(|error| super::programs::refused("maps", &error))
 }
 
-fn refused(name: &str, error: &dyn std::error::Error) -> DatapathError {
+pub(super) fn refused(name: &str, error: &dyn std::error::Error) -> DatapathError {
     let DatapathError::Refused { reason, .. } = super::programs::refused(name, error) else {
         unreachable!()
     };
@@ -64,13 +63,8 @@ pub(super) struct Maps {
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     listening: Mutex<HashMap<MapData, ListeningPort, u64>>,
     nameservers: HashMap<MapData, Nameserver, SocketIp>,
-    flows: HashMap<MapData, u64, Flow>,
     pub(super) host: HostWorkloads,
-    /// The same map, for removing many records at once.
-    flows_fd: OwnedFd,
-    flow_paths: Mutex<HashMap<MapData, u64, FlowPath>>,
-    events: Mutex<RingBuf<MapData>>,
-    counters: PerCpuArray<MapData, u64>,
+    pub(super) account: Account,
     knobs: Mutex<Array<MapData, u32>>,
     pub(super) identities: Arc<Identities>,
     pub(super) verdicts: Verdicts,
@@ -103,12 +97,14 @@ impl Maps {
             listeners: Mutex::new(take(object, "listeners")?),
             listening: Mutex::new(take(object, "listening")?),
             nameservers: take(object, "nameservers")?,
-            flows_fd: descriptor(object, "flows")?,
-            flows: take(object, "flows")?,
             host: HostWorkloads::new(take(object, "host")?, take(object, "host_workloads")?),
-            flow_paths: Mutex::new(take(object, "flow_paths")?),
-            events: Mutex::new(take(object, "flow_events")?),
-            counters: take(object, "counters")?,
+            account: Account {
+                flows: descriptor(object, "flows")?,
+                paths: Mutex::new(take(object, "flow_paths")?),
+                events: Mutex::new(take(object, "flow_events")?),
+                counters: take(object, "counters")?,
+                identities: identities.clone(),
+            },
             knobs: Mutex::new(take(object, "knobs")?),
             identities,
             verdicts: Verdicts::new(
@@ -236,67 +232,6 @@ impl Maps {
 
     pub(super) fn nameserver(&self, key: &Nameserver) -> Option<SocketAddr> {
         self.nameservers.get(key, 0).ok().map(Into::into)
-    }
-
-    pub(super) fn flows(&self) -> Vec<FlowRecord> {
-        let now = monotonic_ns();
-        let paths = self.flow_paths.lock();
-        let identity = |number| self.identities.uri(number);
-        let records = self.flows.iter().filter_map(Result::ok);
-        records
-            .map(|(id, flow)| {
-                let source = identity(flow.source_identity);
-                let destination = identity(flow.destination_identity);
-                let path = paths.get(&id, 0).ok().map(|path| {
-                    let identity = identity(path.destination_identity);
-                    super::FlowPath::new(path, identity)
-                });
-                FlowRecord::new(id, flow, path, source, destination, now)
-            })
-            .collect()
-    }
-
-    pub(super) fn set_flow_path(&self, flow: u64, path: FlowPath) -> Result<(), DatapathError> {
-        let mut paths = self.flow_paths.lock();
-        paths
-            .insert(flow, path, 0)
-            .map_err(|error| refused("flow_paths", &error))
-    }
-
-    /// Removes the records of these flows. Those of `flow_paths` go by themselves.
-    pub(super) fn forget_flows(&self, ids: &[u64]) {
-        if let Err(error) = delete_batch(self.flows_fd.as_fd(), ids) {
-            tracing::warn!(%error, "records of ended flows cannot be removed");
-        }
-    }
-
-    /// Removes the records of all flows that ended before this time.
-    pub(super) fn forget_flows_before(&self, closed_ns: u64) {
-        let ended: Vec<u64> = (self.flows.iter().filter_map(Result::ok))
-            .filter(|(_, flow)| flow.closed_ns != 0 && flow.closed_ns < closed_ns)
-            .map(|(id, _)| id)
-            .collect();
-        if !ended.is_empty() {
-            self.forget_flows(&ended);
-        }
-    }
-
-    /// Takes the events that have come since the last time.
-    pub(super) fn events(&self, mut each: impl FnMut(FlowEvent)) {
-        let mut events = self.events.lock();
-        while let Some(item) = events.next() {
-            if item.len() == size_of::<FlowEvent>() {
-                // SAFETY: the kernel programs write whole values of this type, of which any bytes are valid.
-                each(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
-            }
-        }
-    }
-
-    pub(super) fn counters(&self) -> [u64; COUNTERS] {
-        std::array::from_fn(|index| {
-            let values = self.counters.get(&(index as u32), 0);
-            values.map_or(0, |values| values.iter().sum())
-        })
     }
 
     pub(super) fn knob(&self, which: Knob) -> u32 {

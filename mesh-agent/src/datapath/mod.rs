@@ -1,6 +1,7 @@
 //! The kernel side as the agent sees it: programs, maps and links. Only this
 //! module knows aya.
 
+mod account;
 mod bpf;
 mod btf;
 mod cgroup;
@@ -39,7 +40,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_common::{Ip, KernelLayout, ListenerKind, Nameserver, Workload, workload_flag};
+use mesh_common::{
+    FlowState, Ip, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload, workload_flag,
+};
 use parking_lot::Mutex;
 
 use crate::netns::{Location, Namespace};
@@ -385,7 +388,19 @@ impl Datapath {
 
     /// All flows that the kernel remembers.
     pub fn flows(&self) -> Vec<FlowRecord> {
-        self.maps.flows()
+        self.maps.account.flows(|_| true)
+    }
+
+    /// Those that go past the agent and have not ended.
+    pub fn open_direct_flows(&self) -> Vec<FlowRecord> {
+        self.maps.account.flows(|flow| {
+            flow.verdict == VerdictKind::Direct as u32 && flow.state != FlowState::Closed as u32
+        })
+    }
+
+    /// Notes that a policy was what ended these flows.
+    pub fn closed_by_policy(&self, ids: &[u64]) {
+        self.maps.account.closed_by_policy(ids);
     }
 
     /// Notes the way of a flow that the agent carries, beside the kernel's own record.
@@ -400,7 +415,7 @@ impl Datapath {
             transport: path.transport as u16,
             protocol: path.protocol as u16,
         };
-        self.maps.set_flow_path(flow, value)
+        self.maps.account.set_path(flow, value)
     }
 
     /// Puts these verdicts in the place of all others. `in_between` runs while
@@ -431,22 +446,22 @@ impl Datapath {
 
     /// What the kernel has counted, by [`mesh_common::Counter`].
     pub fn counters(&self) -> [u64; mesh_common::COUNTERS] {
-        self.maps.counters()
+        self.maps.account.counters()
     }
 
     /// Takes the events that have come since the last time.
     pub fn events(&self, each: impl FnMut(mesh_common::FlowEvent)) {
-        self.maps.events(each);
+        self.maps.account.events(each);
     }
 
     /// Removes the records of flows that have ended.
     pub fn forget_flows(&self, ids: &[u64]) {
-        self.maps.forget_flows(ids);
+        self.maps.account.forget(ids);
     }
 
     /// The same for all that ended before this time.
     pub fn forget_flows_before(&self, closed_ns: u64) {
-        self.maps.forget_flows_before(closed_ns);
+        self.maps.account.forget_before(closed_ns);
     }
 
     /// `CLOCK_MONOTONIC` in nanoseconds, the clock of flows and their events.

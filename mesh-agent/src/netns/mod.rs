@@ -5,6 +5,7 @@ mod find;
 mod interface;
 mod namespace;
 mod place;
+mod sock_diag;
 mod sockets;
 mod watch;
 
@@ -12,6 +13,7 @@ pub use crate::datapath::Caller;
 pub use find::find;
 pub use namespace::{Namespace, NamespaceError};
 pub use place::{Cgroup, Location, Place};
+pub use sock_diag::{Detail, SockDiag, TcpCounters, TcpSocket};
 pub use sockets::{HostSockets, WorkloadSockets};
 pub use watch::NamespaceWatch;
 

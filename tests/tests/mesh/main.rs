@@ -9,6 +9,7 @@ mod canary;
 mod circuit_breaker;
 mod configuration;
 mod container;
+mod direct;
 mod dns;
 mod edges;
 mod egress;

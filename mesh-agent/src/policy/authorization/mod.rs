@@ -317,6 +317,17 @@ impl Authorization {
         }
     }
 
+    /// The verdict on an open connection whose bytes nobody has looked at. Where
+    /// they would have to be, it may go on if that makes no difference: what
+    /// passes as TCP passes as whatever it is.
+    pub fn unseen(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
+        let decision = self.connection(workload, connection);
+        match decision.verdict {
+            Verdict::NeedsHttp => self.decide(workload, connection, Payload::Tcp),
+            _ => decision,
+        }
+    }
+
     /// Whether all connections from `source` at `source_ip` to `destination`,
     /// an address of `workload`, can be decided without looking at their
     /// bytes, and how. For the kernel's cache of verdicts; it holds for one

@@ -193,15 +193,7 @@ impl Entry {
         let authorization = &snapshot.authorization;
         let connection = self.caller.connection(self.application);
         let decision = match &self.open {
-            Open::Bytes => {
-                let decision = authorization.connection(workload, &connection);
-                match decision.verdict {
-                    // Nobody has looked at the bytes. They may go on where that makes no
-                    // difference: what passes as TCP passes as whatever it is.
-                    Verdict::NeedsHttp => authorization.decide(workload, &connection, Payload::Tcp),
-                    _ => decision,
-                }
-            }
+            Open::Bytes => authorization.unseen(workload, &connection),
             Open::Http => {
                 let decision = authorization.connection(workload, &connection);
                 match decision.verdict {

@@ -191,7 +191,7 @@ fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &
 }
 
 /// Reports what policies that only report have to say.
-fn told(node: &Node, workload: &Workload, caller: &Caller, to: SocketAddr, decision: Decision) {
+pub fn told(node: &Node, workload: &Workload, caller: &Caller, to: SocketAddr, decision: Decision) {
     if let Some(reason) = decision.would_deny {
         let reason = reason.to_string();
         report(node, workload, caller, to, Event::WouldBeDenied, reason);

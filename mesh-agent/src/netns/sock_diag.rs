@@ -1,0 +1,395 @@
+//! The TCP sockets of a network namespace, as sock_diag(7) tells of them, and
+//! ends them. The structures are those of include/uapi/linux/inet_diag.h,
+//! netlink.h and tcp.h; fields are read at their offsets.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::Namespace;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const INET_DIAG_INFO: u16 = 2;
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`.
+const REQUEST: usize = 56;
+/// `struct inet_diag_msg`, before its attributes.
+const ENTRY: usize = 72;
+/// `struct rtattr`.
+const ATTRIBUTE: usize = 4;
+/// `struct inet_diag_sockid`.
+const ID: usize = 48;
+/// As much as the kernel puts into one answer of a dump.
+const BUFFER: usize = 32 * 1024;
+/// TCP states that are neither of listeners nor of what has ended: `TCP_ESTABLISHED` to
+/// `TCP_FIN_WAIT2`, `TCP_CLOSE_WAIT` to `TCP_LAST_ACK`, `TCP_CLOSING`.
+const CONNECTED: u32 = 0b1011_0011_1110;
+
+/// What is asked of each socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Who it is.
+    Ids,
+    /// Its counters, too, for which the kernel takes its lock.
+    Counters,
+}
+
+/// A socket that is connected, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// The kernel's name for it; never used twice.
+    pub cookie: u64,
+    /// Its state, as in include/net/tcp_states.h.
+    pub state: u32,
+    /// What was asked for.
+    pub counters: Option<TcpCounters>,
+    family: u8,
+    /// As the kernel wrote it.
+    id: [u8; ID],
+}
+
+/// What `struct tcp_info` has of a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpCounters {
+    /// Bytes that the other end has acknowledged, SYN and FIN among them.
+    pub bytes_acked: u64,
+    /// Bytes received, the FIN among them.
+    pub bytes_received: u64,
+    /// Segments sent.
+    pub segments_sent: u32,
+    /// Segments received.
+    pub segments_received: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub rtt_us: u32,
+    /// Shortest round-trip time in microseconds, where it was measured.
+    pub min_rtt_us: Option<u32>,
+    /// Segments retransmitted.
+    pub retransmits: u32,
+}
+
+/// A netlink socket in a namespace. It answers at once.
+#[derive(Debug)]
+pub struct SockDiag {
+    socket: OwnedFd,
+}
+
+impl SockDiag {
+    /// # Errors
+    /// Where the namespace cannot be entered, or the kernel does not have `CONFIG_INET_DIAG`.
+    pub fn open(namespace: &Namespace) -> io::Result<Self> {
+        namespace.run(Self::here)
+    }
+
+    /// In the calling thread's namespace.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn here() -> io::Result<Self> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: a plain socket call; the result is checked and owned.
+        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            // SAFETY: as above.
+            socket: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
+    }
+
+    /// Calls `each` for all connected sockets of the namespace.
+    ///
+    /// # Errors
+    /// What the kernel says; then not all were seen.
+    pub fn sockets(&self, detail: Detail, mut each: impl FnMut(TcpSocket)) -> io::Result<()> {
+        let extensions = match detail {
+            Detail::Ids => 0,
+            Detail::Counters => 1 << (INET_DIAG_INFO - 1),
+        };
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+            let message = request(
+                SOCK_DIAG_BY_FAMILY,
+                flags as u16,
+                family as u8,
+                extensions,
+                &[0; ID],
+            );
+            self.send(&message)?;
+            let mut buffer = vec![0; BUFFER];
+            while self.receive(&mut buffer, &mut each)? == More::Yes {}
+        }
+        Ok(())
+    }
+
+    /// Ends a connection: this end hears `ECONNABORTED`, the other a reset.
+    /// `false` where it has ended already.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the kernel does not have `CONFIG_INET_DIAG_DESTROY`.
+    pub fn destroy(&self, socket: &TcpSocket) -> io::Result<bool> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        let message = request(SOCK_DESTROY, flags as u16, socket.family, 0, &socket.id);
+        self.send(&message)?;
+        match self.receive(&mut [0; 256], |_| {}) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        // SAFETY: bytes of the length that is given.
+        let sent = unsafe {
+            libc::send(
+                self.socket.as_raw_fd(),
+                message.as_ptr().cast(),
+                message.len(),
+                0,
+            )
+        };
+        match sent {
+            sent if sent < 0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    fn receive(&self, buffer: &mut [u8], each: impl FnMut(TcpSocket)) -> io::Result<More> {
+        let received = loop {
+            // SAFETY: a buffer of the length that is given.
+            let received = unsafe {
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                    0,
+                )
+            };
+            match usize::try_from(received) {
+                Ok(received) => break received,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        read(&buffer[..received], each)
+    }
+}
+
+fn request(kind: u16, flags: u16, family: u8, extensions: u8, id: &[u8; ID]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + REQUEST);
+    message.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // Sequence number, port: there is one question at a time.
+    message.extend([0; 8]);
+    message.extend([family, libc::IPPROTO_TCP as u8, extensions, 0]);
+    message.extend(CONNECTED.to_ne_bytes());
+    message.extend(id);
+    message
+}
+
+/// Whether a dump goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum More {
+    Yes,
+    No,
+}
+
+/// Reads an answer. What is too short to be what it says it is ends the reading.
+fn read(mut bytes: &[u8], mut each: impl FnMut(TcpSocket)) -> io::Result<More> {
+    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
+        let length = length as usize;
+        let Some(body) = bytes.get(HEADER..length) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        match i32::from(kind) {
+            libc::NLMSG_DONE => return Ok(More::No),
+            libc::NLMSG_ERROR => {
+                return match u32_at(body, 0).map(u32::cast_signed) {
+                    Some(0) => Ok(More::No),
+                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
+                    None => Err(io::ErrorKind::InvalidData.into()),
+                };
+            }
+            _ if kind == SOCK_DIAG_BY_FAMILY => {
+                each(entry(body).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?)
+            }
+            _ => {}
+        }
+        bytes = bytes.get(aligned(length)..).unwrap_or_default();
+    }
+    Ok(More::Yes)
+}
+
+fn entry(body: &[u8]) -> Option<TcpSocket> {
+    let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
+    let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
+    let mut attributes = body.get(ENTRY..)?;
+    let mut counters = None;
+    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        let length = usize::from(length);
+        let value = attributes.get(ATTRIBUTE..length)?;
+        if kind == INET_DIAG_INFO {
+            counters = tcp_info(value);
+        }
+        attributes = attributes.get(aligned(length)..).unwrap_or_default();
+    }
+    Some(TcpSocket {
+        cookie: u64::from(high) << 32 | u64::from(low),
+        state: u32::from(*body.get(1)?),
+        counters,
+        family: *body.first()?,
+        id,
+    })
+}
+
+/// The fields are there since Linux 4.6.
+fn tcp_info(value: &[u8]) -> Option<TcpCounters> {
+    Some(TcpCounters {
+        rtt_us: u32_at(value, 68)?,
+        retransmits: u32_at(value, 100)?,
+        bytes_acked: u64_at(value, 120)?,
+        bytes_received: u64_at(value, 128)?,
+        segments_sent: u32_at(value, 136)?,
+        segments_received: u32_at(value, 140)?,
+        min_rtt_us: Some(u32_at(value, 148)?).filter(|shortest| *shortest != u32::MAX),
+    })
+}
+
+/// Messages and attributes begin at multiples of four.
+fn aligned(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?;
+    bytes.try_into().ok().map(u16::from_ne_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?;
+    bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at + 8)?;
+    bytes.try_into().ok().map(u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+
+    use proptest::prelude::*;
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn pair(from: TcpStream, listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let (accepted, _) = listener.accept().unwrap();
+        (from, accepted)
+    }
+
+    fn cookie(socket: &TcpStream) -> u64 {
+        const SO_COOKIE: libc::c_int = 57;
+        let mut cookie = 0u64;
+        let mut size = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: pointers to values of the sizes that are given.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut size,
+            )
+        };
+        assert_eq!(result, 0);
+        cookie
+    }
+
+    fn find(diag: &SockDiag, wanted: u64) -> TcpSocket {
+        let mut found = None;
+        diag.sockets(Detail::Counters, |socket| {
+            if socket.cookie == wanted {
+                found = Some(socket);
+            }
+        })
+        .unwrap();
+        found.expect("the socket is open")
+    }
+
+    #[test]
+    fn counters_are_those_of_this_moment_and_a_socket_can_be_ended() {
+        let diag = SockDiag::here().unwrap();
+        let loopback = |ip: IpAddr| TcpListener::bind(SocketAddr::new(ip, 0)).unwrap();
+        let v4 = loopback(Ipv4Addr::LOCALHOST.into());
+        let v6 = loopback(Ipv6Addr::LOCALHOST.into());
+        let mapped = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let to = SocketAddr::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), port);
+        mapped.connect(&to.into()).unwrap();
+        let to = |listener: &TcpListener| TcpStream::connect(listener.local_addr().unwrap());
+        let streams = [
+            pair(mapped.into(), &v4),
+            pair(to(&v4).unwrap(), &v4),
+            pair(to(&v6).unwrap(), &v6),
+        ];
+        for (mut client, mut server) in streams {
+            client.write_all(b"12345").unwrap();
+            server.read_exact(&mut [0; 5]).unwrap();
+            server.write_all(b"123").unwrap();
+            client.read_exact(&mut [0; 3]).unwrap();
+            let socket = find(&diag, cookie(&client));
+            let counters = socket.counters.expect("they were asked for");
+            // The SYN is among them.
+            assert_eq!((counters.bytes_acked, counters.bytes_received), (6, 3));
+            assert!(
+                counters.segments_sent >= 3 && counters.rtt_us > 0,
+                "{counters:?}"
+            );
+            match diag.destroy(&socket) {
+                Ok(ended) => assert!(ended),
+                // It takes CAP_NET_ADMIN.
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+                    continue;
+                }
+            }
+            let end = client.read(&mut [0; 1]).unwrap_err().raw_os_error();
+            assert_eq!(end, Some(libc::ECONNABORTED));
+            let end = server.read(&mut [0; 1]).unwrap_err().raw_os_error();
+            assert_eq!(end, Some(libc::ECONNRESET));
+            assert!(!diag.destroy(&socket).unwrap(), "it has ended");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_an_error() {
+        let refusal = [
+            20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa1, 0xff, 0xff, 0xff,
+        ];
+        let error = read(&refusal, |_| {}).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic_or_read_for_ever(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            length in 0u32..300,
+        ) {
+            if bytes.len() > 6 {
+                bytes[..4].copy_from_slice(&length.to_ne_bytes());
+                bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+            }
+            let _ = read(&bytes, |_| {});
+        }
+    }
+}
