@@ -79,6 +79,16 @@ pub const fn beside_bytes(state: u32, inbound: bool, read_to_the_end: bool) -> (
     (syn + fin_sent, fin_received)
 }
 
+/// The same for a connection that goes on, looked at between two segments:
+/// what ends it has not come yet.
+pub const fn beside_bytes_so_far(state: u32, inbound: bool) -> (u64, u64) {
+    match state {
+        // Our own FIN is not acknowledged.
+        tcp::LAST_ACK | tcp::CLOSING => beside_bytes(tcp::CLOSE_WAIT, inbound, true),
+        _ => beside_bytes(state, inbound, false),
+    }
+}
+
 /// How bytes travel between the agent and the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -256,6 +266,15 @@ mod tests {
         assert_eq!(beside_bytes(tcp::ESTABLISHED, true, false), (0, 0));
         assert_eq!(beside_bytes(tcp::CLOSE_WAIT, true, true), (0, 1));
         assert_eq!(beside_bytes(tcp::LAST_ACK, true, true), (1, 1));
+    }
+
+    #[test]
+    fn a_fin_counts_when_it_is_acknowledged_or_has_come() {
+        assert_eq!(beside_bytes_so_far(tcp::SYN_SENT, false), (0, 0));
+        assert_eq!(beside_bytes_so_far(tcp::ESTABLISHED, false), (1, 0));
+        assert_eq!(beside_bytes_so_far(tcp::FIN_WAIT2, false), (2, 0));
+        assert_eq!(beside_bytes_so_far(tcp::CLOSING, false), (1, 1));
+        assert_eq!(beside_bytes_so_far(tcp::LAST_ACK, true), (0, 1));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use address::{Ip, SocketIp};
 pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, Way, connect_verdict, way};
 pub use flow::{
     COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState, Protocol,
-    Transport, beside_bytes, close_reason,
+    Transport, beside_bytes, beside_bytes_so_far, close_reason,
 };
 pub use host::{CgroupKey, HOST_LEVELS, Host};
 pub use identity::{IDENTITY_BYTES, Identity};

@@ -7,6 +7,7 @@ mod endpoints;
 mod enrolment;
 mod flow_keeper;
 mod listeners;
+mod live_flows;
 mod one_line;
 mod options;
 mod process;

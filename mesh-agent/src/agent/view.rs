@@ -69,7 +69,8 @@ impl api::Agent for Agent {
     fn flows(&self) -> Vec<FlowView> {
         let snapshot = self.node.snapshot.load();
         let workloads = self.enrolment.by_cookie();
-        let records = self.node.datapath.flows();
+        let mut records = self.node.datapath.flows();
+        super::live_flows::refresh(&mut records, &workloads);
         let mut flows: Vec<FlowView> = records
             .iter()
             .filter_map(|record| {

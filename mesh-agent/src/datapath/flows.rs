@@ -3,7 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_common::{CloseReason, Flow, FlowState, Protocol, Transport, VerdictKind};
+use mesh_common::{
+    CloseReason, Flow, FlowState, Protocol, Transport, VerdictKind, beside_bytes_so_far,
+};
+
+use crate::netns::TcpCounters;
 
 /// What the agent knows of a flow that it carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +96,20 @@ impl FlowRecord {
             counters: flow,
         }
     }
+
+    /// Puts what TCP counts now in the place of what it had counted when the
+    /// kernel programs last looked.
+    pub fn refresh(&mut self, state: u32, now: &TcpCounters) {
+        let (sent, received) = beside_bytes_so_far(state, self.inbound);
+        let counters = &mut self.counters;
+        counters.bytes_sent = now.bytes_acked.saturating_sub(sent);
+        counters.bytes_received = now.bytes_received.saturating_sub(received);
+        counters.segments_sent = now.segments_sent;
+        counters.segments_received = now.segments_received;
+        counters.rtt_us = now.rtt_us;
+        counters.min_rtt_us = now.min_rtt_us.unwrap_or(counters.min_rtt_us);
+        counters.retransmits = now.retransmits;
+    }
 }
 
 impl FlowPath {
@@ -143,4 +161,36 @@ pub(super) fn monotonic_ns() -> u64 {
     // SAFETY: a pointer to a value of ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_open_flow_has_the_counters_of_now() {
+        let then = Flow {
+            bytes_sent: 3,
+            min_rtt_us: 20,
+            spliced_sent: 7,
+            ..Flow::default()
+        };
+        let now = TcpCounters {
+            bytes_acked: 6,
+            bytes_received: 9,
+            rtt_us: 40,
+            min_rtt_us: None,
+            ..TcpCounters::default()
+        };
+        const ESTABLISHED: u32 = 1;
+        let mut record = FlowRecord::new(1, then, None, None, None, 0);
+        record.refresh(ESTABLISHED, &now);
+        let expected = Flow {
+            bytes_sent: 5,
+            bytes_received: 9,
+            rtt_us: 40,
+            ..then
+        };
+        assert_eq!(record.counters, expected);
+    }
 }

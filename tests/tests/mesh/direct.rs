@@ -1,8 +1,6 @@
 //! Connections that go past the agent are under the same policy, and in the
 //! same account, as those that it carries.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mesh_tests::{
@@ -10,58 +8,11 @@ use mesh_tests::{
     workload_entries,
 };
 
-const HELD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/held.py");
+use crate::held::{HELD, Held};
+
 /// How long a connection may outlive the policy that forbids it.
 const END: Duration = Duration::from_secs(1);
 const LIVE: Duration = Duration::from_secs(5);
-
-/// A connection that a program of a workload holds open.
-pub struct Held {
-    process: Process,
-    kind: &'static str,
-    input: std::process::ChildStdin,
-}
-
-impl Held {
-    pub fn open(from: &Workload, kind: &'static str, address: &str, port: u16) -> Self {
-        let log = from.file(&format!("held-{kind}-{port}.log"), "");
-        let mut command: Command = from.command("python3");
-        command.args([HELD, "hold", kind, address, &port.to_string()]);
-        command.stdin(Stdio::piped());
-        let mut process = Process::spawn(&mut command, log).expect("python starts");
-        let input = process.stdin().expect("piped");
-        let mut held = Self {
-            process,
-            kind,
-            input,
-        };
-        held.until("open", LIVE);
-        held.echoes("first");
-        held
-    }
-
-    /// Waits for a line that begins so.
-    fn until(&mut self, start: &str, limit: Duration) {
-        let process = &mut self.process;
-        let found = wait_until(limit, || {
-            process.log().lines().any(|line| line.starts_with(start))
-        });
-        let log = process.log();
-        assert!(found, "{}: no {start:?} in {limit:?}: {log}", self.kind);
-    }
-
-    pub fn echoes(&mut self, word: &str) {
-        self.input
-            .write_all(format!("{word}\n").as_bytes())
-            .expect("python reads");
-        self.until(&format!("echo {word}"), LIVE);
-    }
-
-    /// Not in order: with a reset, or aborted, whichever end was the first.
-    pub fn is_cut(&mut self, limit: Duration) {
-        self.until("ended ECONN", limit);
-    }
-}
 
 struct Direct {
     agent: Agent,

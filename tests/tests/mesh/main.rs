@@ -14,6 +14,8 @@ mod dns;
 mod edges;
 mod egress;
 mod envoy;
+mod flows;
+mod held;
 mod hosts;
 mod identity;
 mod interception;

@@ -1,0 +1,104 @@
+//! The account: every connection has a record that is whole, and right at the
+//! moment at which somebody asks.
+
+use mesh_tests::{Agent, Lab, Node, Process, ServicePort, Workload, service, workload_entries};
+use serde_json::Value;
+
+use crate::held::{HELD, Held};
+
+/// A client on node a, and an echo server on the node `at`.
+struct Calls {
+    client: Workload,
+    agents: Vec<Agent>,
+    _serving: Process,
+    _lab: Lab,
+}
+
+impl Calls {
+    fn start(at: Node, direct: bool) -> Self {
+        let lab = Lab::new();
+        let client = lab
+            .workload(Node::A, "client", &[])
+            .annotated("undermesh.io/direct", if direct { "true" } else { "false" });
+        let server = lab.workload(at, "server", &[("app", "server")]);
+        let serving = server.serve(7000, "python3", &[HELD, "serve", "7000"]);
+        lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
+        let ports = [ServicePort {
+            name: "tcp",
+            port: 80,
+            target: 7000,
+        }];
+        lab.configure("server.yaml", &service("server", 40, &ports));
+        let nodes: &[Node] = if at == Node::A {
+            &[Node::A]
+        } else {
+            &[Node::A, at]
+        };
+        Self {
+            agents: nodes.iter().map(|node| Agent::start(&lab, *node)).collect(),
+            client,
+            _serving: serving,
+            _lab: lab,
+        }
+    }
+
+    fn flow(&self, agent: usize, direction: &str) -> Value {
+        let flows = self.agents[agent].meshctl_json(&["flows"]);
+        (flows.as_array().into_iter().flatten())
+            .find(|flow| flow["direction"] == direction)
+            .unwrap_or_else(|| panic!("no {direction} flow: {flows}"))
+            .clone()
+    }
+}
+
+/// A record of an open connection over which 6 bytes, then `more` have gone there and back.
+fn is_whole(flow: &Value, more: u64) {
+    assert_eq!(flow["state"], "open", "{flow}");
+    for field in ["bytes_sent", "bytes_received"] {
+        assert_eq!(flow[field], 6 + more, "{field}: {flow}");
+    }
+    for field in ["segments_sent", "segments_received", "rtt_us", "min_rtt_us"] {
+        assert!(flow[field].as_u64() > Some(0), "{field}: {flow}");
+    }
+    assert_eq!(flow["retransmits"], 0, "{flow}");
+    for (field, name) in [
+        ("source_identity", "client"),
+        ("destination_identity", "server"),
+    ] {
+        assert_eq!(
+            flow[field],
+            format!("spiffe://cluster.local/ns/default/sa/{name}"),
+            "{flow}"
+        );
+    }
+}
+
+#[test]
+fn the_record_of_an_open_connection_is_whole_however_it_travels() {
+    for (at, direct, security) in [
+        (Node::A, true, "same_node"),
+        (Node::A, false, "same_node"),
+        (Node::B, false, "mutual_tls"),
+    ] {
+        let calls = Calls::start(at, direct);
+        let mut held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
+        for (word, more) in [("", 0), ("second", 7)] {
+            if !word.is_empty() {
+                held.echoes(word);
+            }
+            // Nothing is under way: what counts is what was said.
+            let out = calls.flow(0, "outbound");
+            is_whole(&out, more);
+            assert_eq!(out["security"], security, "{out}");
+            assert!(out["connect_us"].as_u64() > Some(0), "{out}");
+            assert_eq!(out["destination"], "10.96.0.40:80", "{out}");
+            assert!(
+                out["endpoint"]
+                    .as_str()
+                    .is_some_and(|e| e.ends_with(":7000")),
+                "{out}"
+            );
+            is_whole(&calls.flow(calls.agents.len() - 1, "inbound"), more);
+        }
+    }
+}
