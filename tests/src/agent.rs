@@ -67,8 +67,11 @@ impl Agent {
             ("--ca", path(lab.ca())),
             ("--trust-domain", "cluster.local".to_owned()),
         ];
+        // An agent has one authority.
+        let is_elsewhere = more.contains(&"--ca-address");
         let arguments: Vec<String> = arguments
             .into_iter()
+            .filter(|(flag, _)| *flag != "--ca" || !is_elsewhere)
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .chain(more.iter().map(|argument| (*argument).to_owned()))
             .collect();

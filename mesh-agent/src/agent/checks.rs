@@ -4,13 +4,14 @@ use mesh_common::{Counter, Knob};
 
 use crate::admin::api::CheckItem;
 use crate::datapath::{Datapath, Tier};
+use crate::identity::Certificates;
 
-pub(super) fn checks(datapath: &Datapath) -> Vec<CheckItem> {
+pub(super) fn checks(datapath: &Datapath, certificates: &Certificates) -> Vec<CheckItem> {
     let folder = datapath.folder().display();
     let attached = datapath.attached().len();
     let verdicts = datapath.verdicts();
     let tiers = datapath.tiers();
-    vec![
+    let mut items = vec![
         CheckItem::ok(
             "agent",
             "kernel programs are attached",
@@ -27,7 +28,27 @@ pub(super) fn checks(datapath: &Datapath) -> Vec<CheckItem> {
             tier(&tiers.to_application, datapath),
         ),
         account(datapath),
-    ]
+    ];
+    items.extend(authority(certificates));
+    items
+}
+
+/// Whether an authority elsewhere gives certificates.
+fn authority(certificates: &Certificates) -> Option<CheckItem> {
+    let (address, failures) = certificates.service()?;
+    let what = "certificate authority answers";
+    Some(match failures.first() {
+        None => CheckItem::ok("agent", what, address),
+        Some((identity, reason)) => CheckItem::failed(
+            "agent",
+            what,
+            format!(
+                "{} identities get no certificate, {identity}: {reason}",
+                failures.len()
+            ),
+            "certificates in use stay until their end; it is tried again",
+        ),
+    })
 }
 
 fn tier(tier: &Tier, datapath: &Datapath) -> String {

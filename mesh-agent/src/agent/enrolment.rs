@@ -156,6 +156,9 @@ impl Enrolment {
                 Member::Enrolled(enrolled) => Some(enrolled.local.clone()),
                 _ => None,
             });
+            let locals: Vec<Arc<Local>> = locals.collect();
+            let identities = locals.iter().map(|local| local.workload.identity.clone());
+            self.certificates.want(identities.collect());
             self.node.locals.store(Arc::new(Locals::new(locals)));
         }
         if self.accepts.load(Ordering::Relaxed) {

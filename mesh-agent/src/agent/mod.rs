@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, ControlSocket, host_checks};
 use crate::datapath::{Datapath, cgroup2_mount};
+use crate::identity::certificate_service::ServiceClient;
 use crate::identity::{Authority, Certificates};
 use crate::netns::NamespaceWatch;
 use crate::proxy::Node;
@@ -111,11 +112,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         );
     }
     let stop = CancellationToken::new();
-    let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
-    let certificates = Arc::new(
-        Certificates::new(Arc::new(authority), options.cert_lifetime)
-            .with_aliases(&options.trust_domain_aliases),
-    );
+    let certificates = Arc::new(certificates(&options)?);
     let cgroup2 = cgroup2_mount().context(
         "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
     )?;
@@ -172,6 +169,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     });
     let renewal = tokio::spawn({
         let (stop, ca) = (stop.clone(), agent.options.ca.clone());
+        let certificates = certificates.clone();
         async move {
             tokio::join!(
                 certificates.renew(stop.clone()),
@@ -194,6 +192,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         && let Some(reason) = agent.enrolment.failed_to_inherit()
     {
         bail!("cannot take over a workload, the agent that runs stays in charge: {reason}");
+    }
+    // The agent before has certificates, also where the authority is away now.
+    if predecessor.is_some()
+        && let Err(error) = certificates.ready().await
+    {
+        bail!("the agent that runs stays in charge: {error}");
     }
     let takeovers = TakeoverSocket::bind(&control_path)?;
     agent.enrolment.accept();
@@ -319,6 +323,19 @@ async fn gone(predecessor: Option<&Predecessor>) {
         Some(predecessor) => predecessor.gone().await,
         None => std::future::pending().await,
     }
+}
+
+/// From the authority elsewhere that is named, or one in here.
+fn certificates(options: &RunOptions) -> anyhow::Result<Certificates> {
+    let lifetime = options.cert_lifetime;
+    let certificates = match options.ca_service.service()? {
+        Some(service) => Certificates::from_service(ServiceClient::new(service)?, lifetime),
+        None => {
+            let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
+            Certificates::new(Arc::new(authority), lifetime)
+        }
+    };
+    Ok(certificates.with_aliases(&options.trust_domain_aliases))
 }
 
 fn cgroup(options: &RunOptions, mount: &Path) -> anyhow::Result<PathBuf> {

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
 use crate::datapath::AttachOrder;
+use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::snapshot::SameNode;
@@ -42,6 +44,9 @@ pub struct RunOptions {
     /// Directory of the certificate authority; nodes of one mesh share its content
     #[arg(long, value_name = "DIR", default_value = CA)]
     pub ca: PathBuf,
+    /// Where certificates come from, where not from --ca
+    #[command(flatten)]
+    pub ca_service: CaServiceOptions,
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -79,6 +84,69 @@ pub struct RunOptions {
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,
+}
+
+/// An authority elsewhere.
+#[derive(Args, Clone, Debug)]
+pub struct CaServiceOptions {
+    /// Take certificates from the authority at this address, by Istio's API, instead of --ca;
+    /// keys are made here and stay in memory
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        conflicts_with = "ca",
+        requires = "ca_root_cert"
+    )]
+    pub ca_address: Option<String>,
+    /// Roots that the authority's own certificate is verified against
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_root_cert: Option<PathBuf>,
+    /// Name that the authority's certificate must bear [default: the host of --ca-address]
+    #[arg(long, value_name = "NAME", requires = "ca_address")]
+    pub ca_server_name: Option<String>,
+    /// File of the bearer token that is shown to the authority; read for each request
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_token: Option<PathBuf>,
+    /// Certificate that is shown to the authority, followed by those above it
+    #[arg(long, value_name = "FILE", requires_all = ["ca_address", "ca_client_key"])]
+    pub ca_client_cert: Option<PathBuf>,
+    /// Key of --ca-client-cert
+    #[arg(long, value_name = "FILE", requires = "ca_client_cert")]
+    pub ca_client_key: Option<PathBuf>,
+}
+
+impl CaServiceOptions {
+    /// How the authority is reached; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where the flags do not fit each other.
+    pub fn service(&self) -> anyhow::Result<Option<ServiceOptions>> {
+        let (Some(address), Some(root_cert)) = (&self.ca_address, &self.ca_root_cert) else {
+            return Ok(None);
+        };
+        let Some((host, _)) = address
+            .rsplit_once(':')
+            .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        else {
+            bail!("--ca-address {address}: not a host and a port, such as istiod:15012");
+        };
+        if self.ca_token.is_none() && self.ca_client_cert.is_none() {
+            bail!(
+                "--ca-address needs --ca-token or --ca-client-cert: the authority has to know who asks"
+            );
+        }
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Ok(Some(ServiceOptions {
+            address: address.clone(),
+            server_name: self
+                .ca_server_name
+                .clone()
+                .unwrap_or_else(|| host.to_owned()),
+            root_cert: root_cert.clone(),
+            token: self.ca_token.clone(),
+            own: self.ca_client_cert.clone().zip(self.ca_client_key.clone()),
+        }))
+    }
 }
 
 impl RunOptions {

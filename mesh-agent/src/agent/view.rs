@@ -16,8 +16,7 @@ use crate::admin::api::{
 };
 use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
 use crate::datapath::{FlowPath, FlowRecord};
-use crate::identity::Identity;
-use crate::identity::authority::CaInfo;
+use crate::identity::{CaInfo, Identity};
 use crate::policy::tls_check::{
     DestinationRule, DestinationTls, Observed, TlsCheck, find_workload, tls_check,
 };
@@ -117,7 +116,7 @@ impl api::Agent for Agent {
     }
 
     fn checks(&self) -> Vec<CheckItem> {
-        super::checks::checks(&self.node.datapath)
+        super::checks::checks(&self.node.datapath, &self.certificates)
     }
 
     fn config(&self) -> ConfigView {
@@ -149,7 +148,6 @@ impl api::Agent for Agent {
         };
         let roots = self.certificates.roots();
         let intermediates = self.certificates.intermediates();
-        let authority = self.certificates.authority();
         let locals = self.enrolment.by_cookie();
         let leaves = self
             .certificates
@@ -169,7 +167,7 @@ impl api::Agent for Agent {
                 serial: leaf.serial,
                 not_before: leaf.not_before,
                 not_after: leaf.not_after,
-                chain: authority.above().to_vec(),
+                chain: leaf.chain,
             });
         authorities(CertificateKind::Root, roots)
             .chain(authorities(CertificateKind::Intermediate, intermediates))

@@ -2,7 +2,6 @@
 //! `istio.v1.auth.IstioCertificateService`. Keys stay with those who ask: they
 //! send a request, and get a certificate for an identity that they may have.
 
-mod message;
 mod server;
 mod tokens;
 
@@ -17,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::{Authority, Certificates};
+use crate::identity::{Authority, authority};
 pub use server::{Service, serve};
 pub use tokens::Tokens;
 
@@ -59,10 +58,6 @@ pub struct CaOptions {
 pub async fn run(options: CaOptions) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
-    let certificates = Arc::new(Certificates::new(
-        Arc::new(authority),
-        options.cert_lifetime,
-    ));
     let tokens = match &options.tokens {
         Some(path) => Tokens::load(path)?,
         None => Tokens::default(),
@@ -72,7 +67,7 @@ pub async fn run(options: CaOptions) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     tracing::info!(address = %options.listen, "certificate authority is running");
     let service = Arc::new(Service::new(
-        certificates.clone(),
+        authority,
         tokens,
         options.dns_names.clone(),
         options.cert_lifetime,
@@ -81,9 +76,15 @@ pub async fn run(options: CaOptions) -> anyhow::Result<()> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
+    let renewed = authority::watch(
+        options.ca.clone(),
+        options.trust_domain.as_str().into(),
+        |authority| service.replace(authority),
+        stop,
+    );
     tokio::select! {
-        () = serve(listener, service) => {}
-        () = certificates.watch(options.ca.clone(), stop.clone()) => {}
+        () = serve(listener, service.clone()) => {}
+        () = renewed => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

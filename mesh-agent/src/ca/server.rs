@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -20,12 +21,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::MAX_LIFETIME;
-use super::message::{CertificateRequest, CertificateResponse, frame, unframe};
 use super::tokens::Tokens;
-use crate::identity::{Authority, AuthorityError, Certificates, Identity, verify};
+use crate::identity::certificate_service::{
+    CertificateRequest, CertificateResponse, METHOD, frame, unframe,
+};
+use crate::identity::{Authority, AuthorityError, Identity, verify};
 
-/// The only method.
-const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 1024;
 /// Requests at a time on one connection.
@@ -43,8 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What certificates are given by.
 pub struct Service {
-    /// The authority.
-    pub certificates: Arc<Certificates>,
+    authority: ArcSwap<Authority>,
     /// Who may ask without a certificate.
     pub tokens: Tokens,
     /// Names of this server.
@@ -66,13 +66,13 @@ impl Service {
     /// Certificates of the authority for those that `tokens` know, and for
     /// those who have one already.
     pub fn new(
-        certificates: Arc<Certificates>,
+        authority: Authority,
         tokens: Tokens,
         dns_names: Vec<String>,
         lifetime: Duration,
     ) -> Self {
         Self {
-            certificates,
+            authority: ArcSwap::from_pointee(authority),
             tokens,
             dns_names,
             lifetime,
@@ -80,9 +80,14 @@ impl Service {
         }
     }
 
+    /// Gives certificates by another authority from now on.
+    pub fn replace(&self, authority: Authority) {
+        self.authority.store(Arc::new(authority));
+    }
+
     /// With a certificate that is new at half of its life, and with another authority.
     fn config(&self) -> Result<Arc<ServerConfig>, AuthorityError> {
-        let authority = self.certificates.authority();
+        let authority = self.authority.load_full();
         let mut own = self.own.lock();
         if let Some(own) = &*own
             && Arc::ptr_eq(&own.authority, &authority)
@@ -230,8 +235,8 @@ async fn create(
         Ok(seconds) => Duration::from_secs(seconds).min(MAX_LIFETIME),
     };
     let chain = service
-        .certificates
-        .authority()
+        .authority
+        .load()
         .sign(&request.csr, &identity, lifetime)
         .map_err(|error| match error {
             AuthorityError::Request(_) => Status(Status::INVALID_ARGUMENT, error.to_string()),

@@ -10,27 +10,27 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber,
+    Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber,
 };
-use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
-};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority_files::{self, CA_CERT, CA_KEY, CERT_CHAIN, CRL, Files, ROOT_CERT};
+use super::leaf::{self, CaInfo, Leaf, hex, info, unix, unix_seconds};
+use super::self_signed::{random_serial, self_signed};
 use super::verify::{self, ClientVerifier};
 use super::{Identity, Trust};
 
-/// How long a self-signed root and its intermediate are valid.
-pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far in the past validity begins, for peers whose clocks are behind.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// How often the files are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why an authority cannot be used, or cannot issue.
 #[derive(Debug, thiserror::Error)]
@@ -93,34 +93,6 @@ pub enum AuthorityError {
     Key(#[from] rustls::Error),
 }
 
-/// A certificate of a CA, for people to look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CaInfo {
-    /// Distinguished name.
-    pub subject: String,
-    /// Serial number, hexadecimal.
-    pub serial: String,
-    /// Begin of validity, Unix seconds.
-    pub not_before: u64,
-    /// End of validity, Unix seconds.
-    pub not_after: u64,
-}
-
-/// A workload's certificate with its key, which exists in memory only.
-#[derive(Debug)]
-pub struct Leaf {
-    /// Whom it names.
-    pub identity: Identity,
-    /// Chain (leaf first, root left out) and key, as rustls takes them.
-    pub certified: Arc<CertifiedKey>,
-    /// Serial number, hexadecimal.
-    pub serial: String,
-    /// Begin of validity, Unix seconds.
-    pub not_before: u64,
-    /// End of validity, Unix seconds.
-    pub not_after: u64,
-}
-
 /// Issues certificates for the identities of one trust domain.
 pub struct Authority {
     trust_domain: Arc<str>,
@@ -134,8 +106,6 @@ pub struct Authority {
     root_certificates: Vec<CertificateDer<'static>>,
     /// Of `chain`.
     chain_info: Vec<CaInfo>,
-    /// Subjects of all certificates above a leaf, the root last.
-    above: Vec<String>,
 }
 
 impl Authority {
@@ -231,15 +201,6 @@ impl Authority {
             .map(|certificate| Ok(info(&parse(dir, CERT_CHAIN, certificate)?)))
             .collect::<Result<_, AuthorityError>>()?;
 
-        let mut above = chain
-            .iter()
-            .map(|certificate| Ok(parse(dir, CERT_CHAIN, certificate)?.subject().to_string()))
-            .collect::<Result<Vec<_>, AuthorityError>>()?;
-        above.push(match chain.last() {
-            Some(last) => parse(dir, CERT_CHAIN, last)?.issuer().to_string(),
-            None => parsed.subject().to_string(),
-        });
-
         let authority = Self {
             trust_domain,
             issuer,
@@ -249,7 +210,6 @@ impl Authority {
             root_info,
             root_certificates,
             chain_info,
-            above,
         };
         authority
             .prove()
@@ -291,11 +251,6 @@ impl Authority {
     /// The certificates between leaves and roots, the issuing one first.
     pub fn chain_info(&self) -> &[CaInfo] {
         &self.chain_info
-    }
-
-    /// Subjects of the certificates above a leaf, the root last.
-    pub fn above(&self) -> &[String] {
-        &self.above
     }
 
     /// Makes a key and a certificate for `identity`, valid for `lifetime` from
@@ -412,11 +367,41 @@ impl Authority {
         &self,
         certificate: &Certificate,
         key: &KeyPair,
-    ) -> Result<CertifiedKey, AuthorityError> {
+    ) -> Result<CertifiedKey, rustls::Error> {
         let mut chain = vec![certificate.der().clone()];
         chain.extend(self.chain.iter().cloned());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok(CertifiedKey::new(chain, any_ecdsa_type(&key)?))
+        leaf::certified(chain, key)
+    }
+}
+
+/// Loads the authority in `dir` again whenever its files change, until `stop`.
+/// What cannot be used is told.
+pub async fn watch(
+    dir: PathBuf,
+    trust_domain: Arc<str>,
+    renewed: impl Fn(Authority),
+    stop: CancellationToken,
+) {
+    let mut seen = authority_files::fingerprint(&dir);
+    while stop
+        .run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL))
+        .await
+        .is_some()
+    {
+        let now = authority_files::fingerprint(&dir);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match Authority::load(&dir, trust_domain.clone()) {
+            Ok(authority) => {
+                renewed(authority);
+                tracing::info!(dir = %dir.display(), "certificate authority is renewed");
+            }
+            Err(error) => {
+                tracing::error!(%error, "certificate authority not renewed, the old one stays");
+            }
+        }
     }
 }
 
@@ -426,61 +411,6 @@ struct Draft {
     serial: [u8; 16],
     not_before: u64,
     not_after: u64,
-}
-
-/// A new root, and an intermediate that signs leaves. The root's key is kept
-/// beside it for the operator, who may take it away.
-fn self_signed(trust_domain: &str) -> Result<Files, AuthorityError> {
-    let root = ca_params(
-        trust_domain,
-        "Undermesh root CA",
-        BasicConstraints::Unconstrained,
-    );
-    let root_key = KeyPair::generate()?;
-    let root_cert = root.self_signed(&root_key)?.pem();
-    let mut ca = ca_params(
-        trust_domain,
-        "Undermesh CA",
-        BasicConstraints::Constrained(0),
-    );
-    ca.use_authority_key_identifier_extension = true;
-    let ca_key = KeyPair::generate()?;
-    let ca_cert = ca
-        .signed_by(&ca_key, &Issuer::from_params(&root, &root_key))?
-        .pem();
-    Ok(Files {
-        cert_chain: Some(format!("{ca_cert}{root_cert}")),
-        root_cert,
-        ca_cert,
-        ca_key: ca_key.serialize_pem(),
-        crl: None,
-        root_key: Some(root_key.serialize_pem()),
-    })
-}
-
-fn ca_params(trust_domain: &str, name: &str, constraints: BasicConstraints) -> CertificateParams {
-    let now = SystemTime::now();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain);
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(constraints);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
-    params.not_before = (now - CLOCK_SKEW).into();
-    params.not_after = (now + ROOT_LIFETIME).into();
-    params
-}
-
-fn info(certificate: &X509Certificate<'_>) -> CaInfo {
-    CaInfo {
-        subject: certificate.subject().to_string(),
-        serial: hex(certificate.raw_serial()),
-        not_before: unix(certificate.validity().not_before.timestamp()),
-        not_after: unix(certificate.validity().not_after.timestamp()),
-    }
 }
 
 /// All certificates of a PEM file; at least one.
@@ -535,28 +465,6 @@ fn check_validity(
         not_before: validity.not_before.to_string(),
         not_after: validity.not_after.to_string(),
     })
-}
-
-/// 126 random bits: positive, never shortened by DER, at most 20 bytes
-/// (RFC 5280, 4.1.2.2).
-fn random_serial() -> [u8; 16] {
-    let mut serial: [u8; 16] = rand::random();
-    serial[0] = (serial[0] & 0x3f) | 0x40;
-    serial
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unix(seconds: i64) -> u64 {
-    u64::try_from(seconds).unwrap_or(0)
-}
-
-/// Whole seconds since 1970.
-pub(super) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 fn pem(label: &str, der: &[u8]) -> String {

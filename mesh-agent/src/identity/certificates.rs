@@ -1,26 +1,29 @@
 //! The certificates that the agent holds, one per identity, always fresh, and
 //! the TLS configurations that use them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use rand::Rng;
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Identity;
-use super::authority::{Authority, AuthorityError, CaInfo, Leaf, unix_seconds};
-use super::authority_files;
-use super::sessions::Sessions;
-use super::verify::{ClientVerifier, ServerVerifier, provider};
+use super::authority::{self, Authority, AuthorityError};
+use super::certificate_service::{ClientError, ServiceClient};
+use super::leaf::unix_seconds;
+use super::remote::{MAX_REQUESTS, Remote};
+use super::trust::{Anchors, Trust};
+use super::{CaInfo, Identity, Leaf, tls};
 
 /// The protocol inside TLS: HTTP/2, as HBONE demands.
 pub const ALPN: &[u8] = b"h2";
@@ -33,14 +36,6 @@ pub const MAX_CLIENT_CONFIGS: usize = 1024;
 const RENEW_AFTER: f64 = 0.5;
 /// ... or up to this share earlier, so that those issued together part.
 const RENEW_JITTER: f64 = 0.1;
-/// A session may be resumed for this part of a certificate's life.
-const RESUMPTIONS_PER_LIFE: u32 = 4;
-/// Tickets that a server gives with each handshake; one serves once.
-const TICKETS: usize = 2;
-/// Servers whose sessions a client of one configuration keeps.
-const MAX_CLIENT_SESSIONS: usize = 256;
-/// How often the authority's files are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often certificates are looked at, as a part of their life and at most.
 const CHECKS_PER_LIFE: u32 = 16;
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -52,6 +47,17 @@ pub enum CertificateError {
     /// The authority gave none.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// The authority elsewhere gave none, and there is none from before that is valid.
+    #[error("no certificate for {identity}: {source}")]
+    Service {
+        /// Who needs one.
+        identity: Identity,
+        /// What it said.
+        source: Arc<ClientError>,
+    },
+    /// It was forgotten in the moment in which it was needed.
+    #[error("no certificate for {0} yet")]
+    NotYet(Identity),
     /// The agent holds as many identities as it may.
     #[error("no certificate for {0}: this agent already holds {MAX_IDENTITIES} identities")]
     TooMany(Identity),
@@ -71,8 +77,8 @@ pub struct CertificateInfo {
     pub not_before: u64,
     /// End of validity, Unix seconds.
     pub not_after: u64,
-    /// Certificates that are sent: the leaf and those above it, without the root.
-    pub chain_length: usize,
+    /// Subjects of the certificates above it, the root last.
+    pub chain: Vec<String>,
 }
 
 /// The certificate in force for one identity. rustls asks for it in every
@@ -124,10 +130,27 @@ impl Held {
     }
 }
 
+/// Where certificates come from.
+enum Source {
+    /// An authority in this process.
+    Authority(ArcSwap<Authority>),
+    /// One elsewhere.
+    Service(Box<Remote>),
+}
+
+impl Source {
+    fn trust(&self) -> Arc<Trust> {
+        match self {
+            Self::Authority(authority) => authority.load().trust().clone(),
+            Self::Service(remote) => remote.anchors.load().trust.clone(),
+        }
+    }
+}
+
 /// The agent's certificates. A certificate is kept as long as a configuration
 /// of its identity is; after that it is forgotten within a minute.
 pub struct Certificates {
-    authority: ArcSwap<Authority>,
+    source: Source,
     lifetime: Duration,
     /// Further names of the trust domain that servers may bear.
     aliases: Vec<Arc<str>>,
@@ -140,8 +163,20 @@ impl Certificates {
     ///
     /// [`renew`]: Self::renew
     pub fn new(authority: Arc<Authority>, lifetime: Duration) -> Self {
+        Self::of(Source::Authority(ArcSwap::new(authority)), lifetime)
+    }
+
+    /// Certificates of the authority that `client` asks, each valid for
+    /// `lifetime`. There are none unless [`renew`] runs beside it.
+    ///
+    /// [`renew`]: Self::renew
+    pub fn from_service(client: ServiceClient, lifetime: Duration) -> Self {
+        Self::of(Source::Service(Box::new(Remote::new(client))), lifetime)
+    }
+
+    fn of(source: Source, lifetime: Duration) -> Self {
         Self {
-            authority: ArcSwap::new(authority),
+            source,
             lifetime,
             aliases: Vec::new(),
             held: Mutex::default(),
@@ -160,34 +195,19 @@ impl Certificates {
     /// `stop`: a new intermediate, another root, a revocation list. What cannot
     /// be used is told, and the one before stays. Open connections go on.
     pub async fn watch(&self, dir: PathBuf, stop: CancellationToken) {
-        let mut seen = authority_files::fingerprint(&dir);
-        while stop
-            .run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL))
-            .await
-            .is_some()
-        {
-            let now = authority_files::fingerprint(&dir);
-            if now == seen {
-                continue;
-            }
-            seen = now;
-            let trust_domain = self.authority.load().trust_domain().clone();
-            match Authority::load(&dir, trust_domain) {
-                Ok(authority) => {
-                    self.replace(Arc::new(authority));
-                    tracing::info!(dir = %dir.display(), "certificate authority is renewed");
-                }
-                Err(error) => {
-                    tracing::error!(%error, "certificate authority not renewed, the old one stays");
-                }
-            }
+        if let Source::Authority(current) = &self.source {
+            let trust_domain = current.load().trust_domain().clone();
+            let renewed = |authority| self.replace(Arc::new(authority));
+            authority::watch(dir, trust_domain, renewed, stop).await;
         }
     }
 
     /// Issues by another authority and verifies against its roots from now on.
     /// Sessions of before are not resumed.
     pub fn replace(&self, authority: Arc<Authority>) {
-        self.authority.store(authority);
+        if let Source::Authority(current) = &self.source {
+            current.store(authority);
+        }
         let identities: Vec<Identity> = {
             let mut held = self.held.lock();
             held.drain().map(|(identity, _)| identity).collect()
@@ -199,26 +219,60 @@ impl Certificates {
         }
     }
 
-    /// Renews certificates at half of their life until `stop`. When a renewal
-    /// fails, the old certificate stays and the next check tries again.
-    pub async fn renew(&self, stop: CancellationToken) {
-        let interval =
-            (self.lifetime / CHECKS_PER_LIFE).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL);
-        while stop
-            .run_until_cancelled(tokio::time::sleep(interval))
-            .await
-            .is_some()
-        {
-            self.forget_unused();
-            self.renew_due();
+    /// Has the certificates of these identities, those of the node's
+    /// workloads, at hand before they are needed, where that takes time.
+    pub fn want(&self, identities: HashSet<Identity>) {
+        if let Source::Service(remote) = &self.source {
+            remote.want(identities);
         }
     }
 
-    fn forget_unused(&self) {
-        self.held.lock().retain(|_, held| held.in_use());
+    /// Waits until all that are wanted are there.
+    ///
+    /// # Errors
+    /// Where one is refused, or the authority is away.
+    pub async fn ready(&self) -> Result<(), CertificateError> {
+        if let Source::Service(remote) = &self.source {
+            for identity in remote.wanted() {
+                self.obtain(&identity).await?;
+            }
+        }
+        Ok(())
     }
 
-    fn renew_due(&self) {
+    /// The address of the authority elsewhere, where there is one, and why it
+    /// does not give certificates.
+    pub fn service(&self) -> Option<(&str, Vec<(Identity, String)>)> {
+        match &self.source {
+            Source::Authority(_) => None,
+            Source::Service(remote) => Some((remote.client.address(), remote.failures())),
+        }
+    }
+
+    /// Renews certificates at half of their life until `stop`. When a renewal
+    /// fails, the old certificate stays and it is tried again.
+    pub async fn renew(&self, stop: CancellationToken) {
+        match &self.source {
+            Source::Authority(authority) => {
+                stop.run_until_cancelled(self.renew_here(authority)).await
+            }
+            Source::Service(remote) => stop.run_until_cancelled(self.ask(remote)).await,
+        };
+    }
+
+    fn check_interval(&self) -> Duration {
+        (self.lifetime / CHECKS_PER_LIFE).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL)
+    }
+
+    async fn renew_here(&self, authority: &ArcSwap<Authority>) {
+        loop {
+            tokio::time::sleep(self.check_interval()).await;
+            self.held.lock().retain(|_, held| held.in_use());
+            self.renew_due(authority);
+        }
+    }
+
+    fn renew_due(&self, authority: &ArcSwap<Authority>) {
         let now = unix_time();
         let due: Vec<Identity> = self
             .held
@@ -232,7 +286,7 @@ impl Certificates {
             .collect();
         // Signing is done without the lock, connections wait for it.
         for identity in due {
-            match self.authority.load().issue(&identity, self.lifetime) {
+            match authority.load().issue(&identity, self.lifetime) {
                 Ok(leaf) => {
                     tracing::debug!(%identity, serial = leaf.serial, "certificate renewed");
                     if let Some(held) = self.held.lock().get_mut(&identity) {
@@ -247,15 +301,139 @@ impl Certificates {
         }
     }
 
+    /// Asks the authority elsewhere for all that is needed.
+    async fn ask(&self, remote: &Remote) {
+        let mut requests = FuturesUnordered::new();
+        loop {
+            for identity in remote.start(MAX_REQUESTS - requests.len()) {
+                requests.push(async move {
+                    let result = remote.client.certificate(&identity, self.lifetime).await;
+                    (identity, result)
+                });
+            }
+            if requests.is_empty() {
+                remote.client.rest().await;
+            }
+            let latest = Instant::now() + self.check_interval();
+            let next = remote.next_due().map_or(latest, |due| due.min(latest));
+            tokio::select! {
+                Some((identity, result)) = requests.next() => {
+                    self.answered(remote, &identity, result);
+                }
+                () = remote.asked.notified() => {}
+                () = tokio::time::sleep_until(next), if requests.len() < MAX_REQUESTS => {
+                    let mut held = self.held.lock();
+                    held.retain(|identity, held| remote.is_wanted(identity) || held.in_use());
+                    remote.forget(|identity| held.contains_key(identity));
+                }
+            }
+        }
+    }
+
+    fn answered(
+        &self,
+        remote: &Remote,
+        identity: &Identity,
+        result: Result<(Leaf, Anchors), ClientError>,
+    ) {
+        let result = result.map_err(Arc::new).and_then(|(leaf, anchors)| {
+            let renew_at = renewal_time(unix_time(), &leaf);
+            tracing::debug!(%identity, serial = leaf.serial, "certificate received");
+            match self.hold(remote, leaf, anchors, renew_at) {
+                Ok(()) => Ok(renew_at - unix_time()),
+                Err(error) => Err(Arc::new(remote.client.unusable(&error.to_string()))),
+            }
+        });
+        match result {
+            Ok(renew_in) => {
+                remote.succeeded(
+                    identity,
+                    Duration::try_from_secs_f64(renew_in).unwrap_or_default(),
+                );
+            }
+            Err(error) => {
+                let (is_news, pause) = remote.failed(identity, &error);
+                let valid_s = self
+                    .not_after(identity)
+                    .map_or(0, |end| remaining(end).as_secs());
+                if is_news {
+                    tracing::warn!(
+                        %identity, %error, valid_s, retry_ms = pause.as_millis(),
+                        "no new certificate; the one before, if any, stays until its end"
+                    );
+                }
+            }
+        }
+        remote.answered.send_replace(());
+    }
+
+    /// Takes a certificate from elsewhere, and the roots that came with it.
+    fn hold(
+        &self,
+        remote: &Remote,
+        leaf: Leaf,
+        anchors: Anchors,
+        renew_at: f64,
+    ) -> Result<(), CertificateError> {
+        let identity = leaf.identity.clone();
+        let mut all = self.held.lock();
+        let before = remote.anchors.load();
+        let other_roots = before.roots != anchors.roots;
+        if other_roots || before.intermediates != anchors.intermediates {
+            remote.anchors.store(Arc::new(anchors));
+        }
+        if other_roots {
+            for held in all.values_mut() {
+                held.server = self.make_server(held.current.clone())?;
+                held.clients.clear();
+            }
+        }
+        if let Some(held) = all.get_mut(&identity) {
+            held.renew_at = renew_at;
+            held.current.leaf.store(Arc::new(leaf));
+        } else if all.len() < MAX_IDENTITIES {
+            let held = self.make_held(leaf, renew_at)?;
+            all.insert(identity, held);
+        } else {
+            return Err(CertificateError::TooMany(identity));
+        }
+        Ok(())
+    }
+
+    /// Waits for a certificate from elsewhere.
+    async fn obtain(&self, identity: &Identity) -> Result<(), CertificateError> {
+        let Source::Service(remote) = &self.source else {
+            return Ok(());
+        };
+        let mut answered = remote.answered.subscribe();
+        loop {
+            if self
+                .not_after(identity)
+                .is_some_and(|end| !remaining(end).is_zero())
+            {
+                return Ok(());
+            }
+            remote
+                .need(identity)
+                .map_err(|source| CertificateError::Service {
+                    identity: identity.clone(),
+                    source,
+                })?;
+            // The sender lives as long as we do.
+            let _ = answered.changed().await;
+        }
+    }
+
     /// How a server that is `identity` talks TLS: 1.3 only, HTTP/2 only, and
     /// every client proves an identity.
     ///
     /// # Errors
     /// Where no certificate can be had for the identity.
-    pub fn server_config(
+    pub async fn server_config(
         &self,
         identity: &Identity,
     ) -> Result<Arc<ServerConfig>, CertificateError> {
+        self.obtain(identity).await?;
         self.with(identity, |held| Ok(held.server.clone()))
     }
 
@@ -264,11 +442,12 @@ impl Certificates {
     ///
     /// # Errors
     /// Where no certificate can be had for the identity.
-    pub fn client_config(
+    pub async fn client_config(
         &self,
         identity: &Identity,
         expected: &[Identity],
     ) -> Result<Arc<ClientConfig>, CertificateError> {
+        self.obtain(identity).await?;
         let mut expected = expected.to_vec();
         for index in 0..expected.len() {
             let others = self.aliases.iter().map(|alias| Identity {
@@ -284,7 +463,8 @@ impl Certificates {
                 return Ok(config.clone());
             }
             let expected: Arc<[Identity]> = expected.into();
-            let config = self.make_client(held.current.clone(), expected.clone())?;
+            let trust = self.source.trust();
+            let config = tls::client(trust, held.current.clone(), expected.clone())?;
             if held.clients.len() >= MAX_CLIENT_CONFIGS {
                 held.clients
                     .retain(|_, config| Arc::strong_count(config) > 1);
@@ -316,7 +496,7 @@ impl Certificates {
                     serial: leaf.serial.clone(),
                     not_before: leaf.not_before,
                     not_after: leaf.not_after,
-                    chain_length: leaf.certified.cert.len(),
+                    chain: leaf.above(),
                 }
             })
             .collect();
@@ -324,19 +504,20 @@ impl Certificates {
         all
     }
 
-    /// The authority in use.
-    pub fn authority(&self) -> Arc<Authority> {
-        self.authority.load_full()
-    }
-
     /// The roots that peers are verified against.
     pub fn roots(&self) -> Vec<CaInfo> {
-        self.authority.load().root_info().to_vec()
+        match &self.source {
+            Source::Authority(authority) => authority.load().root_info().to_vec(),
+            Source::Service(remote) => remote.anchors.load().roots.clone(),
+        }
     }
 
     /// The certificates between leaves and roots, the issuing one first.
     pub fn intermediates(&self) -> Vec<CaInfo> {
-        self.authority.load().chain_info().to_vec()
+        match &self.source {
+            Source::Authority(authority) => authority.load().chain_info().to_vec(),
+            Source::Service(remote) => remote.anchors.load().intermediates.clone(),
+        }
     }
 
     fn with<T>(
@@ -354,54 +535,31 @@ impl Certificates {
         if all.len() >= MAX_IDENTITIES {
             return Err(CertificateError::TooMany(identity.clone()));
         }
-        let leaf = self.authority.load().issue(identity, self.lifetime)?;
-        let renew_at = renewal_time(unix_time(), &leaf);
-        let current = Arc::new(Current {
-            leaf: ArcSwap::from_pointee(leaf),
-        });
-        let mut held = Held {
-            server: self.make_server(current.clone())?,
-            current,
-            renew_at,
-            clients: HashMap::new(),
+        let Source::Authority(authority) = &self.source else {
+            return Err(CertificateError::NotYet(identity.clone()));
         };
+        let leaf = authority.load().issue(identity, self.lifetime)?;
+        let renew_at = renewal_time(unix_time(), &leaf);
+        let mut held = self.make_held(leaf, renew_at)?;
         let result = action(&mut held)?;
         all.insert(identity.clone(), held);
         Ok(result)
     }
 
-    // A resumed session carries the proof of an earlier handshake. It is short: each side's
-    // certificate had half of its life before it then, and a new authority or revocation list
-    // makes new configurations, without sessions.
-
-    fn make_server(&self, current: Arc<Current>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let verifier = ClientVerifier::new(self.authority.load().trust())?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(current);
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.session_storage = Arc::new(Sessions::new(self.lifetime / RESUMPTIONS_PER_LIFE));
-        config.send_tls13_tickets = TICKETS;
-        Ok(Arc::new(config))
+    fn make_held(&self, leaf: Leaf, renew_at: f64) -> Result<Held, rustls::Error> {
+        let current = Arc::new(Current {
+            leaf: ArcSwap::from_pointee(leaf),
+        });
+        Ok(Held {
+            server: self.make_server(current.clone())?,
+            current,
+            renew_at,
+            clients: HashMap::new(),
+        })
     }
 
-    fn make_client(
-        &self,
-        current: Arc<Current>,
-        expected: Arc<[Identity]>,
-    ) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = ServerVerifier::new(self.authority.load().trust().clone(), expected);
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])?
-            // "Dangerous" to rustls because it is not the web's check of a DNS name.
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(current);
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = Resumption::in_memory_sessions(MAX_CLIENT_SESSIONS);
-        config.enable_sni = false;
-        Ok(Arc::new(config))
+    fn make_server(&self, current: Arc<Current>) -> Result<Arc<ServerConfig>, rustls::Error> {
+        tls::server(&self.source.trust(), current, self.lifetime)
     }
 }
 

@@ -3,9 +3,14 @@
 
 pub mod authority;
 mod authority_files;
+pub mod certificate_service;
 pub mod certificates;
+mod leaf;
+mod remote;
+mod self_signed;
 mod sessions;
 mod spiffe;
+mod tls;
 mod trust;
 pub mod verify;
 
@@ -15,5 +20,6 @@ mod tests;
 pub use authority::{Authority, AuthorityError};
 pub use authority_files::AUTHORITY_FILES;
 pub use certificates::{CertificateError, CertificateInfo, Certificates};
+pub use leaf::{CaInfo, Leaf};
 pub use spiffe::{Identity, ParseIdentityError};
 pub use trust::Trust;

@@ -109,7 +109,7 @@ fn a_leaf_is_a_spiffe_document_for_both_sides() {
     let usage = parsed.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && usage.client_auth);
     assert!(!parsed.is_ca());
-    let now = super::authority::unix_seconds(std::time::SystemTime::now());
+    let now = super::leaf::unix_seconds(std::time::SystemTime::now());
     assert!((now - 62..=now - 60).contains(&leaf.not_before));
     assert!((now + 3600..=now + 3602).contains(&leaf.not_after));
     let other = authority.issue(&identity("reviews"), HOUR).unwrap();
@@ -254,9 +254,10 @@ async fn a_held_certificate_is_renewed_and_a_dropped_one_forgotten() {
         async move { certificates.renew(stop).await }
     });
 
-    let server = certificates.server_config(&identity("held")).unwrap();
+    let server = certificates.server_config(&identity("held")).await.unwrap();
     let other = certificates
         .client_config(&identity("dropped"), &[])
+        .await
         .unwrap();
     let first = certificates.certificates();
     assert_eq!(first.len(), 2);
@@ -282,22 +283,23 @@ async fn a_held_certificate_is_renewed_and_a_dropped_one_forgotten() {
     renewal.await.unwrap();
 }
 
-#[test]
-fn configurations_are_shared_by_what_they_expect() {
+#[tokio::test]
+async fn configurations_are_shared_by_what_they_expect() {
     let dir = TempDir::new().unwrap();
     let authority = Arc::new(load(dir.path()).unwrap());
     let certificates = Certificates::new(authority, HOUR);
-    let client = |expected: &[Identity]| {
+    let client = async |expected: &[Identity]| {
         certificates
             .client_config(&identity("me"), expected)
+            .await
             .unwrap()
     };
-    let both = client(&[identity("a"), identity("b")]);
+    let both = client(&[identity("a"), identity("b")]).await;
     assert!(Arc::ptr_eq(
         &both,
-        &client(&[identity("b"), identity("a"), identity("b")])
+        &client(&[identity("b"), identity("a"), identity("b")]).await
     ));
-    assert!(!Arc::ptr_eq(&both, &client(&[identity("a")])));
+    assert!(!Arc::ptr_eq(&both, &client(&[identity("a")]).await));
     assert_eq!(certificates.certificates().len(), 1);
 }
 
@@ -335,7 +337,7 @@ fn while_a_root_is_replaced_both_are_trusted() {
 async fn a_new_authority_is_taken_up_and_a_broken_one_is_not() {
     let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let certificates = Arc::new(Certificates::new(Arc::new(load(dir.path()).unwrap()), HOUR));
-    let config = certificates.server_config(&identity("a")).unwrap();
+    let config = certificates.server_config(&identity("a")).await.unwrap();
     let first = certificates.certificates()[0].serial.clone();
     let stop = CancellationToken::new();
     let watch = tokio::spawn({
@@ -366,7 +368,7 @@ async fn a_new_authority_is_taken_up_and_a_broken_one_is_not() {
         .await
         .unwrap();
     assert_ne!(certificates.certificates()[0].serial, first);
-    let again = certificates.server_config(&identity("a")).unwrap();
+    let again = certificates.server_config(&identity("a")).await.unwrap();
     assert!(!Arc::ptr_eq(&config, &again));
     stop.cancel();
     watch.await.unwrap();

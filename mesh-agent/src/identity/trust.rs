@@ -7,6 +7,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateRevocationListDer;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
+use super::leaf::CaInfo;
+
 /// Roots and revocation lists.
 #[derive(Debug)]
 pub struct Trust {
@@ -34,5 +36,30 @@ impl Trust {
             crls,
             revoked,
         })
+    }
+}
+
+/// Roots that are trusted, with what people see of them and of the
+/// certificates between them and leaves.
+#[derive(Clone, Debug)]
+pub(super) struct Anchors {
+    pub(super) trust: Arc<Trust>,
+    pub(super) roots: Vec<CaInfo>,
+    /// The issuing one first.
+    pub(super) intermediates: Vec<CaInfo>,
+}
+
+impl Default for Anchors {
+    /// Nobody is trusted.
+    fn default() -> Self {
+        Self {
+            trust: Arc::new(Trust {
+                roots: Arc::new(RootCertStore::empty()),
+                crls: Vec::new(),
+                revoked: Vec::new(),
+            }),
+            roots: Vec::new(),
+            intermediates: Vec::new(),
+        }
     }
 }

@@ -50,6 +50,7 @@ pub async fn serve_hbone(listener: TcpListener, inbound: Arc<Inbound>) {
         let tls = inbound
             .certificates
             .server_config(identity)
+            .await
             .map_err(io::Error::other)?;
         let drain = inbound.drain.clone();
         hbone::serve(stream, client, tls, inbound, drain)

@@ -5,6 +5,7 @@ mod authorization;
 mod bookinfo;
 mod bpftool;
 mod ca;
+mod ca_client;
 mod canary;
 mod circuit_breaker;
 mod configuration;

@@ -148,7 +148,9 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     retire: R,
 ) -> Result<(Connection, impl Future<Output = ()> + Send + use<R>), ConnectError> {
     let node = key.node;
-    let config = certificates.client_config(&key.source_identity, &key.expected)?;
+    let config = certificates
+        .client_config(&key.source_identity, &key.expected)
+        .await?;
     let own_end = certificates.not_after(&key.source_identity);
     let tcp = sockets
         .connect(Some(key.from), node, None)

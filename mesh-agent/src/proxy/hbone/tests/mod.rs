@@ -111,11 +111,11 @@ struct Server {
 impl Server {
     async fn start(certificates: &Certificates, name: &str) -> Self {
         let (listener, _) = bind().await;
-        Self::on(listener, certificates, name)
+        Self::on(listener, certificates, name).await
     }
 
-    fn on(listener: TcpListener, certificates: &Certificates, name: &str) -> Self {
-        let tls = certificates.server_config(&identity(name)).unwrap();
+    async fn on(listener: TcpListener, certificates: &Certificates, name: &str) -> Self {
+        let tls = certificates.server_config(&identity(name)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = Arc::new(Handler::default());
         let connections = Arc::new(AtomicUsize::new(0));

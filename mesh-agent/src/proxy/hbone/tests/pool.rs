@@ -69,7 +69,7 @@ async fn a_connection_that_had_gone_is_replaced() {
     let address = server.address;
     server.stop().await;
     let listener = TcpListener::bind(address).await.unwrap();
-    let server = Server::on(listener, &trust.certificates, "server");
+    let server = Server::on(listener, &trust.certificates, "server").await;
     // Many at once: each finds the old connection broken, all share a new one.
     let opened = patient(join_all(
         (0..20).map(|_| pool.open(request(&server, to, &["server"]))),

@@ -238,6 +238,7 @@ async fn the_key_exchange_is_post_quantum_and_sessions_are_resumed() {
     let config = trust
         .certificates
         .client_config(&identity("client"), &[identity("server")])
+        .await
         .unwrap();
     for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
         let tcp = TcpStream::connect(mesh.server.address).await.unwrap();

@@ -55,7 +55,7 @@ async fn ipv6_works_as_ipv4_does() {
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let mesh = Mesh {
         pool: TunnelPool::new(trust.certificates.clone(), Arc::default()),
-        server: Server::on(listener, &trust.certificates, "server"),
+        server: Server::on(listener, &trust.certificates, "server").await,
         application: TcpListener::bind("[::1]:0").await.unwrap(),
     };
     let mut request = mesh.request();

@@ -6,6 +6,11 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
+use crate::identity::Identity;
+
+/// Under which the identity stands that a node's agent wants for a workload.
+const IMPERSONATED: &str = "ImpersonatedIdentity";
+
 /// `IstioCertificateRequest`.
 #[derive(Clone, PartialEq, Message)]
 pub struct CertificateRequest {
@@ -45,9 +50,23 @@ pub struct Value {
 }
 
 impl CertificateRequest {
+    /// Asks for a certificate that is valid for `seconds`, on behalf of `identity`.
+    pub fn new(csr: String, seconds: i64, identity: &Identity) -> Self {
+        let value = Value {
+            string_value: Some(identity.to_string()),
+        };
+        Self {
+            csr,
+            validity_duration: seconds,
+            metadata: Some(Struct {
+                fields: [(IMPERSONATED.to_owned(), value)].into(),
+            }),
+        }
+    }
+
     /// The identity for which a node's agent asks on behalf of a workload.
     pub fn impersonated(&self) -> Option<&str> {
-        let value = self.metadata.as_ref()?.fields.get("ImpersonatedIdentity")?;
+        let value = self.metadata.as_ref()?.fields.get(IMPERSONATED)?;
         value
             .string_value
             .as_deref()
@@ -94,16 +113,8 @@ mod tests {
 
     #[test]
     fn a_request_on_the_wire() {
-        let value = Value {
-            string_value: Some("spiffe://a/ns/b/sa/c".to_owned()),
-        };
-        let request = CertificateRequest {
-            csr: "PEM".to_owned(),
-            validity_duration: 60,
-            metadata: Some(Struct {
-                fields: [("ImpersonatedIdentity".to_owned(), value)].into(),
-            }),
-        };
+        let identity = "spiffe://a/ns/b/sa/c".parse().unwrap();
+        let request = CertificateRequest::new("PEM".to_owned(), 60, &identity);
         let bytes = frame(&request);
         // Field 1, a text of three bytes; field 3, a number (protobuf's encoding).
         assert_eq!(&bytes[FRAME_BYTES..][..7], b"\x0a\x03PEM\x18\x3c");
