@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::policy::{Authorization, PathNormalization, PeerAuthentications, authorization};
 use crate::registry::{Protocol, Registry, Resolution, Served, Service};
 use crate::resource::{Finding, ResourceSet, Severity};
-use crate::route::Routes;
+use crate::route::{OutboundPolicy, Routes, Settings, Sources};
 
 /// All that the agent decides by, compiled from the resources.
 #[derive(Debug, Default)]
@@ -54,6 +54,8 @@ pub struct Options {
     pub path_normalization: PathNormalization,
     /// How connections between two workloads of one node travel.
     pub same_node: SameNode,
+    /// What becomes of connections to what is no service.
+    pub outbound_traffic_policy: OutboundPolicy,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             trust_domain_aliases: Vec::new(),
             path_normalization: PathNormalization::default(),
             same_node: SameNode::default(),
+            outbound_traffic_policy: OutboundPolicy::default(),
         }
     }
 }
@@ -101,10 +104,13 @@ impl Snapshot {
             },
         );
         let (routes, of_routes) = Routes::compile(
-            &resources.virtual_services,
-            &resources.destination_rules,
+            &Sources::of(resources),
             &registry,
-            cluster_domain,
+            &Settings {
+                cluster_domain,
+                root_namespace: &options.root_namespace,
+                outbound: options.outbound_traffic_policy,
+            },
         );
         let findings = [
             &resources.warnings,

@@ -41,7 +41,7 @@ pub const fn connect_verdict(
             Some(PASS) => return Connect::Pass,
             Some(DENY) => return Connect::Deny,
             Some(_) => {}
-            None if !known => return Connect::Pass,
+            None if !known && !workload.takes_all() => return Connect::Pass,
             None => {}
         }
     }
@@ -229,6 +229,28 @@ mod tests {
             assert_eq!(verdict(destination, true), Connect::Pass, "{destination}");
         }
         assert_eq!(verdict("192.0.2.1:443", false), Connect::Pass);
+    }
+
+    #[test]
+    fn where_the_agent_wants_all_unknown_addresses_go_to_it_too() {
+        let all = Workload {
+            flags: crate::workload_flag::ALL_OUTBOUND,
+            ..workload()
+        };
+        let decide = |destination: &str, known| {
+            let destination = destination.parse::<SocketAddr>().unwrap().into();
+            connect_verdict(&all, &destination, None, known)
+        };
+        for known in [true, false] {
+            assert_eq!(decide("192.0.2.1:443", known), Connect::Proxy { port: 4 });
+            assert_eq!(
+                decide("[2001:db8::1]:443", known),
+                Connect::Proxy { port: 6 }
+            );
+            // Its own affairs stay its own.
+            assert_eq!(decide("127.0.0.1:80", known), Connect::Pass);
+            assert_eq!(decide("10.0.0.1:80", known), Connect::Pass);
+        }
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub enum Transport {
     Hbone = 2,
     /// Plain TCP.
     Plain = 3,
+    /// None: the agent lets nothing pass to such a destination.
+    Blocked = 4,
 }
 
 /// What a connection carries, as far as it was recognised.

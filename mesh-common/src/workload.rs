@@ -48,6 +48,8 @@ assert_layout!(Workload, size = 56, align = 4);
 pub mod workload_flag {
     /// While no agent serves the workload its connections are left alone, instead of refused.
     pub const FAIL_OPEN: u32 = 1 << 0;
+    /// Connections to addresses that the mesh does not know go to the agent, too.
+    pub const ALL_OUTBOUND: u32 = 1 << 1;
     /// The short-circuit may take bytes from the application to the agent.
     pub const SPLICE_TO_AGENT: u32 = 1 << 8;
     /// The short-circuit may take bytes from the agent to the application.
@@ -59,6 +61,12 @@ impl Workload {
     #[inline(always)]
     pub const fn fails_open(&self) -> bool {
         self.flags & workload_flag::FAIL_OPEN != 0
+    }
+
+    /// Whether the agent wants to see connections to addresses that the mesh does not know.
+    #[inline(always)]
+    pub const fn takes_all(&self) -> bool {
+        self.flags & workload_flag::ALL_OUTBOUND != 0
     }
 
     /// Port of the agent's listener for connections to `ip`, or 0.

@@ -23,7 +23,9 @@ use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Local, Locals, Node};
-use crate::registry::{ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
+use crate::registry::{Service, ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
+use crate::route::ClientView;
+use crate::snapshot::Snapshot;
 
 /// Enrols and removes workloads as the configuration and the namespaces change.
 pub(super) struct Enrolment {
@@ -52,6 +54,8 @@ enum Member {
 struct Enrolled {
     local: Arc<Local>,
     place: Place,
+    /// Its connections to unknown addresses go to the agent, too.
+    takes_all: bool,
     /// For the agent that may take over.
     sockets: Sockets,
     /// What accepts its connections, until it is allowed to.
@@ -69,6 +73,12 @@ pub(super) struct Settings {
     pub(super) short_circuit: ShortCircuit,
     /// Mount point of cgroup2.
     pub(super) cgroup2: PathBuf,
+}
+
+/// Whether the agent wants to see connections of a workload to addresses that the mesh does not know.
+fn takes_all(snapshot: &Snapshot, workload: &Workload) -> bool {
+    let client = ClientView::of(workload);
+    snapshot.routes.wants_all(&client, &snapshot.registry)
 }
 
 impl Enrolment {
@@ -137,6 +147,11 @@ impl Enrolment {
             }
             keep
         });
+        for member in members.values_mut() {
+            if let Member::Enrolled(enrolled) = member {
+                self.take_all_or_known(enrolled, &snapshot);
+            }
+        }
         // A namespace has one workload: the first that names it.
         for workload in snapshot
             .registry
@@ -165,6 +180,23 @@ impl Enrolment {
             accept(&mut members);
         }
         changed
+    }
+
+    /// Tells the kernel where a configuration wants other connections of a workload than
+    /// the one before did.
+    fn take_all_or_known(&self, enrolled: &mut Enrolled, snapshot: &Snapshot) {
+        let all = takes_all(snapshot, &enrolled.local.workload);
+        if all == enrolled.takes_all {
+            return;
+        }
+        let location = enrolled.local.sockets.location();
+        match self.node.datapath.set_takes_all(location, all) {
+            Ok(()) => enrolled.takes_all = all,
+            Err(error) => {
+                let workload = &enrolled.local.workload.name;
+                tracing::error!(%workload, %error, "outboundTrafficPolicy is not in force");
+            }
+        }
     }
 
     /// The enrolled workloads that have a network namespace of their own.
@@ -274,11 +306,17 @@ impl Enrolment {
         let dns = {
             let snapshot = self.node.snapshot.clone();
             let registry = move || snapshot.load().registry.clone();
-            Arc::new(DnsServer::new(
+            let server = DnsServer::new(
                 local.workload.name.namespace.clone(),
                 registry,
                 sockets.clone(),
-            ))
+            );
+            let (snapshot, workload) = (self.node.snapshot.clone(), local.workload.clone());
+            let sees = move |service: &Service| {
+                let routes = &snapshot.load().routes;
+                routes.sees_some_of(&ClientView::of(&workload), service)
+            };
+            Arc::new(server.with_visibility(sees))
         };
         let outbound = Arc::new(Outbound {
             dns: dns.clone(),
@@ -346,7 +384,9 @@ impl Enrolment {
             datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
             waiting.push(Box::pin(inbound::serve_hbone(tunnels, inbound.clone())));
         }
+        let takes_all = takes_all(&self.node.snapshot.load(), &local.workload);
         let enrolled = datapath::Enrolled {
+            takes_all,
             addresses: local.workload.addresses.clone(),
             identity: local.workload.identity.to_string(),
             ports,
@@ -363,6 +403,7 @@ impl Enrolment {
         Ok(Enrolled {
             local,
             place,
+            takes_all,
             sockets,
             waiting,
             drain,

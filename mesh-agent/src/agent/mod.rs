@@ -357,6 +357,7 @@ fn compile(options: &RunOptions, generation: u64, loaded: Loaded) -> Compiled {
         trust_domain_aliases: options.trust_domain_aliases.clone(),
         path_normalization: options.path_normalization,
         same_node: options.same_node,
+        outbound_traffic_policy: options.outbound_traffic_policy,
     };
     let resources = loaded?;
     let snapshot = Snapshot::compile(generation, &resources, &options)?;

@@ -11,6 +11,7 @@ use crate::datapath::AttachOrder;
 use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
+use crate::route::OutboundPolicy;
 use crate::snapshot::SameNode;
 
 /// Where programs, maps and links are pinned.
@@ -78,6 +79,10 @@ pub struct RunOptions {
     /// ends) or encrypt (mutual TLS, as between nodes)
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub same_node: SameNode,
+    /// What becomes of connections to what is no service, where no Sidecar says: ALLOW_ANY (they go
+    /// where the application wanted) or REGISTRY_ONLY (they are refused)
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub outbound_traffic_policy: OutboundPolicy,
     /// Whether bytes that stay on the node bypass the TCP/IP stack, where a workload does not say: auto, on, off
     #[arg(long, value_name = "SETTING", default_value_t)]
     pub short_circuit: ShortCircuit,

@@ -30,6 +30,13 @@ pub(super) fn answer(snapshot: &Snapshot, question: &RouteQuestion) -> Result<Ro
     if service.port(port).is_none() {
         return Err(format!("{} has no port {port}", service.host));
     }
+    let view = ClientView::of(client);
+    if !snapshot.routes.sees(&view, service, port) {
+        return Err(format!(
+            "{} does not see port {port} of {}: its Sidecar does not import it",
+            client.name, service.host
+        ));
+    }
     let method: Method = question
         .method
         .parse()
@@ -48,10 +55,6 @@ pub(super) fn answer(snapshot: &Snapshot, question: &RouteQuestion) -> Result<Ro
         path_and_query: &question.path,
         scheme: "http",
         headers: &headers,
-    };
-    let view = ClientView {
-        namespace,
-        labels: &client.labels,
     };
     let routes = &snapshot.routes;
     Ok(routes

@@ -55,7 +55,8 @@ impl Verdicts<'_> {
                     .filter(|endpoint| endpoint.ports.contains_key(&port.number))
                     .map(|endpoint| &**endpoint)
                     .collect();
-                if serving.is_empty() {
+                let view = ClientView::of(&client.workload);
+                if serving.is_empty() || !self.snapshot.routes.sees(&view, service, port.number) {
                     continue;
                 }
                 if port.protocol == Protocol::Tcp

@@ -234,9 +234,17 @@ impl Agent {
         } else {
             (record.local, record.remote)
         };
-        let service = (snapshot.registry.service_for(destination))
-            .filter(|service| service.port(destination.port()).is_some())
-            .map(|service| service.host.clone());
+        let is_blocked =
+            (record.path.as_ref()).is_some_and(|path| path.transport == Transport::Blocked);
+        let client = ClientView::of(&local.workload);
+        let port = destination.port();
+        let service = (snapshot.registry)
+            .service_for_client(destination, |service| {
+                record.inbound || snapshot.routes.sees(&client, service, port)
+            })
+            .filter(|service| service.port(port).is_some())
+            .map(|service| service.host.clone())
+            .or_else(|| is_blocked.then(|| Service::black_hole(port).host));
         let way = self.way(record, local, service.as_deref());
         FlowView {
             id: record.id,
@@ -268,6 +276,8 @@ impl Agent {
             state: flow_state(record),
             verdict: match record.verdict {
                 VerdictKind::Pass => "pass",
+                // The agent's own verdict, which the kernel has only carried out in part.
+                VerdictKind::Proxy if is_blocked => "deny",
                 VerdictKind::Proxy => "proxy",
                 VerdictKind::Direct => "direct",
                 VerdictKind::Deny => "deny",
@@ -392,7 +402,7 @@ fn security(transport: Transport) -> Security {
         Transport::SameNode => Security::SameNode,
         Transport::Hbone => Security::MutualTls,
         Transport::Plain => Security::Plaintext,
-        Transport::Unknown => Security::Unknown,
+        Transport::Unknown | Transport::Blocked => Security::Unknown,
     }
 }
 

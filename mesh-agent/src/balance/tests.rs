@@ -51,6 +51,7 @@ fn service(endpoints: &[(&str, u32, &str)]) -> Arc<Service> {
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        visibility: Default::default(),
         origin: String::new(),
     })
 }

@@ -133,10 +133,15 @@ impl FlowPath {
 
 /// The transport of a number that a kernel program has copied.
 pub(super) fn transport(number: u32) -> Transport {
-    [Transport::SameNode, Transport::Hbone, Transport::Plain]
-        .into_iter()
-        .find(|transport| *transport as u32 == number)
-        .unwrap_or(Transport::Unknown)
+    [
+        Transport::SameNode,
+        Transport::Hbone,
+        Transport::Plain,
+        Transport::Blocked,
+    ]
+    .into_iter()
+    .find(|transport| *transport as u32 == number)
+    .unwrap_or(Transport::Unknown)
 }
 
 fn close_reason(number: u32) -> CloseReason {

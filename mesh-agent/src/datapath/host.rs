@@ -54,6 +54,22 @@ impl HostWorkloads {
             .map_err(|error| refused("host", &error))
     }
 
+    /// Changes what the kernel knows of a workload, where it knows it.
+    pub(super) fn change(
+        &self,
+        cgroup_id: u64,
+        change: impl FnOnce(Workload) -> Workload,
+    ) -> Result<(), DatapathError> {
+        let mut maps = self.maps.lock();
+        let key = CgroupKey { cgroup_id };
+        let Ok(value) = maps.workloads.get(&key, 0) else {
+            return Ok(());
+        };
+        maps.workloads
+            .insert(key, change(value), 0)
+            .map_err(|error| refused("host_workloads", &error))
+    }
+
     pub(super) fn remove(&self, cgroup_id: u64) {
         let mut maps = self.maps.lock();
         let _ = maps.workloads.remove(&CgroupKey { cgroup_id });

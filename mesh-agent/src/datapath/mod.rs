@@ -150,6 +150,8 @@ pub struct Enrolled {
     pub ports: ListenerPorts,
     /// Its connections are left alone while no agent serves it, instead of refused.
     pub fails_open: bool,
+    /// Its connections to addresses that the mesh does not know go to the agent, too.
+    pub takes_all: bool,
     /// Whether its bytes may take the short-circuit.
     pub short_circuit: ShortCircuit,
 }
@@ -161,11 +163,9 @@ impl Enrolled {
             let address = addresses.find(|address| address.is_ipv4() == is_v4);
             address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
         };
-        let fail_open = if self.fails_open {
-            workload_flag::FAIL_OPEN
-        } else {
-            0
-        };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let fail_open = flag(self.fails_open, workload_flag::FAIL_OPEN);
+        let all_outbound = flag(self.takes_all, workload_flag::ALL_OUTBOUND);
         Workload {
             ip4: first(true),
             ip6: first(false),
@@ -173,7 +173,7 @@ impl Enrolled {
             outbound6_port: self.ports.outbound6,
             dns4_port: self.ports.dns4,
             dns6_port: self.ports.dns6,
-            flags: fail_open | tiers.flags(self.short_circuit),
+            flags: fail_open | all_outbound | tiers.flags(self.short_circuit),
             ..Workload::default()
         }
     }
@@ -331,6 +331,29 @@ impl Datapath {
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
         inbound::attach(&self.folder, &self.kernel, namespace)
+    }
+
+    /// Whether the connections of an enrolled workload to addresses that the mesh does not
+    /// know go to the agent, too, from now on.
+    ///
+    /// # Errors
+    /// Where the map refuses.
+    pub fn set_takes_all(&self, location: &Location, all: bool) -> Result<(), DatapathError> {
+        let change = |mut value: Workload| {
+            value.flags &= !workload_flag::ALL_OUTBOUND;
+            if all {
+                value.flags |= workload_flag::ALL_OUTBOUND;
+            }
+            value
+        };
+        if let Some(cgroup) = &location.cgroup {
+            return self.maps.host.change(cgroup.id, change);
+        }
+        let cookie = location.namespace.cookie();
+        match self.maps.workload(cookie) {
+            Some(value) => self.maps.set_workload(cookie, change(value)),
+            None => Ok(()),
+        }
     }
 
     /// Makes a listener of the agent the one for connections from outside.

@@ -205,6 +205,7 @@ mod tests {
 
     fn react_to(registry: &Registry, packet: &[u8], transport: Transport) -> Reaction {
         let zone = Zone {
+            sees: &|_| true,
             registry,
             namespace: "default",
             rotation: 0,

@@ -17,7 +17,7 @@ use super::message::{self, Key, MAX_UDP_BYTES, Reaction, Transport, react};
 use super::pktinfo;
 use super::zone::Zone;
 use crate::netns::Sockets;
-use crate::registry::Registry;
+use crate::registry::{Registry, Service};
 
 /// Most forwarded questions of a workload that wait for an answer; more are refused.
 pub const MAX_QUERIES_IN_FLIGHT: usize = 256;
@@ -38,6 +38,7 @@ pub trait Nameservers: Send + Sync + 'static {
 pub struct DnsServer {
     namespace: Arc<str>,
     registry: Box<dyn Fn() -> Arc<Registry> + Send + Sync>,
+    sees: Box<dyn Fn(&Service) -> bool + Send + Sync>,
     pub(super) sockets: Arc<dyn Sockets>,
     pub(super) in_flight: Arc<Semaphore>,
     pub(super) tcp_connections: Arc<Semaphore>,
@@ -56,11 +57,20 @@ impl DnsServer {
         Self {
             namespace: namespace.into(),
             registry: Box::new(registry),
+            sees: Box::new(|_| true),
             sockets,
             in_flight: Arc::new(Semaphore::new(MAX_QUERIES_IN_FLIGHT)),
             tcp_connections: Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS)),
             query_timeout: QUERY_TIMEOUT,
             rotation: AtomicUsize::new(0),
+        }
+    }
+
+    /// Only for entries that the workload sees; the names of others are somebody else's.
+    pub fn with_visibility(self, sees: impl Fn(&Service) -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            sees: Box::new(sees),
+            ..self
         }
     }
 
@@ -77,6 +87,7 @@ impl DnsServer {
         let zone = Zone {
             registry: &registry,
             namespace: &self.namespace,
+            sees: &self.sees,
             rotation: self.rotation.fetch_add(1, Ordering::Relaxed),
         };
         react(&zone, packet, transport)

@@ -18,12 +18,14 @@ const MAX_RECORDS: usize = 1000;
 const SRV_WEIGHT: u16 = 100;
 
 /// The names as one client sees them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Zone<'a> {
     /// Services and endpoints.
     pub registry: &'a Registry,
     /// Namespace of the client, in which bare service names are looked up.
     pub namespace: &'a str,
+    /// Which services of the world outside it sees.
+    pub sees: &'a dyn Fn(&Service) -> bool,
     /// Where lists of endpoints start, so that clients that take the first spread.
     pub rotation: usize,
 }
@@ -111,13 +113,22 @@ impl<'a> Zone<'a> {
     }
 
     fn subject(&self, host: &str) -> Option<Subject<'a>> {
-        if let Some(service) = self.registry.by_host.get(host) {
+        // The names of the cluster are the same for all, as in Kubernetes.
+        if let Some(labels) = self.below_domain(host) {
+            return Some(match self.registry.by_host.get(host) {
+                Some(service) => Subject::Service(service),
+                None => self.in_cluster(labels),
+            });
+        }
+        if let Some(service) = self.visible(host) {
             return Some(Subject::Service(service));
         }
-        if let Some(labels) = self.below_domain(host) {
-            return Some(self.in_cluster(labels));
-        }
         self.short_form(host).or_else(|| self.wildcard(host))
+    }
+
+    fn visible(&self, host: &str) -> Option<&'a Service> {
+        let service = self.registry.named(host, self.namespace)?;
+        (self.sees)(service).then_some(service)
     }
 
     /// What `labels`, `<...>.<service>.<namespace>`, are in the cluster.
@@ -159,7 +170,7 @@ impl<'a> Zone<'a> {
     fn wildcard(&self, host: &str) -> Option<Subject<'a>> {
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(service) = self.registry.by_host.get(&format!("*.{suffix}")) {
+            if let Some(service) = self.visible(&format!("*.{suffix}")) {
                 return Some(Subject::Service(service));
             }
             rest = suffix;
@@ -299,6 +310,7 @@ mod tests {
     fn ask_from(namespace: &str, rotation: usize, name: &str, record_type: RecordType) -> Answer {
         let registry = samples::bookinfo();
         let zone = Zone {
+            sees: &|_| true,
             registry: &registry,
             namespace,
             rotation,

@@ -5,6 +5,7 @@
 pub mod application;
 mod client_hello;
 pub mod copy;
+mod destination;
 pub mod hbone;
 pub mod http;
 pub mod inbound;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client_hello::{self, Hello, MAX_CLIENT_HELLO};
 use super::copy::Duplex;
+use super::destination::{Meant, meant, named};
 use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
 use super::replay::Replay;
 use super::sniff::{MAX_SNIFF, Sniffed, sniff};
@@ -22,7 +23,7 @@ use super::upstream::Upstream;
 use super::{Local, Node};
 use crate::datapath::FlowPath;
 use crate::dns::DnsServer;
-use crate::registry::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+use crate::registry::{Protocol, Resolution};
 use crate::route::ClientView;
 
 /// On a port without a declared protocol the client has this long to speak
@@ -88,19 +89,18 @@ impl Outbound {
             return Box::pin(dns.serve_tcp(stream, destination, self.drain.clone())).await;
         }
         let snapshot = self.node.snapshot.load_full();
-        let (service, protocol) = match snapshot.registry.service_for(destination) {
-            Some(service) => match service.port(destination.port()) {
-                Some(port) => (service.clone(), port.protocol),
-                None => {
-                    stream.abort();
-                    return Err(io::Error::other(format!(
-                        "{} has no port {}",
-                        service.host,
-                        destination.port()
-                    )));
-                }
-            },
-            None => (Arc::new(self.direct(destination)), Protocol::Tcp),
+        let (service, protocol, by_name) = match meant(&snapshot, &self.local.workload, destination)
+        {
+            Meant::Port(service, protocol) => (service, protocol, false),
+            Meant::Unknown(service) => (service, Protocol::Auto, true),
+            Meant::NoSuchPort(service) => {
+                stream.abort();
+                return Err(io::Error::other(format!(
+                    "{} has no port {}",
+                    service.host,
+                    destination.port()
+                )));
+            }
         };
         let connection = Connection {
             outbound: self,
@@ -109,6 +109,7 @@ impl Outbound {
             destination,
             flow,
             server_name: None,
+            by_name,
         };
         // Boxed, so that a TCP connection has no room for what only HTTP needs.
         match protocol {
@@ -132,6 +133,17 @@ impl Outbound {
         self.node.note_path(flow, &path);
     }
 
+    /// Nothing has passed.
+    pub(super) fn note_blocked(&self, flow: u64, protocol: Recognised) {
+        let path = FlowPath {
+            endpoint: None,
+            destination_identity: None,
+            transport: Transport::Blocked,
+            protocol,
+        };
+        self.node.note_path(flow, &path);
+    }
+
     /// TLS of the application: passed through, to where the server name leads.
     async fn tls(
         &self,
@@ -140,54 +152,18 @@ impl Outbound {
         mut stream: TcpStream,
     ) -> io::Result<()> {
         let workload = &self.local.workload;
-        let client = ClientView {
-            namespace: &workload.name.namespace,
-            labels: &workload.labels,
-        };
-        let routes = self.node.snapshot.load().routes.clone();
-        if routes.wants_server_name(&client, &connection.service) {
+        let snapshot = self.node.snapshot.load_full();
+        let (client, routes) = (ClientView::of(workload), &snapshot.routes);
+        if connection.by_name || routes.wants_server_name(&client, &connection.service) {
             connection.server_name = read_server_name(&mut stream, &mut bytes).await?;
         }
-        tcp::forward(&connection, Replay::new(bytes, stream)).await
-    }
-
-    /// A service for an address that is no service: a workload that was called
-    /// directly (a headless service, a stateful set).
-    fn direct(&self, destination: SocketAddr) -> Service {
-        let snapshot = self.node.snapshot.load();
-        let workload = snapshot.registry.workload_at(destination.ip()).cloned();
-        let port = destination.port();
-        Service {
-            host: destination.ip().to_string(),
-            name: workload
-                .as_ref()
-                .map(|workload| workload.name.name.to_string())
-                .unwrap_or_default(),
-            namespace: workload
-                .as_ref()
-                .map(|workload| workload.name.namespace.to_string())
-                .unwrap_or_default(),
-            vips: Vec::new(),
-            headless: true,
-            ports: vec![ServicePort {
-                name: String::new(),
-                number: port,
-                protocol: Protocol::Tcp,
-            }],
-            location: if workload.is_some() {
-                Location::MeshInternal
-            } else {
-                Location::MeshExternal
-            },
-            endpoints: vec![Arc::new(Endpoint {
-                address: Some(destination.ip()),
-                workload,
-                ..Endpoint::unknown(port, port)
-            })],
-            resolution: Resolution::Static,
-            subject_alt_names: Vec::new(),
-            origin: String::new(),
+        if let (true, Some(name)) = (connection.by_name, &connection.server_name) {
+            let port = connection.destination.port();
+            if let Some(service) = named(&snapshot, workload, name, port) {
+                connection.service = service;
+            }
         }
+        tcp::forward(&connection, Replay::new(bytes, stream)).await
     }
 
     /// A port that is declared to carry HTTP: only the version is to be told.
@@ -213,7 +189,11 @@ impl Outbound {
             HttpVersion::Http2 => Recognised::Http2,
         };
         self.note_protocol(connection.flow, recognised);
-        let context = ConnectionContext {
+        let (flow, is_blocked) = (
+            connection.flow,
+            connection.service.resolution == Resolution::Nowhere,
+        );
+        let context = Arc::new(ConnectionContext {
             client: self.local.workload.clone(),
             client_address: connection.client,
             original_destination: connection.destination,
@@ -222,12 +202,14 @@ impl Outbound {
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
             recent: http::Recent::default(),
-        };
+        });
         // The stream outlives the exchange where protocols are switched.
         let stream = stream.counted(self.node.connections.token());
-        http::serve(stream, version, Arc::new(context))
-            .await
-            .map_err(io::Error::other)
+        let served = http::serve(stream, version, context.clone()).await;
+        if is_blocked && context.recent.is_none() {
+            self.note_blocked(flow, recognised);
+        }
+        served.map_err(io::Error::other)
     }
 
     /// No protocol is declared: the first bytes tell, whoever sends them.

@@ -37,6 +37,8 @@ pub(super) struct Connection<'a> {
     pub(super) flow: u64,
     /// Name that a TLS client asks for, where a rule wants to know it.
     pub(super) server_name: Option<String>,
+    /// No address has led to the service.
+    pub(super) by_name: bool,
 }
 
 /// What is counted while a connection to an endpoint lasts, and its bounds.
@@ -76,6 +78,9 @@ pub(super) async fn give_up(
             _ = tokio::time::timeout(PATIENCE, tired) => {}
             () = connection.outbound.drain.cancelled() => {}
         }
+    }
+    if connection.service.resolution == Resolution::Nowhere {
+        (connection.outbound).note_blocked(connection.flow, Protocol::Tcp);
     }
     stream.abort();
 }

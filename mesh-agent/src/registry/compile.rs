@@ -57,18 +57,29 @@ pub(super) fn compile(
 #[derive(Default)]
 struct Drafts<'a> {
     in_order: Vec<Draft<'a>>,
-    by_host: HashMap<String, usize>,
+    by_host: HashMap<String, Vec<usize>>,
 }
 
 impl<'a> Drafts<'a> {
     /// Adds a service, or adds to the one that has its host already.
     fn insert(&mut self, draft: Draft<'a>, findings: &mut Vec<Finding>) {
-        match self.by_host.entry(draft.service.host.clone()) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(self.in_order.len());
+        let of_host = self.by_host.entry(draft.service.host.clone()).or_default();
+        // A Kubernetes service is the only one of its name.
+        let same = of_host.iter().copied().find(|&at| {
+            let first = self.in_order[at].meta;
+            first.kind == "Service"
+                || draft.meta.kind == "Service"
+                || first.namespace == draft.meta.namespace
+        });
+        match same {
+            Some(at) => merge(&mut self.in_order[at], draft, findings),
+            None => {
+                if let Some(&first) = of_host.first() {
+                    tell_namesake(&self.in_order[first], &draft, findings);
+                }
+                of_host.push(self.in_order.len());
                 self.in_order.push(draft);
             }
-            Entry::Occupied(at) => merge(&mut self.in_order[*at.get()], draft, findings),
         }
     }
 
@@ -99,11 +110,6 @@ fn merge(first: &mut Draft<'_>, second: Draft<'_>, findings: &mut Vec<Finding>) 
             .extend(second.service.subject_alt_names);
         return;
     }
-    if first.meta.namespace != second.meta.namespace {
-        return warn(format!(
-            "{host} is the host of {owner} already, which stays in force for every namespace"
-        ));
-    }
     for port in &second.service.ports {
         if first
             .service
@@ -118,6 +124,22 @@ fn merge(first: &mut Draft<'_>, second: Draft<'_>, findings: &mut Vec<Finding>) 
     }
     first.service.endpoints.extend(second.service.endpoints);
     first.wanted.v6 |= first.wanted.v4 && second.wanted.v6;
+}
+
+/// Two namespaces have an entry for one host. Each sees its own; who sees both
+/// and has none takes the first.
+fn tell_namesake(first: &Draft<'_>, second: &Draft<'_>, findings: &mut Vec<Finding>) {
+    // No namespace has an empty name: only what is for all is for it.
+    let is_for_all = |draft: &Draft<'_>| draft.service.visibility.includes("");
+    if is_for_all(first) && is_for_all(second) {
+        let reason = format!(
+            "{} is the host of {} ({}) too, which namespaces without an entry of their own follow",
+            second.service.host,
+            object(first.meta),
+            first.meta.origin
+        );
+        findings.push(Finding::warning(second.meta, "spec.hosts", reason));
+    }
 }
 
 fn object(meta: &Meta) -> String {
@@ -175,11 +197,34 @@ fn index<'a>(
             }
         }
     }
+    if service.vips.is_empty() && networks.is_empty() && !service.headless {
+        registry.without_address.push(service.clone());
+    }
     let ranges = networks.into_iter().map(|net| (net, service.clone()));
     registry.by_network.extend(ranges);
-    registry
-        .by_host
-        .insert(service.host.clone(), service.clone());
+    for address in service
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| endpoint.address)
+    {
+        let serves = registry.by_endpoint.entry(address).or_default();
+        if !serves
+            .last()
+            .is_some_and(|last| Arc::ptr_eq(last, &service))
+        {
+            serves.push(service.clone());
+        }
+    }
+    match registry.by_host.entry(service.host.clone()) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(service.clone());
+        }
+        Entry::Occupied(_) => registry
+            .namesakes
+            .entry(service.host.clone())
+            .or_default()
+            .push(service.clone()),
+    }
     registry.services.push(service);
 }
 

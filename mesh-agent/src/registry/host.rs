@@ -36,9 +36,10 @@ pub(crate) fn full_names<'h>(
 
 impl Registry {
     /// The service with exactly this host or, where there is none, with the
-    /// most specific wildcard. `host` is in lower case and fully qualified.
-    pub fn service_of_host(&self, host: &str) -> Option<&Arc<Service>> {
-        if let Some(service) = self.by_host.get(host) {
+    /// most specific wildcard, as far as `namespace` sees them. `host` is in lower
+    /// case and fully qualified.
+    pub fn service_of_host(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        if let Some(service) = self.named(host, namespace) {
             return Some(service);
         }
         let mut rest = host;
@@ -48,7 +49,7 @@ impl Registry {
             let mut key = String::with_capacity(suffix.len() + 1);
             key.push('*');
             key.push_str(suffix);
-            if let Some(service) = self.by_host.get(&key) {
+            if let Some(service) = self.named(&key, namespace) {
                 return Some(service);
             }
             rest = &rest[dot + 1..];
@@ -66,14 +67,17 @@ impl Registry {
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
         if let Ok(address) = bare.unwrap_or(&host).parse::<IpAddr>() {
-            return self.service_at(address.to_canonical());
+            let destination = (address.to_canonical(), 0).into();
+            return self.service_for_client(destination, |service| {
+                service.visibility.includes(client_namespace)
+            });
         }
         if host.is_empty() {
             return None;
         }
         // Its own short names before a wildcard that happens to cover them.
         full_names(&host, client_namespace, &self.cluster_domain)
-            .find_map(|name| self.by_host.get(name.as_ref()))
-            .or_else(|| self.service_of_host(&host))
+            .find_map(|name| self.named(name.as_ref(), client_namespace))
+            .or_else(|| self.service_of_host(&host, client_namespace))
     }
 }

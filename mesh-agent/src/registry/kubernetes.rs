@@ -6,11 +6,32 @@ use std::sync::Arc;
 
 use super::draft::{self, Draft, Pool, Wanted};
 use super::enrol::Candidate;
-use super::{Endpoint, Location, Protocol, Resolution, Service, ServicePort, Workload, protocol};
-use crate::resource::scalar::TargetPort;
+use super::{
+    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Visibility, Workload, protocol,
+};
+use crate::resource::scalar::{TargetPort, is_dns_label};
 use crate::resource::{
     ClusterIp, Finding, IpFamily, Resource, ServicePortSpec, ServiceSpec, ServiceType, Transport,
 };
+
+/// Annotation by which a service says which namespaces see it, with commas (Istio).
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+fn visibility(resource: &Resource<ServiceSpec>, findings: &mut Vec<Finding>) -> Visibility {
+    let meta = &resource.meta;
+    let Some(list) = meta.annotations.get(EXPORT_TO) else {
+        return Visibility::default();
+    };
+    let namespaces: Vec<String> = list.split(',').map(|one| one.trim().to_owned()).collect();
+    let is_known =
+        |value: &String| matches!(value.as_str(), "*" | "." | "~") || is_dns_label(value);
+    if let Some(wrong) = namespaces.iter().find(|value| !is_known(value)) {
+        let field = format!("metadata.annotations[{EXPORT_TO}]");
+        let reason = format!("{wrong:?} is not a namespace, \".\", \"*\" or \"~\"");
+        findings.push(Finding::error(meta, field, reason));
+    }
+    Visibility::new(meta, &namespaces)
+}
 
 pub(super) fn draft<'a>(
     resource: &'a Resource<ServiceSpec>,
@@ -65,6 +86,7 @@ pub(super) fn draft<'a>(
                 Resolution::Static
             },
             subject_alt_names: Vec::new(),
+            visibility: visibility(resource, findings),
             origin: meta.origin.to_string(),
         },
         networks: Vec::new(),

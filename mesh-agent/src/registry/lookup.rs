@@ -22,11 +22,55 @@ impl Registry {
     /// The service to which a connection to `destination` goes: of several
     /// services with one address, the first that has the port.
     pub fn service_for(&self, destination: SocketAddr) -> Option<&Arc<Service>> {
-        let first = self.service_at(destination.ip())?;
-        let shared = self.shared_vips.get(&destination.ip());
-        let mut all = std::iter::once(first).chain(shared.into_iter().flatten());
-        all.find(|service| service.port(destination.port()).is_some())
-            .or(Some(first))
+        self.service_for_client(destination, |_| true)
+    }
+
+    /// The same for a client that sees only some services.
+    pub fn service_for_client(
+        &self,
+        destination: SocketAddr,
+        sees: impl Fn(&Service) -> bool,
+    ) -> Option<&Arc<Service>> {
+        let address = destination.ip();
+        let single = self.by_vip.get(&address);
+        let shared = self.shared_vips.get(&address);
+        let mut all = (single.into_iter().chain(shared.into_iter().flatten()))
+            .filter(|service| sees(service));
+        if let Some(first) = all.next() {
+            let has_port = |service: &&Arc<Service>| service.port(destination.port()).is_some();
+            return std::iter::once(first)
+                .chain(all)
+                .find(has_port)
+                .or(Some(first));
+        }
+        let mut ranges = self.by_network.iter();
+        ranges
+            .find(|(net, service)| net.contains(&address) && sees(service))
+            .map(|(_, service)| service)
+    }
+
+    /// The service with exactly this host that `namespace` sees: its own one,
+    /// where several namespaces have one.
+    pub fn named(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let first = self.by_host.get(host)?;
+        let namesakes = self.namesakes.get(host);
+        let mut seen = std::iter::once(first)
+            .chain(namesakes.into_iter().flatten())
+            .filter(|service| service.visibility.includes(namespace));
+        let oldest = seen.next()?;
+        std::iter::once(oldest)
+            .chain(seen)
+            .find(|service| service.namespace == namespace)
+            .or(Some(oldest))
+    }
+
+    /// What has become of a service of an older configuration.
+    pub fn successor(&self, service: &Service) -> Option<&Arc<Service>> {
+        let first = self.by_host.get(&service.host)?;
+        let namesakes = self.namesakes.get(&service.host);
+        std::iter::once(first)
+            .chain(namesakes.into_iter().flatten())
+            .find(|successor| successor.namespace == service.namespace)
     }
 
     /// The workload whose address this is.

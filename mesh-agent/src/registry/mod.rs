@@ -15,10 +15,12 @@ mod service_entry;
 #[cfg(test)]
 mod tests;
 mod vip;
+mod visibility;
 mod workload;
 
 pub(crate) use host::{canonical_host, full_names};
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+pub use visibility::Visibility;
 pub use workload::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 
 use std::collections::HashMap;
@@ -50,6 +52,12 @@ pub struct Registry {
     pub services: Vec<Arc<Service>>,
     /// Fully qualified host name (lower case; `*.suffix` for wildcards) to service.
     pub by_host: HashMap<String, Arc<Service>>,
+    /// Further services with a host of `by_host`, of other namespaces.
+    pub namesakes: HashMap<String, Vec<Arc<Service>>>,
+    /// Services that no address leads to: only a name that a client says, or a port.
+    pub without_address: Vec<Arc<Service>>,
+    /// Address of an endpoint to the services that it serves.
+    pub by_endpoint: HashMap<IpAddr, Vec<Arc<Service>>>,
     /// Service address to service.
     pub by_vip: HashMap<IpAddr, Arc<Service>>,
     /// Further services at an address of `by_vip`, for other ports or hosts.

@@ -75,6 +75,7 @@ pub fn service(
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        visibility: Default::default(),
         origin: "samples.yaml, document 1".to_owned(),
     }
 }

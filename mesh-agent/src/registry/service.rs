@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::Workload;
+use super::{Visibility, Workload};
 
 /// A Kubernetes `Service` or one host of an Istio `ServiceEntry`.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,11 +30,73 @@ pub struct Service {
     pub resolution: Resolution,
     /// `ServiceEntry.subjectAltNames`.
     pub subject_alt_names: Vec<String>,
+    /// Namespaces that see it.
+    pub visibility: Visibility,
     /// File and document that it comes from, for messages.
     pub origin: String,
 }
 
+/// Istio's names for where unknown traffic goes.
+const PASSTHROUGH: &str = "PassthroughCluster";
+const BLACK_HOLE: &str = "BlackHoleCluster";
+
 impl Service {
+    /// What stands for an address that is no service: one endpoint, the address
+    /// itself, with the workload that the mesh knows there.
+    pub fn passthrough(destination: SocketAddr, workload: Option<Arc<Workload>>) -> Self {
+        let name = workload.as_ref().map(|workload| &workload.name);
+        let port = destination.port();
+        Self {
+            host: destination.ip().to_string(),
+            name: name.map_or(PASSTHROUGH.to_owned(), |name| name.name.to_string()),
+            namespace: name.map_or(String::new(), |name| name.namespace.to_string()),
+            location: if workload.is_some() {
+                Location::MeshInternal
+            } else {
+                Location::MeshExternal
+            },
+            endpoints: vec![Arc::new(Endpoint {
+                address: Some(destination.ip()),
+                workload,
+                ..Endpoint::unknown(port, port)
+            })],
+            resolution: Resolution::Static,
+            ..Self::unknown(port)
+        }
+    }
+
+    /// What stands for an address that is no service, where only services may
+    /// be called (`REGISTRY_ONLY`).
+    pub fn black_hole(port: u16) -> Self {
+        Self {
+            host: BLACK_HOLE.to_owned(),
+            name: BLACK_HOLE.to_owned(),
+            resolution: Resolution::Nowhere,
+            ..Self::unknown(port)
+        }
+    }
+
+    fn unknown(port: u16) -> Self {
+        Self {
+            host: String::new(),
+            name: String::new(),
+            namespace: String::new(),
+            vips: Vec::new(),
+            headless: true,
+            ports: vec![ServicePort {
+                name: String::new(),
+                number: port,
+                protocol: Protocol::Tcp,
+            }],
+            endpoints: Vec::new(),
+            location: Location::MeshExternal,
+            resolution: Resolution::Static,
+            subject_alt_names: Vec::new(),
+            visibility: Visibility::default(),
+            origin: String::new(),
+        }
+    }
+
     /// The port with this number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.number == number)
@@ -132,4 +194,6 @@ pub enum Resolution {
     Static,
     /// The endpoints (or the hosts) are resolved by DNS.
     Dns,
+    /// There are none, and there never will be: nothing may pass.
+    Nowhere,
 }

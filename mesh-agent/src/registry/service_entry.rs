@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::draft::{self, Draft, Pool, Wanted};
 use super::{
-    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, enrol, protocol,
+    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Visibility, enrol,
+    protocol,
 };
 use crate::resource::scalar::HostName;
 use crate::resource::{
@@ -65,6 +66,7 @@ pub(super) fn drafts<'a>(
                 },
                 resolution: resolution(spec),
                 subject_alt_names: spec.subject_alt_names.clone(),
+                visibility: Visibility::new(meta, &spec.export_to),
                 origin: meta.origin.to_string(),
             },
         }

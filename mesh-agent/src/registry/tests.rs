@@ -452,10 +452,19 @@ fn entries_of_one_host_are_merged() {
         .each_ref()
         .map(|(k, n, m, spec)| (*k, *n, *m, spec.as_str()));
     let (registry, findings) = compile(&objects);
-    let [service] = registry.services.as_slice() else {
+    let [service, other] = registry.services.as_slice() else {
         panic!("{registry:?}");
     };
     assert_eq!(sockets(service, 80), ["10.1.0.1:80", "10.1.0.2:80"]);
+    assert_eq!(sockets(other, 80), ["10.1.0.3:80"]);
+    for (namespace, seen) in [("a", service), ("b", other), ("c", service)] {
+        assert_eq!(
+            registry.named("db.internal", namespace),
+            Some(seen),
+            "{namespace}"
+        );
+    }
+    assert_ne!(service.vips, other.vips);
     assert_eq!(service.ports[0].protocol, Protocol::Tcp);
     let reasons: Vec<_> = findings
         .iter()
@@ -466,8 +475,8 @@ fn entries_of_one_host_are_merged() {
         [
             "port 80 of db.internal has another protocol in ServiceEntry a/one (a.yaml, document \
              1), which stays in force",
-            "db.internal is the host of ServiceEntry a/one (a.yaml, document 1) already, which \
-             stays in force for every namespace",
+            "db.internal is the host of ServiceEntry a/one (a.yaml, document 1) too, which \
+             namespaces without an entry of their own follow",
         ]
     );
 }

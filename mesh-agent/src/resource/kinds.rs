@@ -8,6 +8,7 @@ pub(super) enum Kind {
     ServiceEntry,
     VirtualService,
     DestinationRule,
+    Sidecar,
     PeerAuthentication,
     AuthorizationPolicy,
 }
@@ -32,12 +33,13 @@ const NETWORKING: &[&str] = &[
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Service,
         Self::WorkloadEntry,
         Self::ServiceEntry,
         Self::VirtualService,
         Self::DestinationRule,
+        Self::Sidecar,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
     ];
@@ -50,6 +52,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::Sidecar => "Sidecar",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
         }

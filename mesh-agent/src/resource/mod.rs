@@ -12,6 +12,7 @@ mod report;
 pub mod scalar;
 mod service;
 mod service_entry;
+pub mod sidecar;
 #[cfg(test)]
 mod tests;
 pub mod value;
@@ -32,6 +33,7 @@ pub use service_entry::{
     EndpointSelector, LocationSpec, PortProtocol, ResolutionSpec, ServiceEntryPort,
     ServiceEntrySpec,
 };
+pub use sidecar::SidecarSpec;
 pub use virtual_service::VirtualServiceSpec;
 pub use workload_entry::{Address, WorkloadEntrySpec};
 
@@ -94,6 +96,8 @@ pub struct ResourceSet {
     pub virtual_services: Vec<Resource<VirtualServiceSpec>>,
     /// Istio `DestinationRule`.
     pub destination_rules: Vec<Resource<DestinationRuleSpec>>,
+    /// Istio `Sidecar`.
+    pub sidecars: Vec<Resource<SidecarSpec>>,
     /// Istio `PeerAuthentication`.
     pub peer_authentications: Vec<Resource<PeerAuthenticationSpec>>,
     /// Istio `AuthorizationPolicy`.
@@ -110,6 +114,7 @@ impl ResourceSet {
             + self.service_entries.len()
             + self.virtual_services.len()
             + self.destination_rules.len()
+            + self.sidecars.len()
             + self.peer_authentications.len()
             + self.authorization_policies.len()
     }

@@ -12,7 +12,7 @@ use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
 use super::{
     Finding, Meta, Origin, Resource, ResourceSet, Severity, authorization_policy, destination_rule,
-    virtual_service,
+    sidecar, virtual_service,
 };
 
 /// Namespace of objects that do not name one.
@@ -219,6 +219,11 @@ impl Reader {
                 let resource = typed(meta, spec, |_, _, _| {}, findings)?;
                 findings.extend(destination_rule::validate(&resource));
                 set.destination_rules.push(resource);
+            }
+            Kind::Sidecar => {
+                let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(sidecar::validate(&resource));
+                set.sidecars.push(resource);
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 
+use super::report::Report;
 use super::scalar::{HostName, Network, Port};
 use super::workload_entry::{Address, WorkloadEntrySpec};
 use super::{Finding, Meta};
@@ -35,7 +36,7 @@ pub struct ServiceEntrySpec {
     /// Endpoints are the workloads of the namespace with these labels.
     #[serde(default)]
     pub workload_selector: Option<EndpointSelector>,
-    /// Namespaces that see the entry; not applied: all do.
+    /// Namespaces that see the entry; all where left out.
     #[serde(default)]
     pub export_to: Vec<String>,
     /// Identities that the endpoints may present.
@@ -204,7 +205,10 @@ impl ServiceEntrySpec {
             endpoint.check(meta, &path, findings);
         }
         self.check_ports(meta, findings);
-        self.tell_ineffective(meta, wildcard, findings);
+        self.tell_ineffective(meta, findings);
+        let mut report = Report::new(meta);
+        report.export_to(&self.export_to);
+        findings.extend(report.into_findings());
     }
 
     fn check_ports(&self, meta: &Meta, findings: &mut Vec<Finding>) {
@@ -227,7 +231,7 @@ impl ServiceEntrySpec {
         }
     }
 
-    fn tell_ineffective(&self, meta: &Meta, wildcard: bool, findings: &mut Vec<Finding>) {
+    fn tell_ineffective(&self, meta: &Meta, findings: &mut Vec<Finding>) {
         let mut warn =
             |field: &str, reason: &str| findings.push(Finding::warning(meta, field, reason));
         if self.ports.is_empty() {
@@ -237,18 +241,6 @@ impl ServiceEntrySpec {
             warn(
                 "spec.location",
                 "workloads of the mesh are selected, but without MESH_INTERNAL no identity is expected of them",
-            );
-        }
-        if self.export_to.iter().any(|to| to != "*") {
-            warn(
-                "spec.exportTo",
-                "is not applied: every namespace sees the entry",
-            );
-        }
-        if self.addresses.is_empty() && (wildcard || self.resolution == ResolutionSpec::None) {
-            warn(
-                "spec.addresses",
-                "without an address only requests whose connection the mesh already knows are matched by Host",
             );
         }
     }

@@ -14,14 +14,15 @@ use super::matching::Match;
 use super::model::{
     Action, DirectResponse, Fault, Forward, Rule, Rules, Target, Targets, VirtualHost,
 };
-use super::policy::{DestinationRules, Visibility};
+use super::policy::DestinationRules;
 use super::redirect::Redirect;
 use super::retry::Retries;
+use super::sidecar::Sidecars;
 use super::tcp::TcpRule;
 use super::tls::TlsRule;
 use super::upstream_policy::OutlierPolicy;
-use super::{ClientView, Routes, delegate};
-use crate::registry::{Registry, Service};
+use super::{ClientView, Routes, Settings, Sources, delegate};
+use crate::registry::{Registry, Service, Visibility};
 use crate::resource::destination_rule::DestinationRuleSpec;
 use crate::resource::value::grpc_status_code;
 use crate::resource::virtual_service::{
@@ -34,11 +35,20 @@ impl Routes {
     /// age, the oldest first. The findings are warnings: about hosts that
     /// belong to an older resource and names that nothing defines.
     pub fn compile(
-        virtual_services: &[Resource<VirtualServiceSpec>],
-        destination_rules: &[Resource<DestinationRuleSpec>],
+        sources: &Sources<'_>,
         registry: &Registry,
-        cluster_domain: &str,
+        settings: &Settings<'_>,
     ) -> (Self, Vec<Finding>) {
+        let &Sources {
+            virtual_services,
+            destination_rules,
+            sidecars,
+        } = sources;
+        let &Settings {
+            cluster_domain,
+            root_namespace,
+            outbound,
+        } = settings;
         let mut findings = Vec::new();
         let virtual_services = delegate::resolve(virtual_services, cluster_domain, &mut findings);
         let mut routes = Self {
@@ -46,6 +56,14 @@ impl Routes {
             destination_rules: DestinationRules::compile(
                 destination_rules,
                 cluster_domain,
+                root_namespace,
+                &mut findings,
+            ),
+            sidecars: Sidecars::compile(
+                sidecars,
+                registry,
+                root_namespace,
+                outbound,
                 &mut findings,
             ),
             ..Self::default()
@@ -56,7 +74,7 @@ impl Routes {
                 &resource.meta.namespace,
                 cluster_domain,
             );
-            match registry.service_of_host(&host) {
+            match registry.service_of_host(&host, &resource.meta.namespace) {
                 Some(service) => check_ejection(resource, service, &mut findings),
                 None if !host.starts_with('*') => findings.push(
                     Finding::warning(
@@ -163,7 +181,7 @@ impl Routes {
     ) -> Option<(&'static str, &'static str, String)> {
         let namespace = resource.meta.namespace.as_str();
         let host = expand(&to.host, namespace, &self.cluster_domain);
-        let Some(service) = registry.service_of_host(&host) else {
+        let Some(service) = registry.service_of_host(&host, namespace) else {
             return Some(("host", "IST0101", format!("no service is named {host}")));
         };
         if let Some(port) = to.port
@@ -270,6 +288,7 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
     let spec = &resource.spec;
     Rules {
         origin: format!("VirtualService {}/{}", meta.namespace, meta.name),
+        namespace: meta.namespace.clone(),
         visibility: Visibility::new(meta, &spec.export_to),
         http: spec
             .http

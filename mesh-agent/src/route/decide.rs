@@ -17,7 +17,7 @@ use super::policy::Subset;
 use super::redirect::Redirection;
 use super::retry::Retries;
 use super::upstream_policy::{UpstreamPolicy, UpstreamTls};
-use crate::registry::{Registry, Service, full_names};
+use crate::registry::{Registry, Resolution, Service, Workload, full_names};
 
 /// What routing looks at in a request.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +57,16 @@ pub struct ClientView<'a> {
     pub namespace: &'a str,
     /// Labels.
     pub labels: &'a BTreeMap<String, String>,
+}
+
+impl<'a> ClientView<'a> {
+    /// A workload as routing sees it.
+    pub fn of(workload: &'a Workload) -> Self {
+        Self {
+            namespace: &workload.name.namespace,
+            labels: &workload.labels,
+        }
+    }
 }
 
 /// What happens to a request.
@@ -120,7 +130,7 @@ pub enum Abort {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Unroutable {
-    /// 404 or 503.
+    /// 404, 502 or 503.
     pub status: StatusCode,
     /// Envoy's response flag: `NR`, `NC`.
     pub flag: &'static str,
@@ -134,6 +144,15 @@ impl Unroutable {
             status: StatusCode::SERVICE_UNAVAILABLE,
             flag: "NC",
             reason,
+        }
+    }
+
+    /// As Istio answers for what is not in the registry.
+    fn blocked() -> Self {
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            flag: "-",
+            reason: "no service has this name or address, and only services may be called (REGISTRY_ONLY, BlackHoleCluster)".to_owned(),
         }
     }
 }
@@ -201,10 +220,16 @@ impl Routes {
     ) -> Decision<'r> {
         let (service, rules) = self.rules_for(request.authority, client, service, port, registry);
         let Some(rules) = rules.filter(|rules| rules.http_is_for(client)) else {
-            return Decision::plain(match self.plan_directly(client, service, port) {
+            let outcome = match self.plan_directly(client, service, port) {
                 Ok(plan) => Outcome::Forward(plan),
                 Err(unroutable) => Outcome::Unroutable(unroutable),
-            });
+            };
+            let is_blocked = service.resolution == Resolution::Nowhere;
+            return Decision {
+                // Istio's name of the route.
+                route_name: if is_blocked { "block_all" } else { "default" },
+                ..Decision::plain(outcome)
+            };
         };
         let matched = rules.http.iter().find_map(|rule| {
             let block = rule
@@ -234,7 +259,7 @@ impl Routes {
     ) -> (&'r Arc<Service>, Option<&'r Rules>) {
         let host = host_of(authority);
         match registry.resolve_host(&host, client.namespace) {
-            Some(named) if named.port(port).is_some() => {
+            Some(named) if named.port(port).is_some() && self.sees(client, named, port) => {
                 (named, self.rules_of(&named.host, client))
             }
             // A service that lacks the port does not take the connection over.
@@ -332,8 +357,11 @@ impl Routes {
     pub(super) fn rules_of<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
         self.virtual_hosts
             .find(host)
-            .find(|host| host.0.visibility.includes(client.namespace))
             .map(|host| host.0.as_ref())
+            .find(|rules| {
+                rules.visibility.includes(client.namespace)
+                    && self.sees_rules(client, &rules.namespace, host)
+            })
     }
 
     /// Rules of a name that no service has.
@@ -352,6 +380,9 @@ impl Routes {
         service: &'r Arc<Service>,
         port: u16,
     ) -> Result<Plan<'r>, Unroutable> {
+        if service.resolution == Resolution::Nowhere {
+            return Err(Unroutable::blocked());
+        }
         self.base_plan(client, service, port).never_in_the_clear()
     }
 
@@ -385,7 +416,7 @@ impl Routes {
         registry: &'r Registry,
     ) -> Result<Plan<'r>, Unroutable> {
         let host = target.host.as_str();
-        let Some(service) = registry.service_of_host(host) else {
+        let Some(service) = registry.service_of_host(host, client.namespace) else {
             return Err(Unroutable::no_cluster(format!(
                 "no service is named {host}"
             )));

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::hosts::expand;
-use super::policy::Visibility;
+use crate::registry::Visibility;
 use crate::resource::virtual_service::{
     Destination, HttpMatch, HttpRoute, StringMatch, VirtualServiceSpec,
 };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::Routes;
+use super::{OutboundPolicy, Routes, Settings, Sources};
 use crate::registry::{Endpoint, Location, Protocol, Registry, Resolution, Service, ServicePort};
 use crate::resource::destination_rule::{self, DestinationRuleSpec};
 use crate::resource::virtual_service::{self, VirtualServiceSpec};
@@ -74,6 +74,7 @@ pub(crate) fn service(
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        visibility: Default::default(),
         origin: String::new(),
     })
 }
@@ -91,6 +92,13 @@ pub(crate) fn registry(services: Vec<Arc<Service>>) -> Registry {
         ..Registry::default()
     }
 }
+
+/// A mesh as it is where nobody says anything.
+pub(crate) const SETTINGS: Settings<'_> = Settings {
+    cluster_domain: "cluster.local",
+    root_namespace: "istio-system",
+    outbound: OutboundPolicy::AllowAny,
+};
 
 /// Compiles resources, written as (`namespace/name`, spec), that have no errors.
 pub(crate) fn routes(
@@ -117,10 +125,10 @@ pub(crate) fn routes(
     for finding in findings {
         assert_eq!(finding.severity, Severity::Warning, "{finding}");
     }
-    Routes::compile(
-        &virtual_services,
-        &destination_rules,
-        registry,
-        "cluster.local",
-    )
+    let sources = Sources {
+        virtual_services: &virtual_services,
+        destination_rules: &destination_rules,
+        sidecars: &[],
+    };
+    Routes::compile(&sources, registry, &SETTINGS)
 }

@@ -17,6 +17,7 @@ mod model;
 mod policy;
 mod redirect;
 mod retry;
+mod sidecar;
 mod tcp;
 mod tls;
 mod upstream_policy;
@@ -32,6 +33,7 @@ pub use model::DirectResponse;
 pub use policy::{DestinationRule, Subset};
 pub use redirect::Redirection;
 pub use retry::{Retries, RetryOn};
+pub use sidecar::OutboundPolicy;
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
     Algorithm, Balancer, HttpLimits, Keepalive, OutlierPolicy, ProtocolPolicy, RetryBudget,
@@ -39,12 +41,46 @@ pub use upstream_policy::{
 };
 
 use crate::registry::Service;
+use crate::resource::{
+    DestinationRuleSpec, Resource, ResourceSet, SidecarSpec, VirtualServiceSpec,
+};
 use hosts::HostTable;
 use model::VirtualHost;
 use policy::DestinationRules;
+use sidecar::Sidecars;
 
-/// Namespace whose DestinationRules are for all, Istio's `meshConfig.rootNamespace`.
-pub const ROOT_NAMESPACE: &str = "istio-system";
+/// Resources that routes are compiled from, each kind in order of age, the oldest first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sources<'a> {
+    /// Istio `VirtualService`.
+    pub virtual_services: &'a [Resource<VirtualServiceSpec>],
+    /// Istio `DestinationRule`.
+    pub destination_rules: &'a [Resource<DestinationRuleSpec>],
+    /// Istio `Sidecar`.
+    pub sidecars: &'a [Resource<SidecarSpec>],
+}
+
+impl<'a> Sources<'a> {
+    /// Those of a configuration.
+    pub fn of(set: &'a ResourceSet) -> Self {
+        Self {
+            virtual_services: &set.virtual_services,
+            destination_rules: &set.destination_rules,
+            sidecars: &set.sidecars,
+        }
+    }
+}
+
+/// What resources do not say about the mesh.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// DNS suffix of services.
+    pub cluster_domain: &'a str,
+    /// Namespace whose DestinationRules and Sidecar are for all (Istio's `meshConfig.rootNamespace`).
+    pub root_namespace: &'a str,
+    /// What becomes of connections to what is no service (Istio's `meshConfig.outboundTrafficPolicy`).
+    pub outbound: OutboundPolicy,
+}
 
 /// All routes and destination rules, compiled.
 #[derive(Debug, Default)]
@@ -52,6 +88,7 @@ pub struct Routes {
     cluster_domain: String,
     virtual_hosts: HostTable<VirtualHost>,
     destination_rules: DestinationRules,
+    sidecars: Sidecars,
 }
 
 impl Routes {

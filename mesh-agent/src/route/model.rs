@@ -11,11 +11,11 @@ use super::cors::Cors;
 use super::decide::ClientView;
 use super::edit::{PathRewrite, RouteEdits};
 use super::matching::Match;
-use super::policy::Visibility;
 use super::redirect::Redirect;
 use super::retry::Retries;
 use super::tcp::TcpRule;
 use super::tls::TlsRule;
+use crate::registry::Visibility;
 use crate::resource::virtual_service::Destination;
 
 /// The rules of one VirtualService, shared by its hosts.
@@ -27,6 +27,8 @@ pub(super) struct VirtualHost(pub(super) Arc<Rules>);
 pub(super) struct Rules {
     /// `VirtualService namespace/name`.
     pub(super) origin: String,
+    /// Of the resource.
+    pub(super) namespace: String,
     pub(super) visibility: Visibility,
     pub(super) http: Vec<Rule>,
     pub(super) tcp: Vec<TcpRule>,

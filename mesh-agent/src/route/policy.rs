@@ -4,38 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::ROOT_NAMESPACE;
 use super::decide::ClientView;
 use super::hosts::{HostTable, expand};
 use super::upstream_policy::{Blocks, UpstreamPolicy};
-use crate::registry::Service;
+use crate::registry::{Service, Visibility};
 use crate::resource::destination_rule::{DestinationRuleSpec, ProxyProtocolVersion, TrafficPolicy};
-use crate::resource::{Finding, Meta, Resource};
-
-/// Namespaces that see a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Visibility {
-    namespace: String,
-    export_to: Vec<String>,
-}
-
-impl Visibility {
-    pub(super) fn new(meta: &Meta, export_to: &[String]) -> Self {
-        Self {
-            namespace: meta.namespace.clone(),
-            export_to: export_to.to_vec(),
-        }
-    }
-
-    pub(super) fn includes(&self, namespace: &str) -> bool {
-        self.export_to.is_empty()
-            || self.export_to.iter().any(|value| match value.as_str() {
-                "*" => true,
-                "." => self.namespace == namespace,
-                named => named == namespace,
-            })
-    }
-}
+use crate::resource::{Finding, Resource};
 
 /// Policies of one level (a rule, or a subset of it): for its ports, and for all others.
 #[derive(Clone, Debug, Default)]
@@ -182,15 +156,20 @@ impl DestinationRule {
 #[derive(Debug, Default)]
 pub(super) struct DestinationRules {
     namespaces: HashMap<String, HostTable<DestinationRule>>,
+    root_namespace: String,
 }
 
 impl DestinationRules {
     pub(super) fn compile(
         resources: &[Resource<DestinationRuleSpec>],
         cluster_domain: &str,
+        root_namespace: &str,
         findings: &mut Vec<Finding>,
     ) -> Self {
-        let mut rules = Self::default();
+        let mut rules = Self {
+            root_namespace: root_namespace.to_owned(),
+            ..Self::default()
+        };
         // Rules with a selector come first; the sort keeps the order of files otherwise.
         let mut ordered: Vec<_> = resources.iter().collect();
         ordered.sort_by_key(|resource| resource.spec.workload_selector.is_none());
@@ -250,19 +229,17 @@ impl DestinationRules {
             self.namespaces
                 .get(namespace)?
                 .find(&service.host)
-                .find(|rule| {
-                    rule.is_for(client) && (!private_only || rule.visibility.export_to == ["."])
-                })
+                .find(|rule| rule.is_for(client) && (!private_only || rule.visibility.is_private()))
         };
-        level(client.namespace, client.namespace == ROOT_NAMESPACE)
+        level(client.namespace, client.namespace == self.root_namespace)
             .or_else(|| level(&service.namespace, false))
-            .or_else(|| level(ROOT_NAMESPACE, false))
+            .or_else(|| level(&self.root_namespace, false))
     }
 }
 
 fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
     if resource.spec.workload_selector.is_some() {
-        Visibility::new(&resource.meta, &[".".to_owned()])
+        Visibility::private(&resource.meta)
     } else {
         Visibility::new(&resource.meta, &resource.spec.export_to)
     }

@@ -111,19 +111,15 @@ impl Routes {
         random: &mut impl Rng,
     ) -> TcpDecision<'r> {
         let port = destination.port();
-        let rule = self
-            .virtual_hosts
-            .find(&service.host)
-            .find(|host| host.0.visibility.includes(client.namespace))
-            .and_then(|host| {
-                host.0.tcp.iter().find(|rule| {
-                    rule.matches.is_empty()
-                        || rule
-                            .matches
-                            .iter()
-                            .any(|block| block.matches(client, destination))
-                })
-            });
+        let rule = self.rules_of(&service.host, client).and_then(|rules| {
+            rules.tcp.iter().find(|rule| {
+                rule.matches.is_empty()
+                    || rule
+                        .matches
+                        .iter()
+                        .any(|block| block.matches(client, destination))
+            })
+        });
         match rule.and_then(|rule| rule.targets.pick(random)) {
             Some(target) => self.plan_for(target, client, port, registry),
             None => self.plan_directly(client, service, port),

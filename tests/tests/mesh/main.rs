@@ -25,6 +25,7 @@ mod leaving;
 mod lifetime;
 mod meshctl;
 mod mtls;
+mod outbound;
 mod protocols;
 mod routing;
 mod short_circuit;

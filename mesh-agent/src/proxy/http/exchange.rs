@@ -44,8 +44,7 @@ pub(super) async fn answer<C: Connector>(
     let snapshot = context.snapshot.load_full();
     let registry: &Registry = &snapshot.registry;
     let service = registry
-        .by_host
-        .get(&context.service.host)
+        .successor(&context.service)
         .unwrap_or(&context.service);
     let view = RequestView {
         authority,

@@ -85,6 +85,11 @@ pub struct ConnectionContext<C> {
 pub struct Recent(Mutex<Option<Arc<HttpCluster>>>);
 
 impl Recent {
+    /// Whether no request has been forwarded yet.
+    pub fn is_none(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
     fn get(
         &self,
         clusters: &Clusters<HttpPool>,
