@@ -28,11 +28,6 @@ pub struct KernelLayout {
     pub acknowledged: u32,
     /// `sk_shutdown`
     pub shutdown: u32,
-    /// `sk_userlocks`, in bits
-    pub user_locks_bit: u32,
-    /// No offset but a number of bytes: what receive buffers may grow to
-    /// (`net.ipv4.tcp_rmem`, its third value).
-    pub largest_buffer: u32,
 }
 
-assert_layout!(KernelLayout, size = 44, align = 4);
+assert_layout!(KernelLayout, size = 36, align = 4);

@@ -29,7 +29,7 @@ pub use kernel::KernelLayout;
 pub use knob::{KNOBS, Knob};
 pub use nameserver::{Nameserver, alias_of, is_alias};
 pub use splice::{
-    Guard, HandOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction, waiting_limit,
+    Guard, HandOver, HandedOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction,
 };
 pub use verdict::{Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose};
 pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
@@ -52,7 +52,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 #[cfg(feature = "user")]
 macro_rules! pod {

@@ -26,18 +26,63 @@ pub struct Splice {
     pub own: u64,
     /// Cookie of the other end, or 0 while it is not known.
     pub peer: u64,
-    /// Kernel address of this socket, only ever read from.
-    pub own_sock: u64,
-    /// Kernel address of the other end. It may outlive that socket; then the
+    /// Kernel address of the other end, only ever read from. It may outlive that socket; then the
     /// hand-over finds no such key, and TCP carries the message.
     pub peer_sock: u64,
     /// 1: this end may hand its bytes over.
     pub sends: u32,
-    /// Explicit padding, zero.
-    pub reserved: u32,
+    /// What was handed over, and stands in no record yet.
+    pub unrecorded: HandedOver,
 }
 
 assert_layout!(Splice, size = 40, align = 8);
+
+/// What one end has handed over since it was last recorded. It stands beside
+/// the socket, since both ends' records are far away: each message would move
+/// their cache lines from one core to the other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandedOver {
+    /// Messages before.
+    pub recorded_messages: u32,
+    /// Messages since.
+    pub messages: u32,
+    /// Bytes since.
+    pub bytes: u32,
+}
+
+assert_layout!(HandedOver, size = 12, align = 4);
+
+/// Records lag by this many messages at most.
+const MAX_UNRECORDED_MESSAGES: u32 = 32;
+/// Records lag by this many bytes at most, and one message.
+const MAX_UNRECORDED_BYTES: u32 = 1 << 20;
+
+impl HandedOver {
+    /// One more message of that size.
+    #[inline(always)]
+    pub const fn add(&mut self, bytes: u32) {
+        self.messages = self.messages.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes);
+    }
+
+    /// Whether it is time to write it to the records: the first 31 messages one
+    /// by one, and later so often that records are never behind by more than one part in 32.
+    #[inline(always)]
+    pub const fn is_due(&self) -> bool {
+        self.messages > self.recorded_messages / 32
+            || self.messages >= MAX_UNRECORDED_MESSAGES
+            || self.bytes >= MAX_UNRECORDED_BYTES
+    }
+
+    /// It is written.
+    #[inline(always)]
+    pub const fn record(&mut self) {
+        self.recorded_messages = self.recorded_messages.saturating_add(self.messages);
+        self.messages = 0;
+        self.bytes = 0;
+    }
+}
 
 /// Value of the map `splice_peers` (key: cookie of the end that connected):
 /// the end that accepted, until the first has read it.
@@ -65,8 +110,8 @@ pub struct Guard {
     pub queued_packets: u32,
     /// `sk_rmem_alloc` of the receiver in bytes: what waits to be read.
     pub waiting_bytes: u32,
-    /// How many bytes may wait there, see [`waiting_limit`].
-    pub waiting_limit: u32,
+    /// `sk_rcvbuf` of the receiver in bytes: what its buffer holds at present.
+    pub receive_buffer: u32,
 }
 
 /// Where a message goes.
@@ -88,20 +133,13 @@ pub enum HandOver {
 /// message beyond it (a message has 17 fragments of up to 32 KiB, so 0.5 MiB).
 pub const MAX_WAITING_BYTES: u32 = 2 << 20;
 
-/// How many handed-over bytes may wait at a receiver. What TCP carries after
-/// them needs room in the same buffer, or its segments are dropped and come
-/// again only after ever longer pauses. `largest_buffer` is what the kernel lets
-/// buffers grow to (`net.ipv4.tcp_rmem`); one that the application has set
-/// (`SO_RCVBUF`) does not grow.
+/// How many handed-over bytes may wait at a receiver with that buffer: half of
+/// it. What TCP carries after them needs room in the same buffer, or its
+/// segments are dropped and come again only after ever longer pauses.
 #[inline(always)]
-pub const fn waiting_limit(buffer: u32, is_fixed: bool, largest_buffer: u32) -> u32 {
-    let limit = if is_fixed {
-        buffer / 2
-    } else {
-        largest_buffer / 3
-    };
-    if limit < MAX_WAITING_BYTES {
-        limit
+const fn waiting_limit(receive_buffer: u32) -> u32 {
+    if receive_buffer / 2 < MAX_WAITING_BYTES {
+        receive_buffer / 2
     } else {
         MAX_WAITING_BYTES
     }
@@ -124,7 +162,7 @@ pub const fn decide(guard: &Guard) -> HandOver {
         HandOver::InFlight
     } else if guard.queued_packets != 0 {
         HandOver::Queued
-    } else if guard.waiting_bytes >= guard.waiting_limit {
+    } else if guard.waiting_bytes >= waiting_limit(guard.receive_buffer) {
         HandOver::Full
     } else {
         HandOver::Peer
@@ -141,8 +179,33 @@ mod tests {
         acknowledged: 7,
         queued_packets: 0,
         waiting_bytes: 0,
-        waiting_limit: MAX_WAITING_BYTES,
+        receive_buffer: 131_072,
     };
+
+    #[test]
+    fn records_are_exact_at_first_and_then_a_little_behind() {
+        let mut handed_over = HandedOver::default();
+        let mut furthest_behind = 0;
+        for message in 1..=100_000 {
+            handed_over.add(100);
+            if handed_over.is_due() {
+                handed_over.record();
+                assert_eq!(handed_over.recorded_messages, message);
+            }
+            let HandedOver {
+                messages, bytes, ..
+            } = handed_over;
+            assert!(message > 31 || messages == 0);
+            assert!(messages * 32 <= message);
+            assert_eq!(bytes, messages * 100);
+            furthest_behind = furthest_behind.max(messages);
+        }
+        assert_eq!(furthest_behind, MAX_UNRECORDED_MESSAGES - 1);
+
+        // Large messages are written at once.
+        handed_over.add(MAX_UNRECORDED_BYTES);
+        assert!(handed_over.is_due());
+    }
 
     #[test]
     fn a_message_is_handed_over_when_nothing_older_is_on_its_way() {
@@ -170,8 +233,13 @@ mod tests {
 
     #[test]
     fn a_receiver_that_does_not_read_holds_the_sender_back() {
+        let almost = Guard {
+            waiting_bytes: 65_535,
+            ..QUIET
+        };
+        assert_eq!(decide(&almost), HandOver::Peer);
         let full = Guard {
-            waiting_bytes: MAX_WAITING_BYTES,
+            waiting_bytes: 65_536,
             ..QUIET
         };
         assert_eq!(decide(&full), HandOver::Full);
@@ -179,10 +247,9 @@ mod tests {
 
     #[test]
     fn handed_over_bytes_leave_room_for_those_that_tcp_carries() {
-        assert_eq!(waiting_limit(131_072, false, 6 << 20), MAX_WAITING_BYTES);
-        assert_eq!(waiting_limit(131_072, false, 600_000), 200_000);
-        assert_eq!(waiting_limit(8_192, true, 6 << 20), 4_096);
-        assert_eq!(waiting_limit(64 << 20, true, 6 << 20), MAX_WAITING_BYTES);
+        assert_eq!(waiting_limit(8_192), 4_096);
+        assert_eq!(waiting_limit(131_072), 65_536);
+        assert_eq!(waiting_limit(64 << 20), MAX_WAITING_BYTES);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::bpf_sock_ops;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use mesh_common::{
-    Counter, Flow, FlowEvent, FlowEventKind, FlowState, SocketIp, beside_bytes, close_reason,
+    Counter, Flow, FlowEvent, FlowEventKind, FlowState, HandedOver, SocketIp, Splice, beside_bytes,
+    close_reason,
 };
 
-use crate::context::{count, socket_cookie};
+use crate::context::{add, count, count_more, socket_cookie};
 use crate::kernel;
 use crate::maps::{FLOW_EVENTS, FLOWS};
 
@@ -39,7 +40,7 @@ pub fn established(raw: *mut bpf_sock_ops) {
     let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
         return;
     };
-    let now = measure(raw, flow, 0);
+    let now = measure(raw, flow, false);
     // SAFETY: a value of the map; only this socket's callbacks write these fields, under the socket's lock.
     let (netns_cookie, remote) = unsafe {
         (*flow).state = FlowState::Open as u32;
@@ -53,19 +54,18 @@ pub fn established(raw: *mut bpf_sock_ops) {
 #[inline(always)]
 pub fn update(raw: *mut bpf_sock_ops) {
     if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
-        measure(raw, flow, 0);
+        measure(raw, flow, false);
     }
 }
 
-/// The connection has ended; `before` is its TCP state until then, `sock` the
-/// socket's address where that is known.
+/// The connection has ended; `before` is its TCP state until then.
 #[inline(always)]
-pub fn closed(raw: *mut bpf_sock_ops, before: u32, sock: u64) {
+pub fn closed(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, before: u32) {
     let cookie = socket_cookie(raw.cast());
     let Some(flow) = FLOWS.get_ptr_mut(&cookie) else {
         return;
     };
-    let now = measure(raw, flow, sock);
+    let now = measure(raw, flow, kernel::is_read_to_the_end(sk));
     // SAFETY: as above.
     let (netns_cookie, remote) = unsafe {
         (*flow).closed_ns = now;
@@ -74,6 +74,31 @@ pub fn closed(raw: *mut bpf_sock_ops, before: u32, sock: u64) {
         ((*flow).netns_cookie, (*flow).remote)
     };
     event(cookie, netns_cookie, now, FlowEventKind::Closed, &remote);
+}
+
+/// Writes what an end has handed over to the records of both ends. An end that
+/// is a socket of the agent has none.
+#[inline(always)]
+pub fn handed_over(splice: &mut Splice) {
+    let HandedOver {
+        messages, bytes, ..
+    } = splice.unrecorded;
+    if messages == 0 {
+        return;
+    }
+    splice.unrecorded.record();
+    count_more(Counter::HandedOver, u64::from(messages));
+    if let Some(flow) = FLOWS.get_ptr_mut(&splice.own) {
+        // SAFETY: a value of the map.
+        add(unsafe { &raw mut (*flow).spliced_sent }, u64::from(bytes));
+    }
+    if let Some(flow) = FLOWS.get_ptr_mut(&splice.peer) {
+        // SAFETY: as above.
+        add(
+            unsafe { &raw mut (*flow).spliced_received },
+            u64::from(bytes),
+        );
+    }
 }
 
 /// A connection is refused before it begins.
@@ -85,9 +110,9 @@ pub fn denied(netns_cookie: u64, cookie: u64, remote: &SocketIp) {
     event(cookie, netns_cookie, now, FlowEventKind::Denied, remote);
 }
 
-/// Copies TCP's counters; the time it is. `sock` is the socket's address, or 0.
+/// Copies TCP's counters; the time it is.
 #[inline(always)]
-fn measure(raw: *mut bpf_sock_ops, flow: *mut Flow, sock: u64) -> u64 {
+fn measure(raw: *mut bpf_sock_ops, flow: *mut Flow, read_to_the_end: bool) -> u64 {
     // SAFETY: a value of the map; only this socket's callbacks write these fields, under the socket's lock.
     unsafe {
         let now = bpf_ktime_get_ns();
@@ -95,7 +120,7 @@ fn measure(raw: *mut bpf_sock_ops, flow: *mut Flow, sock: u64) -> u64 {
         let (sent, received) = beside_bytes(
             ptr::read_volatile(&raw const (*raw).state),
             (*flow).inbound != 0,
-            sock != 0 && kernel::is_read_to_the_end(sock),
+            read_to_the_end,
         );
         (*flow).bytes_sent = ptr::read_volatile(&raw const (*raw).bytes_acked).saturating_sub(sent);
         (*flow).bytes_received =

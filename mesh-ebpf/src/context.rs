@@ -6,7 +6,8 @@ use core::ptr;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_ops};
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, generated,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+    bpf_sock_ops_cb_flags_set, generated,
 };
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
@@ -178,6 +179,16 @@ pub fn ends(raw: *mut bpf_sock_ops) -> (SocketIp, SocketIp) {
     }
 }
 
+/// Asks for these callbacks as well (`BPF_SOCK_OPS_*_CB_FLAG`).
+#[inline(always)]
+pub fn watch(raw: *mut bpf_sock_ops, flags: u32) {
+    // SAFETY: a field of the context, and the context itself.
+    unsafe {
+        let before = ptr::read_volatile(&raw const (*raw).bpf_sock_ops_cb_flags);
+        bpf_sock_ops_cb_flags_set(raw, (before | flags) as i32);
+    }
+}
+
 /// Four words of a context.
 ///
 /// # Safety
@@ -205,9 +216,14 @@ pub fn add(counter: *mut u64, value: u64) {
 /// One more of what is counted.
 #[inline(always)]
 pub fn count(what: Counter) {
+    count_more(what, 1);
+}
+
+#[inline(always)]
+pub fn count_more(what: Counter, number: u64) {
     if let Some(counter) = COUNTS.get_ptr_mut(what as u32) {
         // SAFETY: this CPU's own slot; a program is not interrupted by another one of its kind.
-        unsafe { *counter += 1 };
+        unsafe { *counter += number };
     }
 }
 

@@ -2,10 +2,12 @@
 //! from the running kernel's BTF. Where they are not known, nothing here is
 //! part of the loaded programs: the verifier sees the constant and removes it.
 
+use core::mem::MaybeUninit;
 use core::ptr;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use mesh_common::{Guard, KernelLayout, waiting_limit};
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::{self, bpf_probe_read_kernel};
+use mesh_common::{Guard, KernelLayout};
 
 /// Frozen by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -19,12 +21,7 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     write_seq: 0,
     acknowledged: 0,
     shutdown: 0,
-    user_locks_bit: 0,
-    largest_buffer: 0,
 };
-
-/// The application has set the size of its receive buffer (include/net/sock.h).
-const SOCK_RCVBUF_LOCK: u8 = 2;
 
 macro_rules! offset {
     ($field:ident) => {
@@ -50,53 +47,112 @@ pub fn is_known() -> bool {
 }
 
 /// What has to be known of both ends before a message is handed over, or `None`
-/// where it cannot be known or the sender wants to hear of its pages.
+/// where it cannot be known or the sender wants to hear of its pages. `own` is
+/// the sender, `peer` the other end's address.
 #[inline(always)]
-pub fn guard(state: u32, own: u64, peer: u64) -> Option<Guard> {
-    if !is_known() {
-        return None;
-    }
-    let flags: u64 = read(own, offset!(flags))?;
+pub fn guard(own: *mut bpf_sock, state: u32, peer: u64) -> Option<Guard> {
+    let own = tcp_sock(own)?;
+    let flags: u64 = field(own, offset!(flags));
+    let write_seq = field(own, offset!(write_seq));
+    let acknowledged = field(own, offset!(acknowledged));
     // MSG_ZEROCOPY: the completion would never come (net/core/skmsg.c copies the pages' references).
     if flags >> offset!(zerocopy_bit) & 1 != 0 {
         return None;
     }
-    let locks_bit = offset!(user_locks_bit);
-    let locks: u8 = read(peer, locks_bit / 8)?;
+    let receiver = Receiver::read(peer)?;
     Some(Guard {
         state,
-        write_seq: read(own, offset!(write_seq))?,
-        acknowledged: read(own, offset!(acknowledged))?,
-        queued_packets: read(peer, offset!(receive_queue))?,
-        waiting_bytes: read(peer, offset!(receive_memory))?,
-        waiting_limit: waiting_limit(
-            read(peer, offset!(receive_buffer))?,
-            locks >> (locks_bit % 8) & SOCK_RCVBUF_LOCK != 0,
-            offset!(largest_buffer),
-        ),
+        write_seq,
+        acknowledged,
+        queued_packets: receiver.word(offset!(receive_queue))?,
+        waiting_bytes: receiver.word(offset!(receive_memory))?,
+        receive_buffer: receiver.word(offset!(receive_buffer))?,
     })
+}
+
+/// The kernel's own structure, where its fields are known.
+#[inline(always)]
+fn tcp_sock(sk: *mut bpf_sock) -> Option<*const u8> {
+    if !is_known() {
+        return None;
+    }
+    // SAFETY: a checked socket pointer of the context.
+    let own = unsafe { generated::bpf_skc_to_tcp_sock(sk.cast()) }.cast::<u8>();
+    if own.is_null() { None } else { Some(own) }
+}
+
+/// A field of the kernel's `tcp_sock`.
+#[inline(always)]
+fn field<T>(tcp_sock: *const u8, offset: u32) -> T {
+    // SAFETY: the verifier checks the offset, a constant of the loaded program, against the structure.
+    unsafe { ptr::read_volatile(tcp_sock.add(offset as usize).cast()) }
+}
+
+/// Words from the receiver's queue on: on most kernels everything that has to
+/// be known of it is among them, and one call of a helper reads it.
+const WINDOW: usize = 8;
+
+struct Receiver {
+    sock: u64,
+    window: [u64; WINDOW],
+}
+
+impl Receiver {
+    #[inline(always)]
+    fn read(sock: u64) -> Option<Self> {
+        let mut window = MaybeUninit::<[u64; WINDOW]>::uninit();
+        if !read_into(&mut window, sock, offset!(receive_queue)) {
+            return None;
+        }
+        Some(Self {
+            sock,
+            // SAFETY: the helper has written all of it.
+            window: unsafe { window.assume_init() },
+        })
+    }
+
+    /// Four bytes at that offset. Which way they come is known when the program is loaded.
+    #[inline(always)]
+    fn word(&self, offset: u32) -> Option<u32> {
+        let within = offset.wrapping_sub(offset!(receive_queue)) as usize;
+        if within > size_of_val(&self.window) - size_of::<u32>() {
+            return read(self.sock, offset);
+        }
+        // SAFETY: within the window.
+        Some(unsafe {
+            ptr::read_unaligned((&raw const self.window).cast::<u8>().add(within).cast())
+        })
+    }
 }
 
 /// Whether the other end has said that it sends no more (`RCV_SHUTDOWN`).
 #[inline(always)]
-pub fn is_read_to_the_end(sock: u64) -> bool {
+pub fn is_read_to_the_end(sk: *mut bpf_sock) -> bool {
     const RCV_SHUTDOWN: u8 = 1;
-    is_known()
-        && matches!(read::<u8>(sock, offset!(shutdown)), Some(bits) if bits & RCV_SHUTDOWN != 0)
+    match tcp_sock(sk) {
+        Some(own) => field::<u8>(own, offset!(shutdown)) & RCV_SHUTDOWN != 0,
+        None => false,
+    }
 }
 
 /// Reads a value; `None` where the address is not one. The address may be that
 /// of a socket that is gone: the value is then of no use, but reading it is safe.
 #[inline(always)]
-fn read<T: Default>(base: u64, offset: u32) -> Option<T> {
-    let mut value = T::default();
+fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::uninit();
+    // SAFETY: written whole where the helper says so.
+    read_into(&mut value, base, offset).then(|| unsafe { value.assume_init() })
+}
+
+#[inline(always)]
+fn read_into<T: Copy>(value: &mut MaybeUninit<T>, base: u64, offset: u32) -> bool {
     // SAFETY: the helper checks the address and writes as many bytes as the value has.
     let result = unsafe {
         bpf_probe_read_kernel(
-            (&raw mut value).cast(),
+            value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
             (base + u64::from(offset)) as *const core::ffi::c_void,
         )
     };
-    (result == 0).then_some(value)
+    result == 0
 }

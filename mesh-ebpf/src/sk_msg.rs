@@ -9,9 +9,9 @@ use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use mesh_common::{Counter, HandOver, Knob, decide};
 
-use crate::context::{add, count, knob};
-use crate::maps::{FLOWS, SPLICED_SOCKETS};
-use crate::{kernel, splice};
+use crate::context::{count, knob};
+use crate::maps::SPLICED_SOCKETS;
+use crate::{account, kernel, splice};
 
 /// TCP carries the message, unless it was redirected before. Never SK_DROP: the
 /// application would get EACCES.
@@ -20,7 +20,7 @@ const SK_PASS: u32 = 1;
 #[sk_msg]
 pub fn um_splice(ctx: SkMsgContext) -> u32 {
     match hand_over(&ctx) {
-        HandOver::Peer => count(Counter::HandedOver),
+        HandOver::Peer => {}
         HandOver::Full => count(Counter::FellBackFull),
         HandOver::Queued => count(Counter::FellBackQueued),
         HandOver::InFlight => count(Counter::FellBackInFlight),
@@ -65,7 +65,7 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     }
     // SAFETY: a field of the checked socket.
     let state = unsafe { ptr::read_volatile(&raw const (*sk).state) };
-    let Some(guard) = kernel::guard(state, splice.own_sock, splice.peer_sock) else {
+    let Some(guard) = kernel::guard(sk, state, splice.peer_sock) else {
         return HandOver::Closing;
     };
     let decided = decide(&guard);
@@ -77,16 +77,9 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
         // The other end is gone: TCP tells the sender.
         return HandOver::Closing;
     }
-    if let Some(flow) = FLOWS.get_ptr_mut(&splice.own) {
-        // SAFETY: a value of the map.
-        add(unsafe { &raw mut (*flow).spliced_sent }, u64::from(size));
-    }
-    if let Some(flow) = FLOWS.get_ptr_mut(&splice.peer) {
-        // SAFETY: as above.
-        add(
-            unsafe { &raw mut (*flow).spliced_received },
-            u64::from(size),
-        );
+    splice.unrecorded.add(size);
+    if splice.unrecorded.is_due() {
+        account::handed_over(splice);
     }
     HandOver::Peer
 }

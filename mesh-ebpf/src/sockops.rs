@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock, bpf_sock_ops,
 };
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
@@ -20,14 +20,13 @@ use mesh_common::{
 
 use crate::context::{
     NO_ORIGIN, add, agent_socket, ends, is_host, netns_cookie, origin, set_origin, socket_cookie,
-    workload,
+    watch, workload,
 };
 use crate::maps::{CONNECTING, FLOWS, LISTENING};
 use crate::{account, direct, splice};
 
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
-const FLAGS: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG) as i32;
 
 #[sock_ops]
 pub fn um_sockops(ctx: SockOpsContext) -> u32 {
@@ -219,8 +218,7 @@ fn open(raw: *mut bpf_sock_ops, mut flow: Flow) {
     flow.opened_ns = unsafe { bpf_ktime_get_ns() };
     flow.updated_ns = flow.opened_ns;
     account::open(raw, &flow);
-    // SAFETY: the context of the program.
-    unsafe { bpf_sock_ops_cb_flags_set(raw, FLAGS) };
+    watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
 #[inline(always)]
@@ -231,14 +229,17 @@ fn state(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
         (ptr::read_volatile(args), ptr::read_volatile(args.add(1)))
     };
     if old == TCP_LISTEN {
-        count_listener(raw, netns_cookie, false);
-    } else if new == TCP_CLOSE {
-        let mut sock = 0;
+        return count_listener(raw, netns_cookie, false);
+    }
+    // When one end closes, the other one's state changes, too: both records are complete then.
+    if let Some(splice) = splice::of(sk) {
+        account::handed_over(splice);
+    }
+    if new == TCP_CLOSE {
         if let Some(origin) = origin(sk)
             && origin.flow == socket_cookie(raw.cast())
         {
             // This is the end that connected.
-            sock = origin.client_sock;
             let (local, remote) = ends(raw);
             if origin.role == OriginRole::Direct as u32 {
                 direct::end(origin.server_netns, remote.port);
@@ -246,7 +247,7 @@ fn state(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
             // A connection that never came about must not vouch for a later one with the same ports.
             let _ = CONNECTING.remove(&tuple(origin.server_netns, &local, &remote));
         }
-        account::closed(raw, old, sock);
+        account::closed(raw, sk, old);
     }
 }
 
@@ -256,8 +257,7 @@ fn listening(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
         return;
     }
     count_listener(raw, netns_cookie, true);
-    // SAFETY: the context of the program.
-    unsafe { bpf_sock_ops_cb_flags_set(raw, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /// Several sockets may listen on one port (SO_REUSEPORT, IPv4 and IPv6).

@@ -3,11 +3,11 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
+use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated;
-use mesh_common::{Splice, SplicePeer, Workload, direction, workload_flag};
+use mesh_common::{HandedOver, Splice, SplicePeer, Workload, direction, workload_flag};
 
-use crate::context::socket_cookie;
+use crate::context::{socket_cookie, watch};
 use crate::kernel;
 use crate::maps::{SPLICE_PEERS, SPLICED_SOCKETS, SPLICES};
 
@@ -47,10 +47,9 @@ pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32) {
         Splice {
             own,
             peer: 0,
-            own_sock: sk as u64,
             peer_sock: 0,
             sends: ends & direction::CLIENT,
-            reserved: 0,
+            unrecorded: HandedOver::default(),
         },
     );
 }
@@ -65,10 +64,9 @@ pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, e
         Splice {
             own,
             peer: client.cookie,
-            own_sock: sk as u64,
             peer_sock: client.sock,
             sends: (ends & direction::SERVER) >> 1,
-            reserved: 0,
+            unrecorded: HandedOver::default(),
         },
     );
     if joined {
@@ -97,12 +95,13 @@ fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, splice: Splice) -> bool {
             CREATE,
         )
     };
+    watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG);
     !stored.is_null()
 }
 
 /// This end's storage, with the other end filled in as soon as that is there.
 #[inline(always)]
-pub fn of(sk: *mut bpf_sock) -> Option<&'static Splice> {
+pub fn of(sk: *mut bpf_sock) -> Option<&'static mut Splice> {
     // SAFETY: a checked socket pointer of the context.
     let splice = unsafe {
         generated::bpf_sk_storage_get(

@@ -43,23 +43,14 @@ pub(super) enum BtfError {
 
 /// The layout of the running kernel.
 pub(super) fn kernel_layout() -> Result<KernelLayout, BtfError> {
-    layout(&fs::read(Path::new(VMLINUX))?, largest_buffer())
+    layout(&fs::read(Path::new(VMLINUX))?)
 }
 
-/// What TCP lets receive buffers grow to, in bytes (tcp(7), `tcp_rmem`).
-fn largest_buffer() -> u32 {
-    let values = fs::read_to_string("/proc/sys/net/ipv4/tcp_rmem").unwrap_or_default();
-    (values.split_whitespace().nth(2))
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(0)
-}
-
-fn layout(bytes: &[u8], largest_buffer: u32) -> Result<KernelLayout, BtfError> {
+fn layout(bytes: &[u8]) -> Result<KernelLayout, BtfError> {
     let btf = Btf::parse(bytes).ok_or(BtfError::Malformed)?;
     let field = |structure: &'static str, path: &[&str], what: &'static str| {
         btf.offset(structure, path).ok_or(BtfError::Field(what))
     };
-    let user_locks = btf.offset_bits("sock", &["sk_userlocks"]);
     let zerocopy = btf.enumerator("sock_flags", "SOCK_ZEROCOPY");
     Ok(KernelLayout {
         is_known: 1,
@@ -71,8 +62,6 @@ fn layout(bytes: &[u8], largest_buffer: u32) -> Result<KernelLayout, BtfError> {
         write_seq: field("tcp_sock", &["write_seq"], "write_seq")?,
         acknowledged: field("tcp_sock", &["snd_una"], "snd_una")?,
         shutdown: field("sock", &["sk_shutdown"], "sk_shutdown")?,
-        user_locks_bit: user_locks.ok_or(BtfError::Field("sk_userlocks"))?,
-        largest_buffer,
     })
 }
 
@@ -151,12 +140,6 @@ impl<'a> Btf<'a> {
 
     /// Offset in bytes of a member of a structure, and of its member, and so on.
     fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
-        let bits = self.offset_bits(structure, path)?;
-        (bits % 8 == 0).then_some(bits / 8)
-    }
-
-    /// The same in bits.
-    fn offset_bits(&self, structure: &str, path: &[&str]) -> Option<u32> {
         let mut at = *self.structures.get(structure)?;
         let mut bits = 0;
         for name in path {
@@ -164,7 +147,7 @@ impl<'a> Btf<'a> {
             bits += offset;
             at = number;
         }
-        Some(bits)
+        (bits % 8 == 0).then_some(bits / 8)
     }
 
     /// Offset in bits and type of a member, also of an anonymous structure or union inside.
@@ -255,11 +238,11 @@ mod tests {
     #[test]
     fn what_is_no_btf_is_refused() {
         for bytes in [&b""[..], b"\x9f\xeb", &[0; 64], &[0xff; 64]] {
-            assert!(matches!(layout(bytes, 0), Err(BtfError::Malformed)));
+            assert!(matches!(layout(bytes), Err(BtfError::Malformed)));
         }
         // A header alone has no types.
         let mut header = vec![0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
         header.resize(24, 0);
-        assert!(matches!(layout(&header, 0), Err(BtfError::Field(_))));
+        assert!(matches!(layout(&header), Err(BtfError::Field(_))));
     }
 }

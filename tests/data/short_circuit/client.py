@@ -220,4 +220,14 @@ def once():
     connection.close()
 
 
+def farewell():
+    """Many small messages, and the server is the first to close."""
+    connection = connect("farewell 1000")
+    count = 0
+    while chunk := connection.recv(1 << 16):
+        count += len(chunk)
+    print("farewell", count)
+    connection.close()
+
+
 globals()[SCENARIO.replace("-", "_")]()

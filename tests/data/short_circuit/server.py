@@ -48,6 +48,9 @@ def serve(connection):
     elif command == "echo":
         while chunk := connection.recv(1 << 16):
             connection.sendall(chunk)
+    elif command == "farewell":
+        for _ in range(numbers[0]):
+            connection.sendall(b"0123456789")
     elif command == "late":
         # Sends in three parts, with pauses, then waits.
         for part in (b"first ", b"second ", b"third"):

@@ -234,6 +234,26 @@ fn the_account_of_a_direct_flow_is_exact_at_both_ends() {
 }
 
 #[test]
+fn the_account_is_exact_when_the_server_closes_first_after_many_messages() {
+    for direct in [true, false] {
+        let pair = pair(direct, "on");
+        assert_eq!(pair.sees("farewell"), "farewell 10000\n");
+        let flows = pair.agent.meshctl_json(&["flows"]);
+        let counted = |direction: &str| {
+            (flows.as_array().into_iter().flatten())
+                .find(|flow| flow["direction"] == direction)
+                .map(|flow| (flow["bytes_sent"].clone(), flow["bytes_received"].clone()))
+        };
+        // "farewell 1000\n" there, a thousand messages back.
+        let (there, back) = (14.into(), 10_000.into());
+        assert_eq!(counted("outbound"), Some((there, back)), "{flows}");
+        let (back, there) = (10_000.into(), 14.into());
+        assert_eq!(counted("inbound"), Some((back, there)), "{flows}");
+        assert!(pair.handed_over() > 0);
+    }
+}
+
+#[test]
 fn the_operators_switch_takes_effect_on_open_connections() {
     let pair = pair(true, "on");
     pair.set_knob(0, 1);
