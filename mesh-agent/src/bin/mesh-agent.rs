@@ -20,7 +20,7 @@ enum Command {
     /// Enrol the workloads of a configuration and carry their connections
     Run(Box<RunOptions>),
     /// Give certificates to other agents, by Istio's API
-    Ca(CaOptions),
+    Ca(Box<CaOptions>),
     /// Detach all programs and remove what is pinned: workloads are on their own again
     Uninstall(UninstallOptions),
 }
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         .init();
     let result = match Arguments::parse().command {
         Command::Run(options) => block_on(agent::run(*options)),
-        Command::Ca(options) => block_on(ca::run(options)),
+        Command::Ca(options) => block_on(ca::run(*options)),
         Command::Uninstall(options) => agent::uninstall(&options),
     };
     match result {

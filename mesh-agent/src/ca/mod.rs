@@ -2,7 +2,10 @@
 //! `istio.v1.auth.IstioCertificateService`. Keys stay with those who ask: they
 //! send a request, and get a certificate for an identity that they may have.
 
+mod callers;
+mod kubernetes;
 mod server;
+mod status;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -12,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use http::Uri;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::{Authority, authority};
 pub use server::{Service, serve};
 pub use tokens::Tokens;
+
+use callers::Callers;
+use kubernetes::{ApiServer, ApiServerOptions};
 
 /// Longest life of a certificate that is asked for.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -39,6 +46,34 @@ pub struct CaOptions {
     /// Without it only those who have a certificate already are served
     #[arg(long, value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Kubernetes API server, https://host:port, that is asked whose a token is (TokenReview)
+    #[arg(long, value_name = "URL")]
+    pub kube_api: Option<Uri>,
+    /// Roots that the API server's certificate is verified against
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    )]
+    pub kube_ca: PathBuf,
+    /// Our own token for the API server; read for each question
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
+    pub kube_token: PathBuf,
+    /// For whom tokens of service accounts must have been made (may be repeated)
+    #[arg(
+        long = "token-audience",
+        value_name = "NAME",
+        default_value = "istio-ca"
+    )]
+    pub token_audiences: Vec<String>,
+    /// Service account of a node's agent, which may ask for every service account that has a pod
+    /// on its node (may be repeated)
+    #[arg(long = "node-account", value_name = "NAMESPACE/NAME", value_parser = node_account)]
+    pub node_accounts: Vec<(String, String)>,
     /// Name by which clients know this server (may be repeated)
     #[arg(
         long = "dns-name",
@@ -49,6 +84,13 @@ pub struct CaOptions {
     /// Life of certificates whose life is not asked for
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = crate::agent::cert_lifetime)]
     pub cert_lifetime: Duration,
+}
+
+fn node_account(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('/');
+    let known = parts.filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    let (namespace, name) = known.ok_or("not of the form namespace/name")?;
+    Ok((namespace.to_owned(), name.to_owned()))
 }
 
 /// `mesh-agent ca`: until SIGTERM or SIGINT.
@@ -62,13 +104,28 @@ pub async fn run(options: CaOptions) -> anyhow::Result<()> {
         Some(path) => Tokens::load(path)?,
         None => Tokens::default(),
     };
+    let api_server = match &options.kube_api {
+        Some(url) => Some(ApiServer::new(ApiServerOptions {
+            url: url.clone(),
+            roots: options.kube_ca.clone(),
+            token: options.kube_token.clone(),
+            audiences: options.token_audiences.clone(),
+        })?),
+        None => None,
+    };
+    let callers = Callers {
+        tokens,
+        api_server,
+        node_accounts: options.node_accounts.clone(),
+        trust_domain: options.trust_domain.clone(),
+    };
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     tracing::info!(address = %options.listen, "certificate authority is running");
     let service = Arc::new(Service::new(
         authority,
-        tokens,
+        callers,
         options.dns_names.clone(),
         options.cert_lifetime,
     ));

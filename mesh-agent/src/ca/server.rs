@@ -21,7 +21,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::MAX_LIFETIME;
-use super::tokens::Tokens;
+use super::callers::Callers;
+use super::status::Status;
 use crate::identity::certificate_service::{
     CertificateRequest, CertificateResponse, METHOD, frame, unframe,
 };
@@ -45,8 +46,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What certificates are given by.
 pub struct Service {
     authority: ArcSwap<Authority>,
-    /// Who may ask without a certificate.
-    pub tokens: Tokens,
+    /// Who may ask.
+    callers: Callers,
     /// Names of this server.
     pub dns_names: Vec<String>,
     /// Life of a certificate whose life is not asked for.
@@ -63,17 +64,16 @@ struct Own {
 }
 
 impl Service {
-    /// Certificates of the authority for those that `tokens` know, and for
-    /// those who have one already.
+    /// Certificates of the authority for those that `callers` know.
     pub fn new(
         authority: Authority,
-        tokens: Tokens,
+        callers: Callers,
         dns_names: Vec<String>,
         lifetime: Duration,
     ) -> Self {
         Self {
             authority: ArcSwap::from_pointee(authority),
-            tokens,
+            callers,
             dns_names,
             lifetime,
             own: Mutex::default(),
@@ -104,18 +104,6 @@ impl Service {
         });
         Ok(config)
     }
-}
-
-/// Why there is no certificate: gRPC's status code and a sentence.
-#[derive(Debug)]
-struct Status(u16, String);
-
-impl Status {
-    const INVALID_ARGUMENT: u16 = 3;
-    const PERMISSION_DENIED: u16 = 7;
-    const UNIMPLEMENTED: u16 = 12;
-    const INTERNAL: u16 = 13;
-    const UNAUTHENTICATED: u16 = 16;
 }
 
 /// Serves until it is dropped.
@@ -218,7 +206,7 @@ async fn create(
         let path = request.uri().path();
         return Err(Status(Status::UNIMPLEMENTED, format!("no method {path}")));
     }
-    let allowed = allowed(service, proven, request.headers())?;
+    let caller = service.callers.caller(proven, request.headers()).await?;
     let body = timeout(
         BODY_TIMEOUT,
         Limited::new(request.into_body(), MAX_REQUEST_BYTES).collect(),
@@ -229,7 +217,10 @@ async fn create(
     .to_bytes();
     let request: CertificateRequest =
         unframe(&body).map_err(|reason| Status(Status::INVALID_ARGUMENT, reason))?;
-    let identity = chosen(&allowed, request.impersonated())?;
+    let identity = service
+        .callers
+        .chosen(&caller, request.impersonated())
+        .await?;
     let lifetime = match u64::try_from(request.validity_duration) {
         Ok(0) | Err(_) => service.lifetime,
         Ok(seconds) => Duration::from_secs(seconds).min(MAX_LIFETIME),
@@ -243,40 +234,4 @@ async fn create(
             error => Status(Status::INTERNAL, error.to_string()),
         })?;
     Ok((identity, chain))
-}
-
-/// The identities that whoever asks may have: that of the certificate, or
-/// those of the token.
-fn allowed(
-    service: &Service,
-    proven: Option<Identity>,
-    headers: &HeaderMap,
-) -> Result<Vec<Identity>, Status> {
-    let token = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    let of_token = token.map_or(&[][..], |token| service.tokens.identities(token.trim()));
-    let allowed: Vec<Identity> = of_token.iter().cloned().chain(proven).collect();
-    if allowed.is_empty() {
-        let reason = "neither a certificate of the mesh nor a token that is known";
-        return Err(Status(Status::UNAUTHENTICATED, reason.to_owned()));
-    }
-    Ok(allowed)
-}
-
-fn chosen(allowed: &[Identity], wanted: Option<&str>) -> Result<Identity, Status> {
-    let found = match wanted {
-        None => allowed.first(),
-        Some(wanted) => allowed
-            .iter()
-            .find(|identity| identity.to_string() == wanted),
-    };
-    found.cloned().ok_or_else(|| {
-        let wanted = wanted.unwrap_or_default();
-        Status(
-            Status::PERMISSION_DENIED,
-            format!("who asks may not be {wanted}"),
-        )
-    })
 }

@@ -6,6 +6,7 @@ mod authority_files;
 pub mod certificate_service;
 pub mod certificates;
 mod leaf;
+pub mod pem_files;
 mod remote;
 mod self_signed;
 mod sessions;

@@ -18,10 +18,8 @@ pub(super) enum Kind {
 pub(super) enum Treatment {
     /// It is applied.
     Applied(Kind),
-    /// It is left aside, with a warning.
-    NotApplied,
-    /// Leaving it aside would allow what it forbids: the configuration is refused.
-    Refused,
+    /// It is left aside, with a warning that says what follows, where that is not plain.
+    NotApplied(&'static str),
 }
 
 const SERVICE: &[&str] = &["v1"];
@@ -74,7 +72,9 @@ pub(super) fn treatment(name: &str) -> Treatment {
         return Treatment::Applied(kind);
     }
     match name {
-        "RequestAuthentication" => Treatment::Refused,
-        _ => Treatment::NotApplied,
+        "RequestAuthentication" => Treatment::NotApplied(
+            ": tokens are not verified, and policies that ask for their claims deny",
+        ),
+        _ => Treatment::NotApplied(""),
     }
 }

@@ -135,17 +135,13 @@ impl Reader {
                     self.findings.push(finding);
                 }
             }
-            Treatment::NotApplied => self.findings.push(Finding {
+            Treatment::NotApplied(then) => self.findings.push(Finding {
                 severity: Severity::Warning,
-                ..place.error("kind", format!("{kind} is not applied by this version"))
+                ..place.error(
+                    "kind",
+                    format!("{kind} is not applied by this version{then}"),
+                )
             }),
-            Treatment::Refused => self.findings.push(place.error(
-                "kind",
-                format!(
-                    "{kind} is not applied by this version, and leaving it aside would allow \
-                     what it forbids: remove it to go on without it"
-                ),
-            )),
         }
     }
 

@@ -125,13 +125,12 @@ fn kinds_that_are_not_applied_are_told() {
 }
 
 #[test]
-fn what_forbids_something_is_never_left_aside() {
+fn what_follows_from_tokens_that_are_not_verified_is_said() {
     let text = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}";
     assert_eq!(
-        only_error(text),
+        parse([("a.yaml", text)]).unwrap().warnings[0].to_string(),
         "a.yaml, document 1: RequestAuthentication default/x: kind: RequestAuthentication is not \
-         applied by this version, and leaving it aside would allow what it forbids: remove it to go \
-         on without it"
+         applied by this version: tokens are not verified, and policies that ask for their claims deny"
     );
 }
 

@@ -310,3 +310,35 @@ fn a_policy_that_is_not_valid_changes_nothing() {
     assert_eq!(shop.stranger.curl(&["http://near/"]).status, 403);
     assert_eq!(shop.friend.curl(&["http://near/"]).status, 200);
 }
+
+#[test]
+fn tokens_that_nobody_verifies_allow_nothing_and_all_else_is_in_force() {
+    let shop = Shop::start();
+    shop.lab.configure(
+        "jwt.yaml",
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt}\n\
+         spec: {selector: {matchLabels: {app: near}}, jwtRules: [{issuer: a, jwksUri: \"http://nowhere/\"}]}\n",
+    );
+    let token = ["-H", "Authorization: Bearer e30.e30.e30", "http://near/"];
+    // Also with a token: its claims are not known. What needs none is in force.
+    shop.policy("rules: [{from: [{source: {requestPrincipals: [\"*\"]}}]}, {to: [{operation: {paths: [/health]}}]}]");
+    shop.until(&shop.friend, &token, 403);
+    let reply = shop.friend.curl(&["http://near/health"]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    // A DENY rule leaves the claim out, and so denies more.
+    shop.policy(
+        "action: DENY, rules: [{from: [{source: {notRequestPrincipals: [\"*\"]}}], to: [{operation: {methods: [GET]}}]}]",
+    );
+    shop.until(&shop.friend, &["http://near/health"], 403);
+    shop.until(&shop.friend, &token, 403);
+    let said = shop.a.meshctl(&["config"]).success();
+    assert!(
+        said.contains(
+            "RequestAuthentication is not applied by this version: tokens are not verified"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("claims of JWTs are not applied"), "{said}");
+    shop.lab.unconfigure("policy.yaml");
+    shop.until(&shop.friend, &token, 200);
+}

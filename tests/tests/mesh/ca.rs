@@ -49,9 +49,10 @@ while answer:
     answer = answer[at + length:]
 "#;
 
-struct Authority {
-    lab: Lab,
-    client: Workload,
+/// `mesh-agent ca`, and a client that has a request.
+pub(super) struct Authority {
+    pub(super) lab: Lab,
+    pub(super) client: Workload,
     address: String,
     csr: String,
     _ca: Process,
@@ -61,6 +62,11 @@ impl Authority {
     fn start() -> Self {
         let lab = Lab::new();
         let place = lab.workload(Node::Outside, "ca", &[]);
+        Self::start_in(lab, &place, &[])
+    }
+
+    /// With more arguments, in a place of its own.
+    pub(super) fn start_in(lab: Lab, place: &Workload, more: &[&str]) -> Self {
         let client = lab.workload(Node::Outside, "client", &[]);
         let tokens = place.file(
             "tokens",
@@ -70,19 +76,12 @@ impl Authority {
         );
         fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600)).expect("a mode");
         let address = format!("{}:15012", place.v4);
-        let ca = place.serve(
-            15012,
-            "mesh-agent",
-            &[
-                "ca",
-                "--listen",
-                &address,
-                "--ca",
-                &lab.ca().to_string_lossy(),
-                "--tokens",
-                &tokens.to_string_lossy(),
-            ],
-        );
+        let (folder, tokens) = (lab.ca(), tokens.to_string_lossy().into_owned());
+        let folder = folder.to_string_lossy();
+        let arguments = [
+            "ca", "--listen", &address, "--ca", &folder, "--tokens", &tokens,
+        ];
+        let ca = place.serve(15012, "mesh-agent", &[&arguments, more].concat());
         let folder = lab.folder().display();
         // What the request says beside its key does not matter.
         let script = format!(
@@ -100,7 +99,7 @@ impl Authority {
         }
     }
 
-    fn ask(&self, token: &str, wanted: &str, own: Option<(&str, &str)>) -> Outcome {
+    pub(super) fn ask(&self, token: &str, wanted: &str, own: Option<(&str, &str)>) -> Outcome {
         let root = self.lab.ca().join("root-cert.pem");
         let (chain, key) = own.unwrap_or(("-", "-"));
         let root = root.to_string_lossy();
@@ -119,7 +118,7 @@ impl Authority {
     }
 
     /// Names of the certificate that was given, which openssl verifies.
-    fn names(&self, given: &Outcome) -> String {
+    pub(super) fn names(&self, given: &Outcome) -> String {
         assert_eq!(given.code, 0, "{given:?}");
         let chain = self.client.file("given.pem", &given.stdout);
         let script = format!(

@@ -6,6 +6,7 @@ mod bookinfo;
 mod bpftool;
 mod ca;
 mod ca_client;
+mod ca_kubernetes;
 mod canary;
 mod circuit_breaker;
 mod configuration;

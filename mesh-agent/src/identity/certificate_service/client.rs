@@ -1,6 +1,6 @@
 //! Asks an authority for certificates. Keys are made here and stay here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +10,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -23,6 +22,7 @@ use super::{METHOD, answer};
 use crate::identity::Identity;
 use crate::identity::certificates::ALPN;
 use crate::identity::leaf::Leaf;
+use crate::identity::pem_files::{FileError, bearer, client_tls};
 use crate::identity::trust::Anchors;
 use crate::identity::verify;
 
@@ -54,13 +54,8 @@ pub struct ServiceOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A file cannot be used.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A name that is none.
     #[error("{0:?} is neither a DNS name nor an address")]
     Name(String),
@@ -111,7 +106,7 @@ impl ServiceClient {
         let server_name = ServerName::try_from(options.server_name.clone())
             .map_err(|_| ClientError::Name(options.server_name.clone()))?;
         tls(&options)?;
-        token(&options)?;
+        options.token.as_deref().map(bearer).transpose()?;
         Ok(Self {
             options,
             server_name,
@@ -165,8 +160,8 @@ impl ServiceClient {
             HeaderValue::from_static("application/grpc"),
         );
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        if let Some(token) = token(&self.options)? {
-            headers.insert(header::AUTHORIZATION, token);
+        if let Some(token) = &self.options.token {
+            headers.insert(header::AUTHORIZATION, bearer(token)?);
         }
         let mut session = self.session().await?;
         let response = session
@@ -255,60 +250,7 @@ impl ServiceClient {
     }
 }
 
-/// From the files as they are now: they may be renewed while we run.
-fn tls(options: &ServiceOptions) -> Result<ClientConfig, ClientError> {
-    let mut roots = RootCertStore::empty();
-    for root in certificates(&options.root_cert)? {
-        roots
-            .add(root)
-            .map_err(|error| unusable(&options.root_cert, error.to_string()))?;
-    }
-    let builder = ClientConfig::builder_with_provider(verify::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(&options.root_cert, error.to_string()))?
-        .with_root_certificates(roots);
-    let mut config = match &options.own {
-        None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let text = read(key)?;
-            let secret = PrivateKeyDer::from_pem_slice(text.as_bytes())
-                .map_err(|error| unusable(key, format!("no private key in PEM: {error}")))?;
-            builder
-                .with_client_auth_cert(certificates(chain)?, secret)
-                .map_err(|error| unusable(key, error.to_string()))?
-        }
-    };
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(config)
-}
-
-fn token(options: &ServiceOptions) -> Result<Option<HeaderValue>, ClientError> {
-    let Some(path) = &options.token else {
-        return Ok(None);
-    };
-    let mut value = HeaderValue::try_from(format!("Bearer {}", read(path)?.trim()))
-        .map_err(|_| unusable(path, "not a token".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(Some(value))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
-    let found = CertificateDer::pem_slice_iter(read(path)?.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(path, format!("not PEM: {error}")))?;
-    if found.is_empty() {
-        return Err(unusable(path, "no certificate in PEM".to_owned()));
-    }
-    Ok(found)
-}
-
-fn read(path: &Path) -> Result<String, ClientError> {
-    std::fs::read_to_string(path).map_err(|error| unusable(path, error.to_string()))
-}
-
-fn unusable(path: &Path, reason: String) -> ClientError {
-    ClientError::File {
-        path: path.to_owned(),
-        reason,
-    }
+/// From the files as they are now.
+fn tls(options: &ServiceOptions) -> Result<ClientConfig, FileError> {
+    client_tls(&options.root_cert, options.own.as_ref(), ALPN)
 }
