@@ -1,26 +1,37 @@
-//! Finds the kernel object that the agent embeds.
+//! Finds the kernel objects that the agent embeds: the one that runs, and the
+//! one with log lines.
 //!
-//! `cargo xtask build-ebpf` makes it; `UNDERMESH_BPF_OBJECT` names another one.
-//! The agent includes it by the path in the build-time variable of that name.
+//! `cargo xtask build-ebpf` makes them; `UNDERMESH_BPF_OBJECT` and
+//! `UNDERMESH_BPF_LOG_OBJECT` name others. The agent includes them by the paths
+//! in the build-time variables of those names.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-const VARIABLE: &str = "UNDERMESH_BPF_OBJECT";
+const OBJECTS: [(&str, &str); 2] = [
+    ("UNDERMESH_BPF_OBJECT", "bpf/undermesh.o"),
+    ("UNDERMESH_BPF_LOG_OBJECT", "bpf/undermesh-log.o"),
+];
 
 fn main() {
-    println!("cargo::rerun-if-env-changed={VARIABLE}");
-    let object = env::var_os(VARIABLE).map_or_else(
+    for (variable, default) in OBJECTS {
+        find(variable, default);
+    }
+}
+
+fn find(variable: &str, default: &str) {
+    println!("cargo::rerun-if-env-changed={variable}");
+    let object = env::var_os(variable).map_or_else(
         || {
             Path::new(env!("CARGO_MANIFEST_DIR"))
                 .with_file_name("target")
-                .join("bpf/undermesh.o")
+                .join(default)
         },
         PathBuf::from,
     );
     println!("cargo::rerun-if-changed={}", object.display());
     match object.canonicalize() {
-        Ok(path) => println!("cargo::rustc-env={VARIABLE}={}", path.display()),
+        Ok(path) => println!("cargo::rustc-env={variable}={}", path.display()),
         Err(_) => println!(
             "cargo::error=the kernel programs are not built ({} is missing): run `cargo xtask build-ebpf` first",
             object.display()

@@ -20,6 +20,9 @@ use crate::context::{
     set_origin, socket_cookie,
 };
 use crate::listener::is_served;
+#[cfg(feature = "log")]
+use crate::log::bytes;
+use crate::log::log;
 use crate::maps::DESTINATIONS;
 use crate::{account, direct, dns, splice};
 
@@ -37,24 +40,14 @@ pub const LOOPBACK6: Ip = Ip::v6([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
 
 #[cgroup_sock_addr(connect4)]
 pub fn um_connect4(ctx: SockAddrContext) -> i32 {
-    #[cfg(feature = "log")]
-    let raw = SockAddrContext::new(ctx.sock_addr);
     let ctx = SockAddr::new(&ctx);
     let destination = ctx.address4();
     let next = intercept(&ctx, &destination);
+    say(&next, &destination);
     match next.what {
         What::Pass => PROCEED,
         What::Refuse => refuse(),
         What::Redirect => {
-            #[cfg(feature = "log")]
-            aya_log_ebpf::debug!(
-                &raw,
-                "connect to {:i}:{} goes to {:i}:{}",
-                u32::from_be(destination.ip.words[3]),
-                destination.port,
-                u32::from_be(next.to.ip.words[3]),
-                next.to.port
-            );
             bind4(&ctx, &next.source);
             ctx.set_ip4(next.to.ip.words[3]);
             ctx.set_port(next.to.port);
@@ -74,6 +67,7 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     let ctx = SockAddr::new(&ctx);
     let destination = ctx.address6();
     let next = intercept(&ctx, &destination);
+    say(&next, &destination);
     match next.what {
         What::Pass => PROCEED,
         What::Refuse => refuse(),
@@ -89,6 +83,46 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
                 dns::redirect6(&ctx, workload, true);
             }
             PROCEED
+        }
+    }
+}
+
+/// Log lines about what is done.
+#[inline(always)]
+#[cfg_attr(
+    not(feature = "log"),
+    expect(unused_variables, reason = "for log lines alone")
+)]
+fn say(next: &Next, destination: &SocketIp) {
+    match next.what {
+        What::Pass => {
+            log!(
+                trace,
+                "connect to {:i} port {} is left alone",
+                to = bytes(&destination.ip),
+                port = destination.port
+            );
+        }
+        What::Refuse => {
+            log!(
+                info,
+                "connect to {:i} port {} is refused",
+                to = bytes(&destination.ip),
+                port = destination.port
+            );
+        }
+        What::Redirect => {
+            log!(
+                debug,
+                "connect to {:i} port {} goes to {:i} port {}",
+                to = bytes(&destination.ip),
+                port = destination.port,
+                instead = bytes(&next.to.ip),
+                its_port = next.to.port
+            );
+        }
+        What::Dns => {
+            log!(trace, "DNS by connect to {:i}", to = bytes(&destination.ip));
         }
     }
 }

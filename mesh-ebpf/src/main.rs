@@ -13,6 +13,7 @@ mod direct;
 mod dns;
 mod kernel;
 mod listener;
+mod log;
 mod maps;
 mod original_dst;
 mod peername;

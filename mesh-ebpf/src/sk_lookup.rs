@@ -12,6 +12,9 @@ use mesh_common::{
 };
 
 use crate::context::read6;
+#[cfg(feature = "log")]
+use crate::log::bytes;
+use crate::log::log;
 use crate::maps::{CONNECTING, LISTENERS, LISTENING, WORKLOADS};
 
 const AF_INET: u32 = 2;
@@ -72,6 +75,12 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
                 reserved: [0; 3],
             };
             if is_direct(raw, netns_cookie, &remote, local_port) {
+                log!(
+                    debug,
+                    "direct from {:i} to port {}",
+                    from = bytes(&remote),
+                    port = local_port
+                );
                 return SK_PASS;
             }
             // SAFETY: a counter that is only compared with zero.
@@ -89,12 +98,26 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         reserved: 0,
     };
     if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() {
+        log!(
+            debug,
+            "from {:i} to port {}: to the agent",
+            from = bytes(&remote),
+            port = local_port
+        );
         return SK_PASS;
     }
     // No listener means no agent: plaintext reaches the application only where the operator wants it so.
     match workload {
         Some(workload) if workload.fails_open() => SK_PASS,
-        _ => SK_DROP,
+        _ => {
+            log!(
+                warn,
+                "from {:i} to port {}: dropped, no agent serves it",
+                from = bytes(&remote),
+                port = local_port
+            );
+            SK_DROP
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub fn unless_given() -> Result<()> {
 
 /// Builds the kernel programs, the agent, meshctl and the example application.
 pub fn run() -> Result<()> {
-    crate::build_ebpf::run(false)?;
+    crate::build_ebpf::run()?;
     println!("Building mesh-agent, meshctl and bookinfo (release)");
     shell::run(shell::cargo().args([
         "build",

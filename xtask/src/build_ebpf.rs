@@ -15,15 +15,19 @@ pub const BPF_LINKER_VERSION: &str = "0.13.0";
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Where mesh-agent's build script looks for the object.
-const OBJECT: &str = "target/bpf/undermesh.o";
+/// Where mesh-agent's build script looks for the objects: the one that runs, and the one with log
+/// lines. A map of the latter's has no BTF, so that `bpftool prog loadall` takes only the first.
+const OBJECTS: [(&str, Option<&str>); 2] = [
+    ("target/bpf/undermesh.o", None),
+    ("target/bpf/undermesh-log.o", Some("--features=log")),
+];
 
 /// Builds of the kernel's target live in a folder of their own: their flags
 /// would make every other build start over.
 const BUILD_FOLDER: &str = "target/bpf-build";
 
-/// Builds `target/bpf/undermesh.o`; with `log`, its programs say what they do.
-pub fn run(log: bool) -> Result<()> {
+/// Builds the objects.
+pub fn run() -> Result<()> {
     println!("Building the kernel programs");
     let toolchain = Toolchain::find()?;
     step(&toolchain);
@@ -33,31 +37,24 @@ pub fn run(log: bool) -> Result<()> {
         format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".into(),
     ];
-    shell::run(
-        toolchain
-            .compiler
-            .cargo()
-            .args([
-                "build",
-                "--release",
-                "--package",
-                "mesh-ebpf",
-                "--target",
-                TARGET,
-            ])
+    for (object, features) in OBJECTS {
+        let mut build = toolchain.compiler.cargo();
+        build
+            .args(["build", "--release", "--package", "mesh-ebpf"])
+            .args(["--target", TARGET])
             .args(["--target-dir", BUILD_FOLDER])
-            .args(log.then_some("--features=log"))
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
-    )?;
-
-    let built = shell::root()
-        .join(BUILD_FOLDER)
-        .join(TARGET)
-        .join("release/undermesh");
-    let object = shell::root().join(OBJECT);
-    install(&built, &object)?;
-    let size = fs::metadata(&object)?.len();
-    step(format!("{OBJECT} ({} kB)", size.div_ceil(1000)));
+            .args(features)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        shell::run(&mut build)?;
+        let built = shell::root()
+            .join(BUILD_FOLDER)
+            .join(TARGET)
+            .join("release/undermesh");
+        let path = shell::root().join(object);
+        install(&built, &path)?;
+        let size = fs::metadata(&path)?.len();
+        step(format!("{object} ({} kB)", size.div_ceil(1000)));
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ pub fn run() -> Result<()> {
     println!("Checking formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
     // The agent embeds the kernel object: there is no checking it without.
-    crate::build_ebpf::run(false)?;
+    crate::build_ebpf::run()?;
     println!("Running clippy over the workspace");
     shell::run(shell::cargo().args([
         "clippy",

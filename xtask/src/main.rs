@@ -30,12 +30,8 @@ struct Arguments {
 enum Command {
     /// Install what building, the demo and the tests need (Debian and Ubuntu).
     Setup,
-    /// Build the kernel programs into target/bpf/undermesh.o.
-    BuildEbpf {
-        /// With log lines in the programs (`bpftool prog loadall` does not take such an object).
-        #[arg(long)]
-        log: bool,
-    },
+    /// Build the kernel programs into target/bpf/undermesh.o, and with log lines into undermesh-log.o.
+    BuildEbpf,
     /// Build the kernel programs, the agent, meshctl and the example application (release).
     Build,
     /// Check formatting, and clippy with warnings as errors.
@@ -81,7 +77,7 @@ impl Command {
     fn name(&self) -> &'static str {
         match self {
             Self::Setup => "setup",
-            Self::BuildEbpf { .. } => "build-ebpf",
+            Self::BuildEbpf => "build-ebpf",
             Self::Build => "build",
             Self::Lint => "lint",
             Self::Test { .. } => "test",
@@ -97,7 +93,7 @@ impl Command {
     fn run(&self) -> anyhow::Result<()> {
         match self {
             Self::Setup => setup::run(),
-            Self::BuildEbpf { log } => build_ebpf::run(*log),
+            Self::BuildEbpf => build_ebpf::run(),
             Self::Build => build::run(),
             Self::Lint => lint::run(),
             Self::Test {

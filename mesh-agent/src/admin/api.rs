@@ -37,6 +37,13 @@ pub trait Agent: Send + Sync + 'static {
     /// Checks that only the agent can make: programs attached, maps pinned.
     /// What follows from the other views is added by the control socket.
     fn checks(&self) -> Vec<CheckItem>;
+    /// What the kernel programs say to the agent's log.
+    fn kernel_log(&self) -> KernelLogView;
+    /// Changes it.
+    ///
+    /// # Errors
+    /// One sentence, where there is no such level, or the kernel refuses the programs.
+    fn set_kernel_log(&self, level: &str) -> Result<KernelLogView, String>;
     /// The configuration in force and what was wrong with the last one.
     fn config(&self) -> ConfigView;
     /// Certificates in use, the CA's first.
@@ -46,6 +53,13 @@ pub trait Agent: Send + Sync + 'static {
     fn authz_check(&self, question: &AuthzQuestion) -> Result<AuthzAnswer, String>;
     /// Who was denied, would be, and was to be audited.
     fn authz_report(&self) -> Vec<AuthzReport>;
+}
+
+/// `meshctl kernel-log`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLogView {
+    /// off, error, warn, info, debug or trace.
+    pub level: String,
 }
 
 /// `meshctl version`.

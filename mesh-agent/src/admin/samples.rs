@@ -46,6 +46,14 @@ impl Agent for SampleAgent {
     fn checks(&self) -> Vec<CheckItem> {
         checks()
     }
+    fn kernel_log(&self) -> KernelLogView {
+        let level = "off".to_owned();
+        KernelLogView { level }
+    }
+    fn set_kernel_log(&self, level: &str) -> Result<KernelLogView, String> {
+        let level = level.parse::<crate::datapath::LogLevel>()?.to_string();
+        Ok(KernelLogView { level })
+    }
     fn config(&self) -> ConfigView {
         config()
     }

@@ -1,4 +1,5 @@
-//! HTTP/1.1 with JSON over the control socket. Read-only: `GET /v1/<view>`.
+//! HTTP/1.1 with JSON over the control socket: `GET /v1/<view>`. The one thing that
+//! can be changed is what the kernel programs log.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use super::checks::all_checks;
 use super::observed::observe;
 use super::socket::ControlSocket;
 
+/// What the kernel programs log.
+const KERNEL_LOG: &str = "/v1/kernel-log";
 /// Most connections at a time; more wait in the socket's backlog.
 const MAX_CONNECTIONS: usize = 32;
 /// Largest request head, bytes. Request bodies are not read.
@@ -80,13 +83,20 @@ async fn serve_connection(stream: UnixStream, agent: Arc<dyn Agent>) {
 }
 
 async fn answer(request: Request<Incoming>, agent: Arc<dyn Agent>) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET {
-        return error(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered");
-    }
     let uri = request.uri().clone();
+    let change = match (request.method(), uri.path()) {
+        (&Method::GET, _) => false,
+        (&Method::POST, KERNEL_LOG) => true,
+        _ => return error(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered"),
+    };
     // Views read BPF maps: that blocks.
     let view = tokio::task::spawn_blocking(move || {
-        view(agent.as_ref(), uri.path(), uri.query().unwrap_or_default())
+        let query = uri.query().unwrap_or_default();
+        if change {
+            set_kernel_log(agent.as_ref(), query)
+        } else {
+            view(agent.as_ref(), uri.path(), query)
+        }
     });
     view.await.unwrap_or_else(|_| {
         error(
@@ -103,6 +113,7 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/services" => json(StatusCode::OK, &agent.services()),
         "/v1/endpoints" => json(StatusCode::OK, &agent.endpoints()),
         "/v1/route" => route(agent, query),
+        KERNEL_LOG => json(StatusCode::OK, &agent.kernel_log()),
         "/v1/flows" => json(StatusCode::OK, &agent.flows()),
         "/v1/config" => json(StatusCode::OK, &agent.config()),
         "/v1/certificates" => json(StatusCode::OK, &agent.certificates()),
@@ -111,6 +122,16 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/authz-check" => authz_check(agent, query),
         "/v1/authz-report" => json(StatusCode::OK, &agent.authz_report()),
         _ => error(StatusCode::NOT_FOUND, "no such view"),
+    }
+}
+
+fn set_kernel_log(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
+    let Some(level) = parameter(query, "level") else {
+        return error(StatusCode::BAD_REQUEST, "kernel-log needs ?level=<LEVEL>");
+    };
+    match agent.set_kernel_log(level) {
+        Ok(view) => json(StatusCode::OK, &view),
+        Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
     }
 }
 
@@ -258,6 +279,10 @@ mod tests {
             ("GET /v1/authz-check?question=7b", "400", "question="),
             ("GET /nope", "404", "error"),
             ("POST /v1/version", "405", "error"),
+            ("GET /v1/kernel-log", "200", "off"),
+            ("POST /v1/kernel-log?level=debug", "200", "debug"),
+            ("POST /v1/kernel-log?level=loud", "400", "loud"),
+            ("POST /v1/kernel-log", "400", "level"),
         ] {
             let request = format!("{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
             let answer = exchange(&path, request.as_bytes()).await;

@@ -28,6 +28,11 @@ pub(super) fn checks(datapath: &Datapath, certificates: &Certificates) -> Vec<Ch
             tier(&tiers.to_application, datapath),
         ),
         account(datapath),
+        CheckItem::ok(
+            "agent",
+            "log of the kernel programs",
+            datapath.kernel_log().to_string(),
+        ),
     ];
     items.extend(authority(certificates));
     items

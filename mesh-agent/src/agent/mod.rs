@@ -234,6 +234,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             () = tokio::time::sleep(tend) => {
                 let busy = keeper.tend(&agent.node.datapath);
                 tend = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
+                if let Err(error) = agent.node.datapath.follow_kernel_log() {
+                    tracing::error!(%error, "the kernel programs' log keeps its level");
+                }
                 let current = agent.node.snapshot.load().generation;
                 if current != generation {
                     generation = current;

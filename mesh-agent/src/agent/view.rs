@@ -11,8 +11,8 @@ use mesh_common::{
 use super::Agent;
 use crate::admin::api::{
     self, CertificateKind, CertificateView, CheckItem, ConfigView, Direction, EndpointView,
-    FindingView, FlowState, FlowView, PortView, RefusedView, Security, ServiceView, TlsCheckError,
-    TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
+    FindingView, FlowState, FlowView, KernelLogView, PortView, RefusedView, Security, ServiceView,
+    TlsCheckError, TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
 };
 use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
 use crate::datapath::{FlowPath, FlowRecord};
@@ -117,6 +117,17 @@ impl api::Agent for Agent {
 
     fn checks(&self) -> Vec<CheckItem> {
         super::checks::checks(&self.node.datapath, &self.certificates)
+    }
+
+    fn kernel_log(&self) -> KernelLogView {
+        let level = self.node.datapath.kernel_log().to_string();
+        KernelLogView { level }
+    }
+
+    fn set_kernel_log(&self, level: &str) -> Result<KernelLogView, String> {
+        let set = self.node.datapath.set_kernel_log(level.parse()?);
+        set.map_err(|error| error.to_string())?;
+        Ok(self.kernel_log())
     }
 
     fn config(&self) -> ConfigView {

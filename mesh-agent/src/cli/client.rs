@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -89,12 +89,29 @@ impl Client {
 
     /// Asks for `path_and_query`.
     pub async fn get<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClientError> {
-        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(path_and_query))
+        self.ask(Method::GET, path_and_query).await
+    }
+
+    /// Asks for a change.
+    pub async fn post<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClientError> {
+        self.ask(Method::POST, path_and_query).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path_and_query: &str,
+    ) -> Result<T, ClientError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path_and_query))
             .await
             .unwrap_or_else(|_| Err(ClientError::Timeout(self.path.clone())))
     }
 
-    async fn exchange<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClientError> {
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path_and_query: &str,
+    ) -> Result<T, ClientError> {
         let unclear = |error: hyper::Error| ClientError::Answer(error.to_string());
         let stream =
             UnixStream::connect(&self.path)
@@ -108,7 +125,9 @@ impl Client {
             .map_err(unclear)?;
         // Ends when the sender is dropped; its error reaches us through the sender.
         tokio::spawn(connection);
-        let request = Request::get(path_and_query)
+        let request = Request::builder()
+            .method(method)
+            .uri(path_and_query)
             .header(header::HOST, "agent")
             .body(Empty::<Bytes>::new())
             .map_err(|error| ClientError::Answer(error.to_string()))?;

@@ -10,6 +10,7 @@ mod endpoints;
 mod flows;
 #[cfg(test)]
 mod golden;
+mod kernel_log;
 mod routes;
 mod services;
 mod table;
@@ -87,6 +88,8 @@ enum Command {
     Analyze(analyze::Arguments),
     /// Lists connections as the kernel counts them
     Flows(flows::Arguments),
+    /// Shows or sets what the kernel programs say to the agent's log
+    KernelLog(kernel_log::Arguments),
     /// Questions about authentication
     Authn {
         #[command(subcommand)]
@@ -156,6 +159,7 @@ async fn carry_out(cli: &Cli, printer: &mut Printer<impl Write>) -> Result<u8, C
         Command::Routes(arguments) => return routes::run(&client()?, printer, arguments).await,
         Command::Analyze(arguments) => return analyze::run(client(), printer, arguments).await,
         Command::Flows(arguments) => flows::run(&client()?, printer, arguments).await?,
+        Command::KernelLog(arguments) => kernel_log::run(&client()?, printer, arguments).await?,
         Command::Authn {
             command: Authn::TlsCheck(arguments),
         } => return tls_check::run(&client()?, printer, arguments).await,

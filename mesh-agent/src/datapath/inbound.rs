@@ -1,15 +1,15 @@
 //! One `sk_lookup` instance per workload namespace.
 
 use std::fs;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use aya::programs::SkLookup;
 use mesh_common::KernelLayout;
 
 use super::bpf::{self, AttachType};
 use super::programs::{LINKS, missing, refused};
-use super::{DatapathError, maps};
+use super::{DatapathError, LogLevel, maps};
 use crate::netns::Namespace;
 
 const PROGRAM: &str = "um_inbound";
@@ -22,18 +22,11 @@ pub(super) fn attach(
     folder: &Path,
     kernel: &KernelLayout,
     namespace: &Namespace,
+    log: LogLevel,
 ) -> Result<(), DatapathError> {
     let cookie = namespace.cookie();
-    let mut object = maps::open_object(folder, kernel, Some(cookie))?;
-    let program = object
-        .program_mut(PROGRAM)
-        .ok_or_else(|| missing(PROGRAM))?;
-    let program: &mut SkLookup = program
-        .try_into()
-        .map_err(|error| refused(PROGRAM, &error))?;
-    program.load().map_err(|error| refused(PROGRAM, &error))?;
-    let fd = program.fd().map_err(|error| refused(PROGRAM, &error))?;
-    let path = folder.join(LINKS).join(format!("{PREFIX}{cookie}"));
+    let fd = load(folder, kernel, cookie, log)?;
+    let path = path(folder, cookie);
     let attached = || {
         if bpf::replace_pinned(&path, fd.as_fd())? {
             return Ok(());
@@ -46,6 +39,52 @@ pub(super) fn attach(
         path: path.clone(),
         source,
     })
+}
+
+/// Loads all instances again and puts them in the place of those that run.
+pub(super) fn replace_all(
+    folder: &Path,
+    kernel: &KernelLayout,
+    log: LogLevel,
+) -> Result<(), DatapathError> {
+    for (cookie, is_alive) in attached(folder) {
+        if !is_alive {
+            continue;
+        }
+        let fd = load(folder, kernel, cookie, log)?;
+        let path = path(folder, cookie);
+        // A namespace that has just gone has taken its link with it.
+        bpf::replace_pinned(&path, fd.as_fd()).map_err(|source| DatapathError::File {
+            action: "replace",
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn load(
+    folder: &Path,
+    kernel: &KernelLayout,
+    cookie: u64,
+    log: LogLevel,
+) -> Result<OwnedFd, DatapathError> {
+    let mut object = maps::open_object(folder, kernel, Some(cookie), log)?;
+    let program = object
+        .program_mut(PROGRAM)
+        .ok_or_else(|| missing(PROGRAM))?;
+    let program: &mut SkLookup = program
+        .try_into()
+        .map_err(|error| refused(PROGRAM, &error))?;
+    program.load().map_err(|error| refused(PROGRAM, &error))?;
+    let fd = program.fd().map_err(|error| refused(PROGRAM, &error))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| refused(PROGRAM, &error))
+}
+
+fn path(folder: &Path, cookie: u64) -> PathBuf {
+    folder.join(LINKS).join(format!("{PREFIX}{cookie}"))
 }
 
 /// Cookies of the namespaces that instances are attached to, and whether each
@@ -67,5 +106,5 @@ pub(super) fn attached(folder: &Path) -> Vec<(u64, bool)> {
 
 pub(super) fn detach(folder: &Path, cookie: u64) {
     // Gone already is as good.
-    let _ = fs::remove_file(folder.join(LINKS).join(format!("{PREFIX}{cookie}")));
+    let _ = fs::remove_file(path(folder, cookie));
 }

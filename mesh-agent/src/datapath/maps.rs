@@ -21,7 +21,7 @@ use super::host::HostWorkloads;
 use super::identities::Identities;
 use super::marks::SocketMarks;
 use super::verdicts::Verdicts;
-use super::{DatapathError, OBJECT, layout};
+use super::{DatapathError, LOG_OBJECT, LogLevel, OBJECT, kernel_log, layout};
 use crate::registry::Served;
 
 /// Reads the object with its maps pinned, or taken from their pins.
@@ -29,6 +29,7 @@ pub(super) fn open_object(
     folder: &Path,
     kernel: &KernelLayout,
     netns_cookie: Option<u64>,
+    log: LogLevel,
 ) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     // No program asks for relocation to the kernel's own types, whose 10 MB take aya 30 MB to parse.
@@ -40,8 +41,17 @@ pub(super) fn open_object(
     if let Some(cookie) = &netns_cookie {
         loader.override_global("NETNS_COOKIE", cookie, true);
     }
+    let level = log as u8;
+    let object = match log {
+        LogLevel::Off => OBJECT,
+        _ => {
+            loader.map_pin_path(kernel_log::MAP, kernel_log::pin(folder));
+            loader.override_global(kernel_log::LEVEL, &level, true);
+            LOG_OBJECT
+        }
+    };
     loader
-        .load(OBJECT)
+        .load(object)
         .map_err(|error| super::programs::refused("maps", &error))
 }
 
@@ -232,6 +242,10 @@ impl Maps {
 
     pub(super) fn nameserver(&self, key: &Nameserver) -> Option<SocketAddr> {
         self.nameservers.get(key, 0).ok().map(Into::into)
+    }
+
+    pub(super) fn set_knob(&self, which: Knob, value: u32) -> Result<(), DatapathError> {
+        (self.knobs.lock().set(which as u32, value, 0)).map_err(|error| refused("knobs", &error))
     }
 
     pub(super) fn knob(&self, which: Knob) -> u32 {

@@ -26,6 +26,7 @@ mod verdicts;
 
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use flows::{FlowPath, FlowRecord};
+pub use kernel_log::LogLevel;
 pub use marks::{Caller, SocketMarks};
 pub use mounts::mount_point;
 pub use order::AttachOrder;
@@ -47,11 +48,14 @@ use parking_lot::Mutex;
 
 use crate::netns::{Location, Namespace};
 use crate::registry::{Served, ShortCircuit};
+use kernel_log::KernelLog;
 use lock::FolderLock;
 use maps::Maps;
 
 /// The object with all programs, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_OBJECT"));
+/// The same with log lines.
+static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_LOG_OBJECT"));
 
 /// Why the kernel side cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +189,10 @@ pub struct Datapath {
     maps: Maps,
     marks: Arc<SocketMarks>,
     attached: programs::Attached,
+    /// For attaching again.
+    cgroup: PathBuf,
+    order: Option<AttachOrder>,
+    log: Mutex<KernelLog>,
     lock: Mutex<Option<FolderLock>>,
     kernel: KernelLayout,
     tiers: Tiers,
@@ -220,8 +228,7 @@ impl Datapath {
         };
         layout::check(folder)?;
         let (kernel, tiers) = short_circuit::examine();
-        let mut object = maps::open_object(folder, &kernel, None)?;
-        kernel_log::start(&mut object);
+        let mut object = maps::open_object(folder, &kernel, None, LogLevel::Off)?;
         let (maps, marks) = Maps::take(&mut object, folder)?;
         let attached = programs::attach(&mut object, folder, cgroup, order)?;
         let tiers = match kernel.is_known {
@@ -236,6 +243,9 @@ impl Datapath {
             maps,
             marks: Arc::new(marks),
             attached,
+            cgroup: cgroup.to_owned(),
+            order,
+            log: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             kernel,
             tiers,
@@ -330,7 +340,8 @@ impl Datapath {
         };
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
-        inbound::attach(&self.folder, &self.kernel, namespace)
+        let log = self.log.lock();
+        inbound::attach(&self.folder, &self.kernel, namespace, log.level())
     }
 
     /// Whether the connections of an enrolled workload to addresses that the mesh does not

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use mesh_tests::{Lab, Node, outcome};
+use mesh_tests::{Lab, Node, eventually, outcome};
 
 use crate::bookinfo::Bookinfo;
 
@@ -72,6 +73,100 @@ fn every_pinned_map_has_btf_and_dumps_named_fields() {
         first.as_object().is_some_and(|fields| fields.len() > 3),
         "named fields: {dump}"
     );
+}
+
+/// `knobs` 1 is documented in docs/bpftool.md.
+#[test]
+fn the_kernel_programs_say_what_they_do_while_a_switch_asks_for_it() {
+    let mesh = Bookinfo::start();
+    let folder = mesh.lab.bpffs(Node::A);
+    let set = |level: u8| {
+        let (pin, level) = (folder.join("knobs"), level.to_string());
+        let update = ["map", "update", "pinned", &pin.to_string_lossy()];
+        let entry = ["key", "1", "0", "0", "0", "value", &level, "0", "0", "0"];
+        outcome(Command::new("bpftool").args(update).args(entry))
+            .expect("bpftool starts")
+            .success();
+    };
+    let agent = &mesh.a;
+    let shown = || agent.meshctl(&["kernel-log"]).success();
+    let lines = |what: &str| {
+        let log = agent.log();
+        log.lines()
+            .filter(|line| line.contains(" kernel: ") && line.contains(what))
+            .count()
+    };
+    let call = || mesh.sleep.curl_many(5, "http://reviews/", &[]);
+    let until = |level: &str| {
+        eventually(Duration::from_secs(5), "the agent follows", || {
+            let now = shown();
+            if now.trim() == level {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        });
+    };
+
+    assert_eq!(shown(), "off\n");
+    call();
+    assert_eq!(lines(""), 0);
+    let program = || bpftool(&["prog", "show", "name", "um_connect4"]);
+    let before = program();
+
+    // Only refusals and worse.
+    set(3);
+    until("info");
+    call();
+    assert_eq!(lines("goes to"), 0);
+    // What becomes of each connection.
+    set(4);
+    until("debug");
+    call();
+    eventually(Duration::from_secs(5), "connections are logged", || {
+        if lines("goes to") > 0 {
+            Ok(())
+        } else {
+            Err(agent.log())
+        }
+    });
+    // In the namespaces, too: what comes in.
+    let server = &mesh.b;
+    assert_eq!(
+        server.meshctl(&["kernel-log", "debug"]).success(),
+        "debug\n"
+    );
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    let reply = outside.curl(&[&format!("http://{}:9080/", mesh.v1.v4)]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    eventually(Duration::from_secs(5), "what comes in is logged", || {
+        let log = server.log();
+        if log.contains("to port 9080: to the agent") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+
+    // And nothing again.
+    set(0);
+    until("off");
+    let said = lines("");
+    assert!(said > 0);
+    call();
+    assert_eq!(lines(""), said);
+    let tags = |programs: &serde_json::Value| {
+        let all = programs.as_array().cloned().unwrap_or_default();
+        all.iter()
+            .map(|p| p["tag"].to_string())
+            .collect::<std::collections::HashSet<_>>()
+    };
+    assert!(
+        tags(&program()).is_superset(&tags(&before)),
+        "the same programs as before"
+    );
+    assert!(!folder.join("kernel_log").exists());
+    server.meshctl(&["kernel-log", "off"]).success();
 }
 
 #[test]
