@@ -31,6 +31,7 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -283,6 +284,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if successor.is_some() {
         tokio::select! {
             () = drain(&agent, &agent.upstreams) => {}
+            () = follow(&agent, &mut configurations) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
@@ -319,6 +321,16 @@ async fn drain(agent: &Agent, upstreams: &Upstreams<Upstream>) {
             "--drain-timeout has passed: open connections are cut"
         ),
     }
+}
+
+/// Keeps the connections that an agent still carries under the configuration in
+/// force. Files are watched by both agents; the kernel's maps and the workloads
+/// are the other one's.
+async fn follow(agent: &Agent, configurations: &mut mpsc::Receiver<Loaded>) {
+    while let Some(loaded) = configurations.recv().await {
+        agent.follow(loaded);
+    }
+    std::future::pending().await
 }
 
 async fn gone(predecessor: Option<&Predecessor>) {
@@ -413,6 +425,23 @@ impl Agent {
             }
         }
         process::give_back_memory();
+    }
+
+    /// Puts a configuration in force for the connections that are left. What is
+    /// wrong with it the agent says that has taken over.
+    fn follow(&self, loaded: Loaded) {
+        let generation = self.node.snapshot.load().generation + 1;
+        let Ok((mut snapshot, _)) = compile(&self.options, generation, loaded) else {
+            return;
+        };
+        (snapshot.authorization).succeed(&self.node.snapshot.load().authorization, generation);
+        let snapshot = Arc::new(snapshot);
+        self.node.snapshot.store(snapshot.clone());
+        application::recheck(&self.node, &snapshot);
+        tracing::info!(
+            generation,
+            "configuration is in force for the connections that are left"
+        );
     }
 
     async fn hand_over(

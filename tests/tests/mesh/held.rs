@@ -20,7 +20,8 @@ pub struct Held {
 
 impl Held {
     pub fn open(from: &Workload, kind: &'static str, address: &str, port: u16) -> Self {
-        let log = from.file(&format!("held-{kind}-{port}.log"), "");
+        let name = address.replace(':', "_");
+        let log = from.file(&format!("held-{kind}-{name}-{port}.log"), "");
         let mut command: Command = from.command("python3");
         command.args([HELD, "hold", kind, address, &port.to_string()]);
         command.stdin(Stdio::piped());
@@ -51,6 +52,11 @@ impl Held {
             .write_all(format!("{word}\n").as_bytes())
             .expect("python reads");
         self.until(&format!("echo {word}"), LIVE);
+    }
+
+    /// However.
+    pub fn ends(&mut self, limit: Duration) {
+        self.until("ended", limit);
     }
 
     /// Not in order: with a reset, or aborted, whichever end was the first.

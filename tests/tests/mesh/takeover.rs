@@ -3,10 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_tests::{Node, Process, ServicePort, eventually, outcome, service, wait_until};
+use mesh_tests::{Node, Process, ServicePort, Workload, eventually, outcome, service, wait_until};
 use serde_json::Value;
 
 use crate::bookinfo::{Bookinfo, VIP4};
+use crate::held::Held;
 
 /// Within which an agent that drains ends, once its last connection has.
 const DRAINED: Duration = Duration::from_secs(10);
@@ -210,6 +211,28 @@ fn an_agent_that_cannot_start_leaves_the_other_in_charge() {
         before.log()
     );
     assert_eq!(late.curl(&["http://reviews/"]).status, 200);
+}
+
+#[test]
+fn a_change_of_policy_holds_for_the_connections_of_an_agent_that_drains() {
+    let (mut mesh, _servers) = with_echo();
+    let hold = |to: &Workload| Held::open(&mesh.sleep, "v4", &to.v4.to_string(), ECHO_PORT);
+    let (mut forbidden, mut allowed) = (hold(&mesh.v1), hold(&mesh.v2));
+    let mut before = mesh.b.take_over(&[]);
+    forbidden.echoes("second");
+    mesh.lab.configure(
+        "deny.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
+         spec: {selector: {matchLabels: {version: v1}}, action: DENY, \
+         rules: [{from: [{source: {serviceAccounts: [sleep]}}]}]}\n",
+    );
+    forbidden.ends(Duration::from_secs(5));
+    allowed.echoes("second");
+    assert!(
+        before.is_running(),
+        "it carries the other: {}",
+        before.log()
+    );
 }
 
 #[test]
