@@ -16,11 +16,13 @@ pub mod datapath;
 pub mod dns;
 #[cfg(test)]
 mod fuzz;
+pub mod health;
 pub mod identity;
 pub mod netns;
 pub mod policy;
 pub mod proxy;
 pub mod registry;
+pub mod resolve;
 pub mod resource;
 pub mod route;
 pub mod snapshot;

@@ -11,7 +11,7 @@ use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::{OutboundPolicy, Routes, Settings, Sources};
 
 /// All that the agent decides by, compiled from the resources.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Counts the configurations that have been put in force, from 1.
     pub generation: u64,

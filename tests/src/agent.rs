@@ -25,6 +25,7 @@ pub struct Agent {
     arguments: Vec<String>,
     cgroup: PathBuf,
     netns: Option<PathBuf>,
+    files: Vec<(PathBuf, &'static str)>,
     log: PathBuf,
     starts: u32,
 }
@@ -56,6 +57,31 @@ impl Agent {
     /// Starts the agent of a node whose own network namespace is that of
     /// `host`, and returns when it answers.
     pub fn start_in(lab: &Lab, node: Node, host: Option<&Workload>, more: &[&str]) -> Result<Self> {
+        Self::start_at(lab, node, host, Vec::new(), more)
+    }
+
+    /// The same with files that replace those of the machine, as (ours, the machine's).
+    /// The workloads have to be there already.
+    ///
+    /// # Panics
+    ///
+    /// With the end of its log, where it does not answer.
+    pub fn start_with_files(
+        lab: &Lab,
+        node: Node,
+        files: Vec<(PathBuf, &'static str)>,
+        more: &[&str],
+    ) -> Self {
+        Self::start_at(lab, node, None, files, more).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    fn start_at(
+        lab: &Lab,
+        node: Node,
+        host: Option<&Workload>,
+        files: Vec<(PathBuf, &'static str)>,
+        more: &[&str],
+    ) -> Result<Self> {
         let socket = lab.folder().join(format!("agent-{}.sock", node.name()));
         let path = |path: PathBuf| path.to_string_lossy().into_owned();
         let arguments = [
@@ -78,7 +104,7 @@ impl Agent {
         let netns = host.map(Workload::netns_path);
         let cgroup = lab.agent_cgroup(node);
         let log = lab.folder().join(format!("agent-{}.log", node.name()));
-        let process = spawn(&cgroup, netns.as_deref(), &arguments, log.clone())?;
+        let process = spawn(&cgroup, netns.as_deref(), &files, &arguments, log.clone())?;
         let mut agent = Self {
             node,
             process,
@@ -86,6 +112,7 @@ impl Agent {
             arguments,
             cgroup,
             netns,
+            files,
             log,
             starts: 1,
         };
@@ -155,7 +182,13 @@ impl Agent {
         self.starts += 1;
         let log = self.log.with_extension(format!("{}.log", self.starts));
         let start = || -> Result<()> {
-            self.process = spawn(&self.cgroup, self.netns.as_deref(), &self.arguments, log)?;
+            self.process = spawn(
+                &self.cgroup,
+                self.netns.as_deref(),
+                &self.files,
+                &self.arguments,
+                log,
+            )?;
             self.ready()
         };
         start().unwrap_or_else(|error| panic!("{error:#}"));
@@ -191,7 +224,13 @@ impl Agent {
             }
             arguments.push((*argument).to_owned());
         }
-        spawn(&self.cgroup, self.netns.as_deref(), &arguments, log)
+        spawn(
+            &self.cgroup,
+            self.netns.as_deref(),
+            &self.files,
+            &arguments,
+            log,
+        )
     }
 
     /// `mesh-agent uninstall` of what this agent has made.
@@ -284,13 +323,14 @@ impl Drop for Agent {
 fn spawn(
     cgroup: &std::path::Path,
     netns: Option<&std::path::Path>,
+    files: &[(PathBuf, &'static str)],
     arguments: &[String],
     log: PathBuf,
 ) -> Result<Process> {
     let place = Place {
         cgroup,
         netns,
-        files: &[],
+        files,
     };
     let mut agent = command(&binary("mesh-agent"), &place)?;
     agent.arg("run").args(arguments).env("NO_COLOR", "1");

@@ -268,6 +268,9 @@ pub struct ClusterEndpointView {
     pub active: u32,
     /// All that ever were.
     pub total: u64,
+    /// Why it does not pass its probe, where it does not.
+    #[serde(default)]
+    pub unhealthy: Option<String>,
     /// Why and how long it is out of service, where it is.
     pub ejected: Option<EjectionView>,
 }

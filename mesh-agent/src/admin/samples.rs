@@ -222,6 +222,7 @@ pub fn endpoints() -> Vec<ClusterView> {
         workload: Some(workload.to_owned()),
         active,
         total,
+        unhealthy: None,
         ejected,
     };
     let out = EjectionView {

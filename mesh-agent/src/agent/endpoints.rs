@@ -43,6 +43,7 @@ fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
                 .map(|workload| workload.name.to_string()),
             active: member.host.in_flight(),
             total: member.host.served(),
+            unhealthy: member.endpoint.unhealthy.as_deref().map(str::to_owned),
             ejected: ejection.map(|ejection| EjectionView {
                 reason: ejection.cause.to_string(),
                 since_s: now.saturating_duration_since(ejection.since).as_secs(),

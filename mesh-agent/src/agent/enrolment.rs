@@ -23,7 +23,7 @@ use crate::proxy::inbound::{self, Inbound};
 use crate::proxy::outbound::{self, Outbound};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Local, Locals, Node};
-use crate::registry::{Service, ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
+use crate::registry::{Registry, Service, ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
 use crate::route::ClientView;
 use crate::snapshot::Snapshot;
 
@@ -242,6 +242,11 @@ impl Enrolment {
             }
         }
         by_cookie
+    }
+
+    /// Whether a configuration puts a workload on this node.
+    pub(super) fn is_to_be_here(&self, registry: &Registry, name: &WorkloadName) -> bool {
+        (registry.workload(name)).is_some_and(|workload| self.is_ours(workload))
     }
 
     fn is_ours(&self, workload: &Workload) -> bool {

@@ -8,6 +8,7 @@ mod enrolment;
 mod flow_keeper;
 mod listeners;
 mod live_flows;
+mod observing;
 mod one_line;
 mod options;
 mod process;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, ControlSocket, host_checks};
 use crate::datapath::{Datapath, cgroup2_mount};
+use crate::health::Start;
 use crate::identity::certificate_service::ServiceClient;
 use crate::identity::{Authority, Certificates};
 use crate::netns::NamespaceWatch;
@@ -51,6 +53,7 @@ use crate::snapshot::{Options, Snapshot};
 use crate::source::{Loaded, directory};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::FlowKeeper;
+use observing::Observing;
 use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
 
 /// How long tunnels may take to end in order when nobody uses them any more.
@@ -70,6 +73,7 @@ struct Agent {
     certificates: Arc<Certificates>,
     enrolment: Enrolment,
     upstreams: Arc<Upstreams<Upstream>>,
+    observing: Observing,
     refused: Mutex<Option<Refused>>,
     resources: std::sync::atomic::AtomicUsize,
 }
@@ -158,7 +162,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         None => ControlSocket::bind(&control_path, options.admin_group.as_deref()).await?,
     };
     let shared = socket.share()?;
+    let start = match &predecessor {
+        Some(_) => Start::Trusting,
+        None => Start::Doubtful,
+    };
+    let (observing, mut observations) = Observing::new(options.dns_refresh_rate, start);
     let agent = Arc::new(Agent {
+        observing,
         started: Instant::now(),
         node,
         certificates: certificates.clone(),
@@ -232,6 +242,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
             () = namespaces.changed() => agent.enrol(),
+            observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep(tend) => {
                 let busy = keeper.tend(&agent.node.datapath);
                 tend = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
@@ -403,6 +414,8 @@ impl Agent {
                 }
                 (snapshot.authorization)
                     .succeed(&self.node.snapshot.load().authorization, generation);
+                let is_here = |name: &_| self.enrolment.is_to_be_here(&snapshot.registry, name);
+                snapshot.registry = self.observing.over(&snapshot.registry, is_here);
                 let snapshot = Arc::new(snapshot);
                 self.replace_verdicts(&snapshot);
                 application::recheck(&self.node, &snapshot);
@@ -475,6 +488,7 @@ impl Agent {
         if self.enrolment.reconcile() {
             self.replace_verdicts(&self.node.snapshot.load_full());
         }
+        self.observing.probe(&self.node.locals.load());
     }
 
     /// Puts a configuration in force together with the verdicts that follow

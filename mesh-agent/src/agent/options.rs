@@ -83,6 +83,9 @@ pub struct RunOptions {
     /// where the application wanted) or REGISTRY_ONLY (they are refused)
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub outbound_traffic_policy: OutboundPolicy,
+    /// How often names of endpoints (resolution DNS) are resolved again, such as 60s
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = refresh_rate)]
+    pub dns_refresh_rate: Duration,
     /// Whether bytes that stay on the node bypass the TCP/IP stack, where a workload does not say: auto, on, off
     #[arg(long, value_name = "SETTING", default_value_t)]
     pub short_circuit: ShortCircuit,
@@ -237,6 +240,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(Duration::from_secs(seconds))
     };
     parsed().ok_or_else(|| "not a duration such as 24h, 90m or 30s".to_owned())
+}
+
+fn refresh_rate(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        rate if rate.is_zero() => Err("shorter than 1 s".to_owned()),
+        rate => Ok(rate),
+    }
 }
 
 pub(crate) fn cert_lifetime(text: &str) -> Result<Duration, String> {

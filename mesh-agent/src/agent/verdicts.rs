@@ -52,7 +52,9 @@ impl Verdicts<'_> {
                 .filter(|port| port.protocol != Protocol::Udp)
             {
                 let serving: Vec<&Endpoint> = (service.endpoints.iter())
-                    .filter(|endpoint| endpoint.ports.contains_key(&port.number))
+                    .filter(|endpoint| {
+                        endpoint.ports.contains_key(&port.number) && endpoint.unhealthy.is_none()
+                    })
                     .map(|endpoint| &**endpoint)
                     .collect();
                 let view = ClientView::of(&client.workload);

@@ -462,6 +462,6 @@ fn endpoint_views(endpoint: &Endpoint) -> impl Iterator<Item = EndpointView> + '
             .workload
             .as_ref()
             .map(|workload| workload.name.to_string()),
-        healthy: true,
+        healthy: endpoint.unhealthy.is_none(),
     })
 }

@@ -127,6 +127,8 @@ struct State<P> {
     policy: Arc<UpstreamPolicy>,
     client: Arc<Workload>,
     members: Vec<Arc<Member<P>>>,
+    /// Endpoints that do not pass their probe: they are never chosen.
+    unhealthy: Vec<Arc<Member<P>>>,
     /// Those of the members, each once.
     monitors: Vec<Arc<Monitor>>,
     view: View<P>,
@@ -179,6 +181,7 @@ impl<P: EndpointPool> Cluster<P> {
         let known: HashMap<_, _> = old
             .members
             .iter()
+            .chain(&old.unhealthy)
             .map(|member| (&member.host.address, &member.host))
             .collect();
         let new = State::build(destination, &known, now);
@@ -368,7 +371,9 @@ impl<P: EndpointPool> Cluster<P> {
         let changing = self.changing.lock();
         let state = self.state.load();
         let outlier = state.policy.outlier.as_ref();
-        let members = state.members.iter().chain(changing.asked_for.values());
+        let members = (state.members.iter())
+            .chain(&state.unhealthy)
+            .chain(changing.asked_for.values());
         members
             .map(|member| {
                 let ejection = changing.detector.as_ref().zip(outlier);
@@ -535,7 +540,9 @@ impl<P: EndpointPool> State<P> {
                         Arc::new(Host::new(address, now, monitor))
                     }
                 };
-                if !monitors.iter().any(|one| Arc::ptr_eq(one, &host.monitor)) {
+                if endpoint.unhealthy.is_none()
+                    && !monitors.iter().any(|one| Arc::ptr_eq(one, &host.monitor))
+                {
                     monitors.push(Arc::clone(&host.monitor));
                 }
                 Arc::new(Member {
@@ -544,7 +551,10 @@ impl<P: EndpointPool> State<P> {
                 })
             })
             .collect();
+        let (members, unhealthy): (Vec<_>, Vec<_>) = (members.into_iter())
+            .partition(|member: &Arc<Member<P>>| member.endpoint.unhealthy.is_none());
         Self {
+            unhealthy,
             version: destination.version,
             service: Arc::clone(destination.service),
             policy: Arc::clone(destination.policy),
@@ -562,6 +572,7 @@ impl<P: EndpointPool> State<P> {
             policy: Arc::clone(&self.policy),
             client: Arc::clone(&self.client),
             members: self.members.clone(),
+            unhealthy: self.unhealthy.clone(),
             monitors: self.monitors.clone(),
             view: View::build(&self.members, &self.client, &self.policy),
         }

@@ -536,6 +536,7 @@ fn the_addresses_of_a_workload_are_one_endpoint() {
     let mut service = Service::clone(&mesh.service);
     let of_workload = |endpoint: &Arc<Endpoint>| {
         Arc::new(Endpoint {
+            unhealthy: None,
             workload: Some(client("")),
             ..Endpoint::clone(endpoint)
         })

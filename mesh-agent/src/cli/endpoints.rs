@@ -7,7 +7,7 @@ use clap::Args;
 use super::client::Client;
 use super::table::Table;
 use super::{CommandError, Printer};
-use crate::admin::api::{ClusterView, GaugeView};
+use crate::admin::api::{ClusterEndpointView, ClusterView, GaugeView};
 use crate::admin::checks::duration;
 
 /// Which endpoints.
@@ -67,10 +67,7 @@ fn text(clusters: &[ClusterView], wide: bool) -> String {
                 service.clone(),
                 endpoint.address.clone(),
                 endpoint.workload.clone().unwrap_or_default(),
-                out.map_or("in service".to_owned(), |out| {
-                    let left = duration(out.until_s);
-                    format!("out for {left}: {}", out.reason)
-                }),
+                state(endpoint),
                 endpoint.active.to_string(),
                 endpoint.total.to_string(),
             ];
@@ -120,6 +117,17 @@ fn text(clusters: &[ClusterView], wide: bool) -> String {
         }
     }
     text
+}
+
+fn state(endpoint: &ClusterEndpointView) -> String {
+    match (&endpoint.unhealthy, &endpoint.ejected) {
+        (Some(reason), _) => format!("unhealthy: {reason}"),
+        (None, Some(out)) => {
+            let left = duration(out.until_s);
+            format!("out for {left}: {}", out.reason)
+        }
+        (None, None) => "in service".to_owned(),
+    }
 }
 
 /// `now/limit`.

@@ -196,7 +196,8 @@ impl<'a> Zone<'a> {
     /// Addresses of the endpoints, each once, starting where the rotation says.
     fn endpoint_addresses(&self, service: &Service) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        for endpoint in &service.endpoints {
+        let well = (service.endpoints.iter()).filter(|endpoint| endpoint.unhealthy.is_none());
+        for endpoint in well {
             addresses.extend(endpoint.address);
         }
         addresses.sort_unstable();
@@ -218,7 +219,7 @@ impl<'a> Zone<'a> {
                 .into_iter()
                 .collect();
         }
-        let endpoints = service.endpoints.iter();
+        let endpoints = (service.endpoints.iter()).filter(|endpoint| endpoint.unhealthy.is_none());
         let records = endpoints.filter_map(|endpoint| {
             let socket = endpoint.socket_address(port.number)?;
             let host = format!("{}.{}", dashed(socket.ip()), service.host);

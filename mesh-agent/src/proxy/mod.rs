@@ -18,6 +18,8 @@ pub mod sniff;
 mod tcp;
 pub mod upstream;
 
+pub(crate) use originate::{Originator, Server};
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;

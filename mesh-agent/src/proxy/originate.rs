@@ -37,7 +37,7 @@ const MAX_CONFIGS: usize = 1024;
 
 /// Makes TLS of plain connections. Files are read again when they have changed.
 #[derive(Default)]
-pub(super) struct Originator {
+pub(crate) struct Originator {
     configs: Mutex<HashMap<Settings, Loaded>>,
 }
 
@@ -55,13 +55,13 @@ struct Loaded {
 }
 
 /// Whom a connection is to.
-pub(super) struct Server<'a> {
+pub(crate) struct Server<'a> {
     /// Host of the service.
-    pub(super) host: &'a str,
+    pub(crate) host: &'a str,
     /// Names that the ServiceEntry gives it.
-    pub(super) names: &'a [String],
+    pub(crate) names: &'a [String],
     /// Protocols to offer.
-    pub(super) alpn: &'static [&'static [u8]],
+    pub(crate) alpn: &'static [&'static [u8]],
 }
 
 impl Originator {
@@ -69,7 +69,7 @@ impl Originator {
     ///
     /// # Errors
     /// Files that cannot be read, a server that is not who it should be, or the like.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         stream: TcpStream,
         tls: &Arc<TlsOrigination>,

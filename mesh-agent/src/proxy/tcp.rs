@@ -148,6 +148,8 @@ struct Choosing {
     service: Arc<Service>,
     port: u16,
     policy: Arc<UpstreamPolicy>,
+    /// The name to resolve, where the service is whatever the client asks for.
+    named: Option<String>,
     cluster: Arc<HttpCluster>,
 }
 
@@ -250,6 +252,7 @@ fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
         service: plan.service.clone(),
         port: plan.port,
         policy: plan.policy.clone(),
+        named: plan.named.clone(),
         cluster: outbound.upstreams.clusters.get(&destination, now),
     })
 }
@@ -263,6 +266,10 @@ fn choose(
     // `resolution: NONE`, or PASSTHROUGH: the address that the application asked for.
     if to.service.resolution == Resolution::None || to.policy.balancer == Balancer::Passthrough {
         let address = EndpointAddress::Socket(connection.destination);
+        return Ok(to.cluster.asked_for(address, now));
+    }
+    if let Some(name) = &to.named {
+        let address = EndpointAddress::Name(name.as_str().into(), to.port);
         return Ok(to.cluster.asked_for(address, now));
     }
     let choice = Choice {

@@ -19,7 +19,12 @@ pub(super) fn compile(
 ) -> (Registry, Vec<Finding>) {
     let mut findings = Vec::new();
     let trust_domain: Arc<str> = trust_domain.into();
-    let workloads = enrol::workloads(&resources.workload_entries, &trust_domain, &mut findings);
+    let workloads = enrol::workloads(
+        &resources.workload_entries,
+        &resources.workload_groups,
+        &trust_domain,
+        &mut findings,
+    );
     let pool = Pool::new(&workloads.candidates, &workloads.by_address);
 
     let mut drafts = Drafts::default();
@@ -42,6 +47,7 @@ pub(super) fn compile(
             .map(|candidate| candidate.workload.clone())
             .collect(),
         by_address: workloads.by_address.clone(),
+        probes: workloads.probes.clone(),
         ..Registry::default()
     };
     let mut owners = HashMap::new();

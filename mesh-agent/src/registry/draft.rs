@@ -108,6 +108,7 @@ pub(super) fn endpoints(
         labels: workload.labels.clone(),
         locality: workload.locality.clone(),
         weight: workload.weight,
+        unhealthy: None,
         workload: Some(workload.clone()),
     };
     let named = candidate

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::group::Groups;
 use super::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 use crate::identity::Identity;
 use crate::resource::scalar::HostName;
-use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec};
+use crate::resource::workload_group::ProbeSpec;
+use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec, WorkloadGroupSpec};
 
 /// Prefix of the annotations below.
 const PREFIX: &str = "undermesh.io/";
@@ -47,16 +49,21 @@ pub(super) struct Candidate {
 pub(super) struct Workloads {
     pub(super) candidates: Vec<Candidate>,
     pub(super) by_address: HashMap<IpAddr, Arc<Workload>>,
+    pub(super) probes: HashMap<WorkloadName, Arc<ProbeSpec>>,
 }
 
 pub(super) fn workloads(
     entries: &[Resource<WorkloadEntrySpec>],
+    groups: &[Resource<WorkloadGroupSpec>],
     trust_domain: &Arc<str>,
     findings: &mut Vec<Finding>,
 ) -> Workloads {
     let mut candidates = Vec::with_capacity(entries.len());
     let mut by_address: HashMap<IpAddr, Arc<Workload>> = HashMap::new();
+    let mut probes = HashMap::new();
+    let groups = Groups::new(groups);
     for entry in entries {
+        let (entry, probe) = groups.complete(entry, findings);
         let workload = Arc::new(workload(&entry.meta, &entry.spec, trust_domain, findings));
         for &address in &workload.addresses {
             let first = by_address
@@ -77,6 +84,9 @@ pub(super) fn workloads(
                 findings.push(Finding::error(&entry.meta, "spec.address", reason));
             }
         }
+        if let Some(probe) = probe {
+            probes.insert(workload.name.clone(), probe);
+        }
         let host = match &entry.spec.address {
             Some(Address::Host(host)) => Some(host.clone()),
             _ => None,
@@ -86,6 +96,7 @@ pub(super) fn workloads(
     Workloads {
         candidates,
         by_address,
+        probes,
     }
 }
 

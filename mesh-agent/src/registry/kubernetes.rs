@@ -132,6 +132,7 @@ fn external_endpoint(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<Arc<Endpo
             labels: BTreeMap::new(),
             locality: String::new(),
             weight: 1,
+            unhealthy: None,
             workload: None,
         })
     })

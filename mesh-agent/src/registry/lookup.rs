@@ -92,7 +92,12 @@ impl Registry {
         let endpoints = self.services.iter().flat_map(|service| &service.endpoints);
         let addresses = (self.by_vip.keys().copied())
             .chain(self.by_address.keys().copied())
-            .chain(endpoints.filter_map(|endpoint| endpoint.address));
+            // What a name leads to is reached by the name.
+            .chain(
+                endpoints
+                    .filter(|endpoint| endpoint.host.is_none())
+                    .filter_map(|endpoint| endpoint.address),
+            );
         let single = addresses
             .filter(|address| !address.is_loopback())
             .map(IpNet::from);

@@ -4,9 +4,11 @@
 mod compile;
 mod draft;
 mod enrol;
+mod group;
 mod host;
 mod kubernetes;
 mod lookup;
+mod observed;
 mod protocol;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -19,6 +21,7 @@ mod visibility;
 mod workload;
 
 pub(crate) use host::{canonical_host, full_names};
+pub use observed::Observed;
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 pub use visibility::Visibility;
 pub use workload::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
@@ -29,6 +32,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::resource::workload_group::ProbeSpec;
 use crate::resource::{Finding, ResourceSet};
 
 /// Whether somebody serves a destination.
@@ -66,6 +70,8 @@ pub struct Registry {
     pub by_network: Vec<(IpNet, Arc<Service>)>,
     /// Workload address to workload.
     pub by_address: HashMap<IpAddr, Arc<Workload>>,
+    /// How to find out whether workloads are well.
+    pub probes: HashMap<WorkloadName, Arc<ProbeSpec>>,
 }
 
 impl Registry {

@@ -52,6 +52,7 @@ pub fn service(
                     labels: workload.labels.clone(),
                     locality: workload.locality.clone(),
                     weight: workload.weight,
+                    unhealthy: None,
                     workload: Some(workload.clone()),
                 })
             })

@@ -57,6 +57,7 @@ impl Service {
             },
             endpoints: vec![Arc::new(Endpoint {
                 address: Some(destination.ip()),
+                unhealthy: None,
                 workload,
                 ..Endpoint::unknown(port, port)
             })],
@@ -149,6 +150,8 @@ pub struct Endpoint {
     pub locality: String,
     /// Load-balancing weight, at least 1.
     pub weight: u32,
+    /// Why it gets no connections for now, where it does not pass its probe.
+    pub unhealthy: Option<Arc<str>>,
     /// The workload behind it, where the mesh knows it.
     pub workload: Option<Arc<Workload>>,
 }
@@ -163,6 +166,7 @@ impl Endpoint {
             labels: BTreeMap::new(),
             locality: String::new(),
             weight: 1,
+            unhealthy: None,
             workload: None,
         }
     }
@@ -194,6 +198,10 @@ pub enum Resolution {
     Static,
     /// The endpoints (or the hosts) are resolved by DNS.
     Dns,
+    /// The same, by every connection anew, which takes one address.
+    DnsRoundRobin,
+    /// The name that a client says is resolved.
+    DynamicDns,
     /// There are none, and there never will be: nothing may pass.
     Nowhere,
 }

@@ -35,7 +35,7 @@ pub(super) fn drafts<'a>(
     let declined = (meta.labels.get(AUTO_ALLOCATE)).is_some_and(|value| value == "false");
     let draft = |host: &HostName| {
         let endpoints = match endpoints.as_slice() {
-            [] if resolution(spec) == Resolution::Dns => vec![Arc::new(itself(host, &spec.ports))],
+            [] if by_name(spec) => vec![Arc::new(itself(host, &spec.ports))],
             endpoints => endpoints.to_vec(),
         };
         // As in Istio: a wildcard has no name that DNS could answer, and
@@ -78,11 +78,17 @@ fn resolution(spec: &ServiceEntrySpec) -> Resolution {
     match spec.resolution {
         ResolutionSpec::None => Resolution::None,
         ResolutionSpec::Static => Resolution::Static,
-        // DYNAMIC_DNS is refused when it is read.
-        ResolutionSpec::Dns | ResolutionSpec::DnsRoundRobin | ResolutionSpec::DynamicDns => {
-            Resolution::Dns
-        }
+        ResolutionSpec::Dns => Resolution::Dns,
+        ResolutionSpec::DynamicDns => Resolution::DynamicDns,
+        ResolutionSpec::DnsRoundRobin => Resolution::DnsRoundRobin,
     }
+}
+
+fn by_name(spec: &ServiceEntrySpec) -> bool {
+    matches!(
+        resolution(spec),
+        Resolution::Dns | Resolution::DnsRoundRobin
+    )
 }
 
 fn port(spec: &ServiceEntryPort) -> ServicePort {
@@ -110,6 +116,7 @@ fn itself(host: &HostName, ports: &[ServiceEntryPort]) -> Endpoint {
         labels: BTreeMap::new(),
         locality: String::new(),
         weight: 1,
+        unhealthy: None,
         workload: None,
     }
 }
@@ -151,7 +158,7 @@ fn endpoints(
     }
     let usable = selected.into_iter().filter(|candidate| {
         // Only DNS makes an endpoint of a workload that has just a name.
-        !candidate.workload.addresses.is_empty() || resolution(spec) == Resolution::Dns
+        !candidate.workload.addresses.is_empty() || by_name(spec)
     });
     usable
         .flat_map(|candidate| {
@@ -199,6 +206,7 @@ fn written_endpoint(
         labels: endpoint.labels.clone(),
         locality: endpoint.locality.clone(),
         weight: endpoint.weight.max(1),
+        unhealthy: None,
         workload,
     }
 }

@@ -594,3 +594,30 @@ proptest! {
         prop_assert_eq!(one, vips(&shuffled));
     }
 }
+
+#[test]
+fn a_workload_has_what_its_group_says_unless_it_says_otherwise() {
+    let text = r"
+{apiVersion: networking.istio.io/v1, kind: WorkloadGroup, metadata: {name: web}, spec: {metadata: {labels: {app: web, tier: front}, annotations: {undermesh.io/direct: 'true'}}, template: {ports: {http: 8080}, serviceAccount: web, weight: 3, locality: r/z}, probe: {tcpSocket: {port: 8080}}}}
+---
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a, annotations: {istio.io/autoRegistrationGroup: web}}, spec: {address: 10.0.0.1}}
+---
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: b, annotations: {istio.io/autoRegistrationGroup: web}}, spec: {address: 10.0.0.2, labels: {tier: back}, weight: 1, serviceAccount: other}}
+---
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: c, annotations: {istio.io/autoRegistrationGroup: nobody}}, spec: {address: 10.0.0.3}}
+";
+    let resources = parse([("a.yaml", text)]).expect("no errors");
+    let (registry, findings) = Registry::compile(&resources, "cluster.local", "cluster.local");
+    let [a, b, c] = registry.workloads.as_slice() else {
+        panic!("{registry:?}");
+    };
+    assert_eq!((&*a.labels["app"], &*a.labels["tier"]), ("web", "front"));
+    assert_eq!((&*b.labels["app"], &*b.labels["tier"]), ("web", "back"));
+    assert!(a.direct && b.direct && !c.direct);
+    assert_eq!((a.weight, b.weight, c.weight), (3, 1, 1));
+    assert_eq!((a.ports["http"], &*a.locality), (8080, "r/z"));
+    assert_eq!(&*b.identity.service_account, "other");
+    assert_eq!(registry.probes.len(), 2);
+    assert_eq!(findings[0].code, Some("IST0101"));
+    assert_eq!(findings.len(), 1, "{findings:?}");
+}

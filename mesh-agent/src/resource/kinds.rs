@@ -5,6 +5,7 @@
 pub(super) enum Kind {
     Service,
     WorkloadEntry,
+    WorkloadGroup,
     ServiceEntry,
     VirtualService,
     DestinationRule,
@@ -31,9 +32,10 @@ const NETWORKING: &[&str] = &[
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Service,
         Self::WorkloadEntry,
+        Self::WorkloadGroup,
         Self::ServiceEntry,
         Self::VirtualService,
         Self::DestinationRule,
@@ -47,6 +49,7 @@ impl Kind {
         match self {
             Self::Service => "Service",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::WorkloadGroup => "WorkloadGroup",
             Self::ServiceEntry => "ServiceEntry",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",

@@ -18,6 +18,7 @@ mod tests;
 pub mod value;
 pub mod virtual_service;
 mod workload_entry;
+pub mod workload_group;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +37,7 @@ pub use service_entry::{
 pub use sidecar::SidecarSpec;
 pub use virtual_service::VirtualServiceSpec;
 pub use workload_entry::{Address, WorkloadEntrySpec};
+pub use workload_group::WorkloadGroupSpec;
 
 /// File and document that a resource was read from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +92,8 @@ pub struct ResourceSet {
     pub services: Vec<Resource<ServiceSpec>>,
     /// Istio `WorkloadEntry`.
     pub workload_entries: Vec<Resource<WorkloadEntrySpec>>,
+    /// Istio `WorkloadGroup`.
+    pub workload_groups: Vec<Resource<WorkloadGroupSpec>>,
     /// Istio `ServiceEntry`.
     pub service_entries: Vec<Resource<ServiceEntrySpec>>,
     /// Istio `VirtualService`.
@@ -111,6 +115,7 @@ impl ResourceSet {
     pub fn len(&self) -> usize {
         self.services.len()
             + self.workload_entries.len()
+            + self.workload_groups.len()
             + self.service_entries.len()
             + self.virtual_services.len()
             + self.destination_rules.len()

@@ -12,7 +12,7 @@ use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
 use super::{
     Finding, Meta, Origin, Resource, ResourceSet, Severity, authorization_policy, destination_rule,
-    sidecar, virtual_service,
+    sidecar, virtual_service, workload_group,
 };
 
 /// Namespace of objects that do not name one.
@@ -191,6 +191,11 @@ impl Reader {
                     };
                 set.workload_entries
                     .push(typed(meta, spec, check, findings)?);
+            }
+            Kind::WorkloadGroup => {
+                let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(workload_group::validate(&resource));
+                set.workload_groups.push(resource);
             }
             Kind::ServiceEntry => {
                 let resource = typed(meta, spec, super::ServiceEntrySpec::check, findings)?;

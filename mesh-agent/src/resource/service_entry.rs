@@ -125,7 +125,7 @@ pub enum ResolutionSpec {
     Dns,
     /// As `Dns`, with one endpoint at most.
     DnsRoundRobin,
-    /// Resolves the name that the client asked for; not supported.
+    /// Resolves the name that the client asked for.
     DynamicDns,
 }
 
@@ -171,12 +171,7 @@ impl ServiceEntrySpec {
                 "spec.endpoints",
                 "resolution DNS_ROUND_ROBIN takes one endpoint at most",
             ),
-            ResolutionSpec::DynamicDns => {
-                error(
-                    "spec.resolution",
-                    "DYNAMIC_DNS is not supported by this version",
-                );
-            }
+            ResolutionSpec::DynamicDns => self.check_dynamic(&mut error),
             _ => {}
         }
         if by_name && wildcard && self.endpoints.is_empty() && self.workload_selector.is_none() {
@@ -209,6 +204,37 @@ impl ServiceEntrySpec {
         let mut report = Report::new(meta);
         report.export_to(&self.export_to);
         findings.extend(report.into_findings());
+    }
+
+    /// The name that a client says is resolved, so it has to say one.
+    fn check_dynamic(&self, error: &mut impl FnMut(&str, &str)) {
+        if !self.hosts.iter().all(HostName::is_wildcard) {
+            error("spec.hosts", "resolution DYNAMIC_DNS is for wildcards only");
+        }
+        if !self.endpoints.is_empty() || self.workload_selector.is_some() {
+            error(
+                "spec.endpoints",
+                "resolution DYNAMIC_DNS resolves the name that the client asked for: there are no endpoints",
+            );
+        }
+        if !self.addresses.is_empty() {
+            error(
+                "spec.addresses",
+                "resolution DYNAMIC_DNS knows services by name, not by address",
+            );
+        }
+        let says_a_name = |port: &ServiceEntryPort| {
+            matches!(
+                port.protocol,
+                PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::Tls
+            )
+        };
+        if !self.ports.iter().all(says_a_name) {
+            error(
+                "spec.ports",
+                "resolution DYNAMIC_DNS needs a protocol in which clients say a name: HTTP, HTTP2, GRPC or TLS",
+            );
+        }
     }
 
     fn check_ports(&self, meta: &Meta, findings: &mut Vec<Finding>) {

@@ -245,6 +245,14 @@ fn messages_name_file_document_object_field_and_reason() {
         (
             object(
                 "ServiceEntry",
+                "{hosts: ['*.a.b'], resolution: DYNAMIC_DNS, ports: [{number: 80, name: tcp, protocol: TCP}]}",
+            ),
+            "a.yaml, document 1: ServiceEntry default/x: spec.ports: resolution DYNAMIC_DNS needs \
+             a protocol in which clients say a name: HTTP, HTTP2, GRPC or TLS",
+        ),
+        (
+            object(
+                "ServiceEntry",
                 "{hosts: ['*.a.b'], resolution: DNS, addresses: [10.0.0.1], \
                  ports: [{number: 80, name: h}]}",
             ),
@@ -300,7 +308,7 @@ proptest! {
     /// Texts that come close to resources, so that they get past the syntax.
     #[test]
     fn no_object_makes_the_reader_panic(
-        kind in "Service|WorkloadEntry|ServiceEntry|PeerAuthentication|List|Foo",
+        kind in "Service|WorkloadEntry|WorkloadGroup|ServiceEntry|Sidecar|PeerAuthentication|List|Foo",
         field in "ports|address|hosts|mtls|selector|clusterIP|endpoints|items",
         value in "[0-9a-z.*:{}\\[\\], ~-]{0,30}",
     ) {

@@ -166,6 +166,8 @@ pub(super) fn undefined_subset(subset: &str, host: &str) -> String {
 pub struct Plan<'r> {
     /// Service.
     pub service: &'r Arc<Service>,
+    /// Where the service is whatever the client asks for: the name to resolve.
+    pub named: Option<String>,
     /// Part of its endpoints.
     pub subset: Option<&'r Subset>,
     /// Port of the service.
@@ -210,6 +212,22 @@ impl Routes {
     /// Decides about one request of `client`, whose connection was made to
     /// `port` of `service` (the original destination).
     pub fn decide<'r>(
+        &'r self,
+        request: &RequestView<'_>,
+        client: &ClientView<'_>,
+        service: &'r Arc<Service>,
+        port: u16,
+        registry: &'r Registry,
+        random: &mut impl Rng,
+    ) -> Decision<'r> {
+        let mut decision = self.decide_route(request, client, service, port, registry, random);
+        if let Outcome::Forward(plan) = &mut decision.outcome {
+            plan.ask_for(&host_of(request.authority));
+        }
+        decision
+    }
+
+    fn decide_route<'r>(
         &'r self,
         request: &RequestView<'_>,
         client: &ClientView<'_>,
@@ -395,6 +413,7 @@ impl Routes {
         let rule = self.destination_rules.find(client, service);
         Plan {
             service,
+            named: None,
             subset: None,
             port,
             policy: rule.map_or(&DEFAULT_POLICY, |rule| rule.policy(port)),
@@ -429,7 +448,10 @@ impl Routes {
         if service.port(port).is_none() {
             return Err(Unroutable::no_cluster(format!("{host} has no port {port}")));
         }
-        let plan = self.base_plan(client, service, port);
+        let mut plan = self.base_plan(client, service, port);
+        if service.resolution == Resolution::DynamicDns && !host.starts_with('*') {
+            plan.named = Some(host.to_owned());
+        }
         let Some(name) = target.subset.as_deref() else {
             return plan.never_in_the_clear();
         };
@@ -460,6 +482,14 @@ impl Decision<'_> {
 }
 
 impl Plan<'_> {
+    /// The name that the client says, where the service is what it leads to and no rule
+    /// names another.
+    pub(super) fn ask_for(&mut self, name: &str) {
+        if self.service.resolution == Resolution::DynamicDns && self.named.is_none() {
+            self.named = Some(name.to_owned());
+        }
+    }
+
     /// Where TLS is asked for that this version cannot give, nothing is sent.
     fn never_in_the_clear(self) -> Result<Self, Unroutable> {
         if self.policy.tls == UpstreamTls::NotApplied {

@@ -202,6 +202,7 @@ impl Routes {
                 note.endpoints = endpoints
                     .filter(|endpoint| {
                         endpoint.ports.contains_key(&plan.port)
+                            && endpoint.unhealthy.is_none()
                             && plan.subset.is_none_or(|subset| {
                                 let mut labels = subset.labels.iter();
                                 labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
@@ -209,7 +210,7 @@ impl Routes {
                     })
                     .count();
                 if note.endpoints == 0 {
-                    note.problem = Some("503 (UH): it has no endpoint".to_owned());
+                    note.problem = Some("503 (UH): it has no endpoint in service".to_owned());
                 }
             }
         }

@@ -53,6 +53,7 @@ pub(crate) fn service(
             labels: [("version".to_owned(), (*version).to_owned())].into(),
             locality: String::new(),
             weight: 1,
+            unhealthy: None,
             workload: None,
         })
     };

@@ -112,9 +112,13 @@ impl Routes {
             })
         });
         let port = destination.port();
-        match rule.and_then(|rule| rule.targets.pick(random)) {
+        let plan = match rule.and_then(|rule| rule.targets.pick(random)) {
             Some(target) => self.plan_for(target, client, port, registry),
             None => self.plan_directly(client, service, port),
-        }
+        };
+        plan.map(|mut plan| {
+            plan.ask_for(&name);
+            plan
+        })
     }
 }

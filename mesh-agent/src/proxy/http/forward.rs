@@ -361,6 +361,10 @@ impl<C: Connector> Exchange<'_, C> {
             let address = EndpointAddress::Socket(original);
             return Ok(self.cluster.asked_for(address, now));
         }
+        if let Some(name) = &self.plan.named {
+            let address = EndpointAddress::Name(name.as_str().into(), self.plan.port);
+            return Ok(self.cluster.asked_for(address, now));
+        }
         let choice = Choice {
             hash: affinity.hash,
             avoid: tried,
