@@ -1,6 +1,7 @@
 //! What the control socket answers. The same types are written by the agent
 //! and read by `meshctl`, and are what `-o json` prints.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,32 @@ pub trait Agent: Send + Sync + 'static {
     fn authz_check(&self, question: &AuthzQuestion) -> Result<AuthzAnswer, String>;
     /// Who was denied, would be, and was to be audited.
     fn authz_report(&self) -> Vec<AuthzReport>;
+    /// Who has spoken plaintext to the node's workloads within `minutes`, where
+    /// STRICT is not in force.
+    fn plaintext(&self, minutes: u32) -> Vec<PlaintextView>;
+}
+
+/// A client that speaks plaintext to a workload: `meshctl authn plaintext`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaintextView {
+    /// Name of the workload.
+    pub workload: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its port.
+    pub port: u16,
+    /// The effective mode: `PERMISSIVE` or `DISABLE`.
+    pub mode: String,
+    /// `<name>/<namespace>` of the PeerAuthentication that decides, `-` for none.
+    pub authn_policy: String,
+    /// The client, `<name>.<namespace>` where the mesh knows it, else its address.
+    pub client: String,
+    /// Connections since the agent started.
+    pub connections: u64,
+    /// Seconds since the last of them.
+    pub last_seen_s: u64,
 }
 
 /// `meshctl kernel-log`.

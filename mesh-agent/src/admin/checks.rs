@@ -102,7 +102,8 @@ fn certificates(certificates: &[CertificateView], now: u64) -> Vec<CheckItem> {
     const SECTION: &str = "certificates";
     let (roots, leaves): (Vec<_>, Vec<_>) = certificates
         .iter()
-        .partition(|certificate| certificate.kind == CertificateKind::Root);
+        // What is between is the authority's, and as old as that.
+        .partition(|certificate| certificate.kind != CertificateKind::Leaf);
     vec![
         validity(
             SECTION,
@@ -136,12 +137,9 @@ fn validity(
     hint: &str,
 ) -> CheckItem {
     let Some(first) = certificates.iter().min_by_key(|one| one.not_after) else {
-        return CheckItem::warning(
-            section,
-            name,
-            "there is none yet",
-            "a workload gets its certificate with its first connection to or from another node",
-        );
+        let when =
+            "none yet: a workload gets its own with its first connection to or from another node";
+        return CheckItem::ok(section, name, when);
     };
     if let Some(early) = certificates.iter().find(|one| one.not_before > now) {
         return CheckItem::failed(
@@ -221,7 +219,13 @@ mod tests {
         assert_eq!(status(leaf.not_after), [Ok, Failed]);
         assert_eq!(status(sample[0].not_after - 60), [Warning, Failed]);
         assert_eq!(status(sample[0].not_before - 1), [Failed, Failed]);
-        assert_eq!(certificates(&[], 0)[0].status, Warning);
+        // An intermediate is no certificate of a workload, however long it is valid.
+        let between = CertificateView {
+            kind: CertificateKind::Intermediate,
+            ..sample[0].clone()
+        };
+        let items = certificates(&[sample[0].clone(), between], sample[0].not_before);
+        assert!(items[1].detail.starts_with("none yet"), "{items:?}");
     }
 
     #[test]

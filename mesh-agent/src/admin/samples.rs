@@ -66,6 +66,27 @@ impl Agent for SampleAgent {
     fn authz_report(&self) -> Vec<AuthzReport> {
         authz_reports()
     }
+    fn plaintext(&self, _minutes: u32) -> Vec<PlaintextView> {
+        plaintext()
+    }
+}
+
+pub fn plaintext() -> Vec<PlaintextView> {
+    let of = |namespace: &str, client: &str, mode: &str, authn_policy: &str| PlaintextView {
+        workload: "reviews-v1".to_owned(),
+        namespace: namespace.to_owned(),
+        labels: [("app".to_owned(), "reviews".to_owned())].into(),
+        port: 9080,
+        mode: mode.to_owned(),
+        authn_policy: authn_policy.to_owned(),
+        client: client.to_owned(),
+        connections: 12,
+        last_seen_s: 65,
+    };
+    vec![
+        of("default", "sleep.legacy", "PERMISSIVE", "-"),
+        of("shop", "10.0.3.4", "DISABLE", "default/shop"),
+    ]
 }
 
 pub fn authz_answer() -> AuthzAnswer {

@@ -120,6 +120,7 @@ fn view(agent: &dyn Agent, path: &str, query: &str) -> Response<Full<Bytes>> {
         "/v1/checks" => json(StatusCode::OK, &all_checks(agent)),
         "/v1/tls-check" => tls_check(agent, query),
         "/v1/authz-check" => authz_check(agent, query),
+        "/v1/plaintext" => plaintext(agent, query),
         "/v1/authz-report" => json(StatusCode::OK, &agent.authz_report()),
         _ => error(StatusCode::NOT_FOUND, "no such view"),
     }
@@ -176,6 +177,13 @@ fn tls_check(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
             json(StatusCode::OK, &rows)
         }
         Err(reason) => error(StatusCode::NOT_FOUND, &reason.to_string()),
+    }
+}
+
+fn plaintext(agent: &dyn Agent, query: &str) -> Response<Full<Bytes>> {
+    match parameter(query, "minutes").map(str::parse) {
+        Some(Ok(minutes)) => json(StatusCode::OK, &agent.plaintext(minutes)),
+        _ => error(StatusCode::BAD_REQUEST, "plaintext needs ?minutes=<number>"),
     }
 }
 
@@ -266,6 +274,8 @@ mod tests {
             ("GET /v1/flows", "200", "\"security\":\"mutual_tls\""),
             ("GET /v1/config", "200", "spec.http[0].mirror"),
             ("GET /v1/certificates", "200", "spiffe://"),
+            ("GET /v1/plaintext?minutes=10", "200", "sleep.legacy"),
+            ("GET /v1/plaintext", "400", "minutes"),
             ("GET /v1/checks", "200", "agent is running"),
             ("GET /v1/tls-check?workload=sleep", "200", "\"observed\":{"),
             ("GET /v1/tls-check?workload=nope", "404", "no workload nope"),

@@ -11,6 +11,7 @@ mod live_flows;
 mod observing;
 mod one_line;
 mod options;
+mod plaintext;
 mod process;
 mod routes;
 mod takeover;
@@ -138,6 +139,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         notes: Notes::default(),
         admissions: Arc::default(),
         reports: Reports::default(),
+        plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),
     });

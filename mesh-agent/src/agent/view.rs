@@ -193,6 +193,10 @@ impl api::Agent for Agent {
     fn authz_report(&self) -> Vec<AuthzReport> {
         self.authorization_reports()
     }
+
+    fn plaintext(&self, minutes: u32) -> Vec<api::PlaintextView> {
+        super::plaintext::views(&self.node, minutes)
+    }
 }
 
 impl Agent {

@@ -8,9 +8,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
-use super::{ClientError, CommandError, FOUND, Printer};
-use crate::admin::api::{ConfigView, FindingView};
-use crate::resource::{Finding, Severity, parse};
+use super::{ClientError, CommandError, FOUND, Output, Printer, plaintext};
+use crate::admin::api::{ConfigView, FindingView, PlaintextView};
+use crate::resource::{Finding, ResourceSet, Severity, parse};
 use crate::snapshot::{Options, Snapshot};
 use crate::source::directory;
 
@@ -19,6 +19,10 @@ use crate::source::directory;
 pub struct Arguments {
     /// Directory (or one file) of YAML; without it, what the running agent has
     path: Option<PathBuf>,
+    /// Count the clients that would be cut off if this came into force, by what the running agent
+    /// has seen; the exit code is 1 where there are any
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Codes that mean a request would fail, as Istio grades them.
@@ -44,10 +48,27 @@ pub async fn run(
     printer: &mut Printer<impl Write>,
     arguments: &Arguments,
 ) -> Result<u8, CommandError> {
-    let (place, issues) = match &arguments.path {
-        Some(path) => (path.display().to_string(), of_files(path)?),
+    let mut cut_off = Vec::new();
+    let (place, mut issues) = match &arguments.path {
+        Some(path) => {
+            let (issues, resources) = of_files(path)?;
+            // Whom the files would cut off is known to a running agent alone.
+            match (client, resources) {
+                (Ok(client), Some(resources)) => match seen(&client).await {
+                    Ok((config, seen)) => {
+                        cut_off = plaintext::cut_off(&seen, &resources, &config, path.is_dir());
+                    }
+                    Err(error) if arguments.dry_run => return Err(error),
+                    Err(_) => {}
+                },
+                (Err(error), _) if arguments.dry_run => return Err(error.into()),
+                _ => {}
+            }
+            (path.display().to_string(), issues)
+        }
         None => {
-            let config: ConfigView = client?.get("/v1/config").await?;
+            let (config, seen) = seen(&client?).await?;
+            cut_off = plaintext::permitted(&seen, &config);
             let refused = config
                 .refused
                 .into_iter()
@@ -60,15 +81,34 @@ pub async fn run(
             (config.source, issues.collect())
         }
     };
-    let mut issues: Vec<Issue> = issues;
+    let count = cut_off.len();
+    issues.extend(cut_off.into_iter().map(Issue::of));
     issues.sort_by_key(|issue| issue.level);
     printer.show(&issues, |issues, _| text(issues, &place))?;
+    if arguments.dry_run && printer.output != Output::Json {
+        printer.text(&format!(
+            "{count} clients that spoke plaintext within {} minutes would be cut off.\n",
+            plaintext::ANALYZED_MINUTES
+        ))?;
+    }
     let found = issues.iter().any(|issue| issue.level == Level::Error);
-    Ok(if found { FOUND } else { 0 })
+    Ok(if found || (arguments.dry_run && count > 0) {
+        FOUND
+    } else {
+        0
+    })
 }
 
-/// Analyzes files without any agent.
-fn of_files(path: &Path) -> Result<Vec<Issue>, CommandError> {
+async fn seen(client: &Client) -> Result<(ConfigView, Vec<PlaintextView>), CommandError> {
+    let config: ConfigView = client.get("/v1/config").await?;
+    Ok((
+        config,
+        plaintext::ask(client, plaintext::ANALYZED_MINUTES).await?,
+    ))
+}
+
+/// Analyzes files without any agent; their resources, where they can be read.
+fn of_files(path: &Path) -> Result<(Vec<Issue>, Option<ResourceSet>), CommandError> {
     let unreadable = |source: std::io::Error| CommandError::Unreadable {
         path: path.to_owned(),
         source,
@@ -80,11 +120,13 @@ fn of_files(path: &Path) -> Result<Vec<Issue>, CommandError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         parse([(&*name, text.as_str())])
     };
-    let compiled = loaded.and_then(|resources| {
-        let snapshot = Snapshot::compile(0, &resources, &Options::default())?;
-        Ok(snapshot.warnings)
-    });
-    let findings: Vec<Finding> = compiled.unwrap_or_else(|findings| findings);
+    let (findings, resources): (Vec<Finding>, _) = match loaded {
+        Ok(resources) => match Snapshot::compile(0, &resources, &Options::default()) {
+            Ok(snapshot) => (snapshot.warnings, Some(resources)),
+            Err(findings) => (findings, None),
+        },
+        Err(findings) => (findings, None),
+    };
     let issue = |finding: &Finding| match finding.severity {
         Severity::Error => {
             let mut view = FindingView::from(finding);
@@ -99,7 +141,7 @@ fn of_files(path: &Path) -> Result<Vec<Issue>, CommandError> {
     };
     let mut issues: Vec<Issue> = findings.iter().map(issue).collect();
     issues.sort_by_key(|issue| issue.level);
-    Ok(issues)
+    Ok((issues, resources))
 }
 
 impl Issue {
@@ -144,7 +186,7 @@ mod tests {
     fn analyzed(yaml: &str) -> String {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("a.yaml"), yaml).expect("written");
-        text(&of_files(directory.path()).expect("readable"), "here")
+        text(&of_files(directory.path()).expect("readable").0, "here")
     }
 
     const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";

@@ -11,6 +11,7 @@ mod flows;
 #[cfg(test)]
 mod golden;
 mod kernel_log;
+mod plaintext;
 mod routes;
 mod services;
 mod table;
@@ -113,6 +114,8 @@ enum Command {
 enum Authn {
     /// Shows which transport a workload's connections use, and whether client and server agree
     TlsCheck(tls_check::Arguments),
+    /// Lists who has spoken plaintext to this node's workloads: STRICT would cut them off
+    Plaintext(plaintext::Arguments),
 }
 
 /// Why a command failed.
@@ -163,6 +166,9 @@ async fn carry_out(cli: &Cli, printer: &mut Printer<impl Write>) -> Result<u8, C
         Command::Authn {
             command: Authn::TlsCheck(arguments),
         } => return tls_check::run(&client()?, printer, arguments).await,
+        Command::Authn {
+            command: Authn::Plaintext(arguments),
+        } => plaintext::run(&client()?, printer, arguments).await?,
         Command::Authz { command } => return authz::run(&client()?, printer, command).await,
         Command::Config => config::run(&client()?, printer).await?,
         Command::Certificates => certificates::run(&client()?, printer).await?,

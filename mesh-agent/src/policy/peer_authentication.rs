@@ -84,9 +84,18 @@ impl PeerAuthentications {
     /// The namespace is left out where the resource applies to the whole mesh.
     /// Precedence: port, workload, namespace, mesh.
     pub fn mode(&self, workload: &Workload, port: u16) -> (MtlsMode, Option<&str>) {
-        let namespace = &*workload.name.namespace;
+        self.of(&workload.name.namespace, &workload.labels, port)
+    }
+
+    /// The same of a workload with these labels.
+    pub fn of(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+    ) -> (MtlsMode, Option<&str>) {
         let mut policies = self.by_workload.get(namespace).into_iter().flatten();
-        let own = policies.find(|policy| policy.selects(workload));
+        let own = policies.find(|policy| policy.selects(labels));
         let of_port = own.and_then(|policy| Some((*policy.ports.get(&port)?, policy)));
         let widening = [own, self.by_namespace.get(namespace), self.mesh.as_ref()];
         let decided = of_port.or_else(|| {
@@ -114,9 +123,9 @@ impl Policy {
         }
     }
 
-    fn selects(&self, workload: &Workload) -> bool {
-        let mut labels = self.labels.iter();
-        labels.all(|(key, value)| workload.labels.get(key) == Some(value))
+    fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        let mut wanted = self.labels.iter();
+        wanted.all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 

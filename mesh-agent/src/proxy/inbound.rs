@@ -113,6 +113,7 @@ impl Inbound {
             );
             return Ok(());
         }
+        (self.node.plaintext).add(&self.local.workload.name, application.port(), client.ip());
         let _ = stream.set_nodelay(true);
         let caller = Caller {
             address: client,

@@ -12,6 +12,7 @@ pub mod inbound;
 pub mod notes;
 mod originate;
 pub mod outbound;
+pub mod plaintext;
 mod proxy_protocol;
 mod replay;
 pub mod sniff;
@@ -48,6 +49,8 @@ pub struct Node {
     pub reports: application::Reports,
     /// Connections that are open: an agent that drains waits for them.
     pub connections: TaskTracker,
+    /// Who speaks plaintext to them.
+    pub plaintext: plaintext::PlaintextClients,
     /// Handshakes of the last minute.
     pub handshakes: Arc<hbone::Handshakes>,
 }

@@ -17,6 +17,7 @@ mod edges;
 mod egress;
 mod envoy;
 mod flows;
+mod guide_identity;
 mod health;
 mod held;
 mod hosts;
