@@ -19,12 +19,15 @@ use super::limits::Gauges;
 use super::outlier::{Cause, Detector, Ejection, Monitor, Report, Verdict};
 use super::set::Draw;
 use super::view::View;
+use super::window::Window;
 use crate::registry::{Endpoint, Service, Workload, WorkloadName};
 use crate::route::{Balancer, Plan, Subset, UpstreamPolicy};
 
 /// Picks that are made to find an endpoint which has not been tried (Envoy's
 /// `host_selection_retry_max_attempts` in Istio's configuration).
 const PICKS: u32 = 5;
+/// Tries before `retryRemoteLocalities` looks elsewhere, as Istio configures Envoy.
+const TRIES_PER_LOCALITY: usize = 2;
 /// Endpoints that are remembered for addresses which clients asked for themselves.
 /// At the bound the unused ones are forgotten.
 const MAX_ASKED_FOR: usize = 1024;
@@ -97,6 +100,9 @@ pub struct Choice<'a> {
     pub hash: Option<u64>,
     /// Endpoints to avoid where there are others, because they have been tried.
     pub avoid: &'a [EndpointAddress],
+    /// Leave the localities of endpoints that have been tried twice, where there are others
+    /// (`retryRemoteLocalities`).
+    pub remote: bool,
     /// Address of the client: endpoints of its family come first where a service has both.
     pub like: Option<IpAddr>,
 }
@@ -113,6 +119,8 @@ pub struct Cluster<P> {
     next_sweep_ms: AtomicU64,
     created: Instant,
     turns: AtomicU64,
+    /// Requests of the last while, where a retry budget asks for it.
+    begun: Window,
     /// Milliseconds from `created` to the last use.
     used_ms: AtomicU64,
     /// Requests that wait until a connection becomes free.
@@ -153,6 +161,7 @@ impl<P: EndpointPool> Cluster<P> {
             next_sweep_ms: AtomicU64::new(u64::MAX),
             created: now,
             turns: AtomicU64::new(0),
+            begun: Window::default(),
             used_ms: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             freed: Notify::new(),
@@ -163,7 +172,15 @@ impl<P: EndpointPool> Cluster<P> {
 
     /// Takes over a newer configuration, and makes the sweeps that are due.
     pub fn refresh(&self, destination: &Destination<'_>, now: Instant) {
-        self.used_ms.store(self.millis(now), Relaxed);
+        let now_ms = self.millis(now);
+        self.used_ms.store(now_ms, Relaxed);
+        if let Some(interval) = destination
+            .policy
+            .retry_budget
+            .and_then(|budget| budget.interval)
+        {
+            self.begun.add(now_ms, interval);
+        }
         let state = self.state.load();
         let same = Arc::ptr_eq(&state.service, destination.service)
             && Arc::ptr_eq(&state.policy, destination.policy)
@@ -259,6 +276,15 @@ impl<P: EndpointPool> Cluster<P> {
         let hashed = matches!(state.policy.balancer, Balancer::Hash(_));
         let avoid = if hashed { &[] } else { choice.avoid };
         let is_new = |member: &Member<P>| !avoid.contains(&member.host.address);
+        if choice.remote
+            && choice.avoid.len() >= TRIES_PER_LOCALITY
+            && let Some(member) = state
+                .view
+                .near(choice.like)
+                .find_map(|near| near.elsewhere(choice.avoid)?.draw(&draw, random).cloned())
+        {
+            return Some(member);
+        }
         let mut tried = None;
         for near in state.view.near(choice.like) {
             let mut pick = || {
@@ -458,8 +484,11 @@ impl<P: EndpointPool> Cluster<P> {
         let Some(budget) = state.policy.retry_budget else {
             return state.policy.http.max_retries;
         };
-        let active = f64::from(self.gauges.requests.now() + self.gauges.pending.now());
-        let share = (active * budget.percent / 100.0) as u32;
+        let active = self.gauges.requests.now() + self.gauges.pending.now();
+        let begun = (budget.interval).map_or(0, |interval| {
+            self.begun.count(self.used_ms.load(Relaxed), interval)
+        });
+        let share = (f64::from(active.max(begun)) * budget.percent / 100.0) as u32;
         Some(share.max(budget.min_concurrency))
     }
 

@@ -12,6 +12,7 @@ pub mod outlier;
 mod set;
 mod table;
 mod view;
+mod window;
 
 pub use cluster::{Choice, Cluster, ClusterKey, Destination, EndpointPool, Version};
 pub use clusters::Clusters;

@@ -503,6 +503,54 @@ fn a_retry_budget_is_a_share_of_what_is_active() {
     drop((first, second));
 }
 
+#[test]
+fn a_retry_budget_can_be_a_share_of_what_began_within_a_time() {
+    let policy =
+        "{retryBudget: {percent: {value: 50}, minRetryConcurrency: 1, budgetInterval: 10s}}";
+    let mesh = Mesh::policy(policy, &THREE);
+    for second in 0..4 {
+        mesh.cluster_at(mesh.at(second));
+    }
+    assert_eq!(mesh.cluster_at(mesh.at(5)).max_retries(), Some(2));
+    let cluster = mesh.cluster_at(mesh.at(30));
+    assert_eq!(cluster.max_retries(), Some(1));
+}
+
+#[test]
+fn retries_can_leave_a_locality_whose_endpoints_fail() {
+    let policy = "{outlierDetection: {maxEjectionPercent: 100}}";
+    let mut mesh = Mesh::policy(policy, &REGIONS);
+    let begin = mesh.begin;
+    let near = mesh.counts(50);
+    let address = |ip: &str| {
+        (0..4)
+            .map(|index| mesh.member(index).host.address.clone())
+            .find(|address| address.to_string().starts_with(ip))
+            .expect("an endpoint")
+    };
+    let [first, second] = ["10.0.0.1:", "10.0.0.2:"].map(address);
+    assert!(near.of("10.0.0.1") > 0, "{near:?}");
+    let (once, twice) = ([first.clone()], [first, second]);
+    let choice = |avoid, remote| Choice {
+        avoid,
+        remote,
+        ..Choice::default()
+    };
+    // The first of each pair of tries may repeat the locality; then another is next.
+    for (avoid, remote, expected) in [
+        (&once[..], false, "10.0.0.1"),
+        (&once, true, "10.0.0.1"),
+        (&twice, false, "10.0.0.1"),
+        (&twice, true, "10.0.0.3"),
+    ] {
+        let counts = mesh.counts_of(&choice(avoid, remote), begin, 50);
+        assert!(counts.of(expected) > 0, "{avoid:?} {remote}: {counts:?}");
+        if expected != "10.0.0.1" {
+            assert_eq!(counts.0.get("10.0.0.1"), None, "{counts:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn whoever_waits_gets_the_next_place() {
     let mesh = Mesh::policy("{connectionPool: {tcp: {maxConnections: 1}}}", &THREE);

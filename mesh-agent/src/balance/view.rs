@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::host::Member;
+use super::host::{EndpointAddress, Member};
 use super::locality::{self, Level};
 use super::set::Set;
 use crate::registry::Workload;
@@ -27,6 +27,8 @@ pub(super) struct View<P> {
 #[derive(Debug)]
 pub(super) struct Near<P> {
     levels: Vec<(u32, Areas<P>)>,
+    /// Those that get nothing for now, and have endpoints in service.
+    spare: Vec<Areas<P>>,
 }
 
 /// Parts of a level with their weights.
@@ -77,16 +79,35 @@ impl<P> Near<P> {
             .map_or(0, |outlier| u64::from(outlier.min_health_percent));
         let health: Vec<(u64, u64)> = levels.iter().map(Level::health).collect();
         let shares = shares(&health, panic);
-        let levels = levels.into_iter().zip(shares).zip(health);
-        Self {
-            levels: levels
-                .filter(|((_, share), _)| *share > 0)
-                .map(|((level, share), (healthy, total))| {
-                    let all = panic > 0 && healthy * 100 < panic * total;
-                    (share, Areas::build(level, all, policy))
-                })
-                .collect(),
+        let mut near = Self {
+            levels: Vec::new(),
+            spare: Vec::new(),
+        };
+        for ((level, share), (healthy, total)) in levels.into_iter().zip(shares).zip(health) {
+            let all = panic > 0 && healthy * 100 < panic * total;
+            let areas = Areas::build(level, all, policy);
+            if share > 0 {
+                near.levels.push((share, areas));
+            } else if areas.sum > 0 {
+                near.spare.push(areas);
+            }
         }
+        near
+    }
+
+    /// The nearest endpoints of a level of which none is among those that have been tried.
+    pub(super) fn elsewhere(&self, tried: &[EndpointAddress]) -> Option<&Set<P>> {
+        let in_use = self.levels.iter().map(|(_, areas)| areas);
+        let untouched = |areas: &&Areas<P>| {
+            let sets = areas.parts.iter().map(|(_, set)| set);
+            !sets
+                .flat_map(Set::members)
+                .any(|member| tried.contains(&member.host.address))
+        };
+        let areas = in_use.chain(&self.spare).find(untouched)?;
+        // The part with the greatest weight stands for its level.
+        let heaviest = areas.parts.iter().max_by_key(|(weight, _)| *weight)?;
+        Some(&heaviest.1)
     }
 
     /// The endpoints of one level, by a point below 100, and of one part of it, by a second below the sum of weights.

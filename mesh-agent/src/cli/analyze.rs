@@ -210,7 +210,7 @@ mod tests {
             ),
             rule(
                 "x",
-                "{hosts: [x], http: [{route: [{destination: {host: a}}], retries: {retryRemoteLocalities: true}}]}"
+                "{hosts: [x], http: [{match: [{port: 80, statPrefix: s}], route: [{destination: {host: a}}]}]}"
             ),
         ));
         for line in [
@@ -219,7 +219,7 @@ mod tests {
             "Error [IST0109] (VirtualService default/w a.yaml:3) spec.hosts[0]: has no effect",
             "Warning [IST0130] (VirtualService default/v a.yaml:2) spec.http[1]: is never reached",
             "Warning [IST0174] (DestinationRule default/d a.yaml:5) spec.host: has no effect",
-            "Warning (VirtualService default/x a.yaml:4) spec.http[0].retries.retryRemoteLocalities: not applied",
+            "Warning (VirtualService default/x a.yaml:4) spec.http[0].match[0].statPrefix: not applied",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -69,6 +69,7 @@ async fn http_get(get: &HttpGet, local: &Local) -> Result<(), String> {
     let tls = Arc::new(TlsOrigination {
         certificate: None,
         authorities: None,
+        revoked: None,
         sni: None,
         subject_alt_names: Vec::new(),
         verify: false,

@@ -3,9 +3,14 @@
 
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls_pki_types::CertificateRevocationListDer;
-use webpki::{CertRevocationList, OwnedCertRevocationList};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, OtherError, RootCertStore};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use webpki::{
+    CertRevocationList, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use super::leaf::CaInfo;
 
@@ -23,7 +28,7 @@ impl Trust {
     ///
     /// # Errors
     /// Where a list is none.
-    pub(super) fn new(
+    pub(crate) fn new(
         roots: RootCertStore,
         crls: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<Self, webpki::Error> {
@@ -36,6 +41,58 @@ impl Trust {
             crls,
             revoked,
         })
+    }
+
+    /// Whether a server's chain leads to one of the roots, and nothing of it is revoked.
+    pub(crate) fn verify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Result<(), Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms.all,
+        )?;
+        self.not_revoked(leaf, intermediates, now, algorithms)
+    }
+
+    /// Once more with the revocation lists, which rustls's own check does not take.
+    fn not_revoked(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        algorithms: &WebPkiSupportedAlgorithms,
+    ) -> Result<(), Error> {
+        let lists: Vec<_> = self.revoked.iter().collect();
+        let Ok(options) = RevocationOptionsBuilder::new(&lists) else {
+            // There are none.
+            return Ok(());
+        };
+        let options = options
+            .with_status_policy(UnknownStatusPolicy::Allow)
+            .build();
+        webpki::EndEntityCert::try_from(leaf)
+            .map_err(|_| Error::from(CertificateError::BadEncoding))?
+            .verify_for_usage(
+                algorithms.all,
+                &self.roots.roots,
+                intermediates,
+                now,
+                webpki::KeyUsage::server_auth(),
+                Some(options),
+                None,
+            )
+            .map(drop)
+            .map_err(|error| match error {
+                webpki::Error::CertRevoked => CertificateError::Revoked.into(),
+                error => CertificateError::Other(OtherError(Arc::new(error))).into(),
+            })
     }
 }
 

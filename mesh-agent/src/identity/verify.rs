@@ -5,17 +5,15 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientCertVerifierBuilder, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::{RevocationOptionsBuilder, UnknownStatusPolicy};
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -147,47 +145,7 @@ impl ServerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.trust.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        self.not_revoked(leaf, intermediates, now)
-    }
-
-    /// Once more with the revocation lists, which rustls's own check does not take.
-    fn not_revoked(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let lists: Vec<_> = self.trust.revoked.iter().collect();
-        let Ok(options) = RevocationOptionsBuilder::new(&lists) else {
-            // There are none.
-            return Ok(());
-        };
-        let options = options
-            .with_status_policy(UnknownStatusPolicy::Allow)
-            .build();
-        webpki::EndEntityCert::try_from(leaf)
-            .map_err(|_| Error::from(CertificateError::BadEncoding))?
-            .verify_for_usage(
-                self.algorithms.all,
-                &self.trust.roots.roots,
-                intermediates,
-                now,
-                webpki::KeyUsage::server_auth(),
-                Some(options),
-                None,
-            )
-            .map(drop)
-            .map_err(|error| match error {
-                webpki::Error::CertRevoked => CertificateError::Revoked.into(),
-                error => CertificateError::Other(OtherError(Arc::new(error))).into(),
-            })
+        (self.trust).verify_server(leaf, intermediates, now, &self.algorithms)
     }
 
     fn wanted(&self) -> String {

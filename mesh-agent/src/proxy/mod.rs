@@ -4,6 +4,7 @@
 
 pub mod application;
 mod client_hello;
+mod connect_tunnel;
 pub mod copy;
 mod destination;
 pub mod hbone;

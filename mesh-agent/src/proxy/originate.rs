@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::verify_server_name;
 use rustls::crypto::{
     WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
 };
@@ -18,11 +18,14 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::identity::Trust;
 use crate::route::TlsOrigination;
 
 /// Where systems keep the authorities that they trust; the first that is there counts.
@@ -139,9 +142,17 @@ fn load(settings: &Settings) -> io::Result<Loaded> {
     } else {
         RootCertStore::empty()
     };
+    let (revoked, what) = match &tls.revoked {
+        Some(path) => {
+            let path = file(path);
+            (revocations(&path)?, path)
+        }
+        None => (Vec::new(), PathBuf::new()),
+    };
+    let trust = Trust::new(roots, revoked).map_err(|error| unreadable(&what, error))?;
     let verifier = Arc::new(Verifier {
         verify: tls.verify,
-        roots,
+        trust,
         names: settings.names.clone(),
         algorithms,
     });
@@ -200,12 +211,23 @@ fn roots(path: &Path) -> io::Result<RootCertStore> {
     Ok(roots)
 }
 
+fn revocations(path: &Path) -> io::Result<Vec<CertificateRevocationListDer<'static>>> {
+    let lists: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
+        .map_err(|error| unreadable(path, error))?
+        .collect::<Result<_, _>>()
+        .map_err(|error| unreadable(path, error))?;
+    if lists.is_empty() {
+        return Err(unreadable(path, "holds no list of revoked certificates"));
+    }
+    Ok(lists)
+}
+
 /// The chain by webpki, then one of the names that the rule allows, or else the
 /// name that was asked for.
 #[derive(Debug)]
 struct Verifier {
     verify: bool,
-    roots: RootCertStore,
+    trust: Trust,
     names: Vec<String>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -237,13 +259,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         }
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        (self.trust).verify_server(end_entity, intermediates, now, &self.algorithms)?;
         if self.names.is_empty() {
             verify_server_name(&parsed, server_name)?;
         } else if !self.has_name(end_entity)? {
@@ -278,7 +294,8 @@ impl ServerCertVerifier for Verifier {
 #[cfg(test)]
 mod tests {
     use rcgen::{
-        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+        DnType, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
     };
     use rustls::server::WebPkiClientVerifier;
     use rustls::{ServerConfig, ServerConnection};
@@ -402,6 +419,7 @@ mod tests {
             TlsOrigination {
                 certificate: None,
                 authorities: Some(self.path("ca.pem")),
+                revoked: None,
                 sni: None,
                 subject_alt_names: Vec::new(),
                 verify: true,
@@ -485,5 +503,51 @@ mod tests {
             .await
             .expect_err("no file");
         assert!(error.contains("nothing.pem"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_revoked_server_is_refused() {
+        let world = World::new();
+        world.issue("server", &["www.example.com"], None);
+        let pem = std::fs::read(world.path("server.pem")).expect("readable");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
+        let certificate = pem.parse_x509().expect("a certificate");
+        let serial = certificate.raw_serial().to_vec();
+        let list = |serials: &[&[u8]]| {
+            let revoked = serials.iter().map(|serial| RevokedCertParams {
+                serial_number: SerialNumber::from_slice(serial),
+                revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            });
+            let params = CertificateRevocationListParams {
+                this_update: rcgen::date_time_ymd(2020, 1, 1),
+                next_update: rcgen::date_time_ymd(2099, 1, 1),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: revoked.collect(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            let list = params.signed_by(&world.authority).expect("a list");
+            world.write("crl.pem", &list.pem().expect("PEM"));
+        };
+        let with = || TlsOrigination {
+            revoked: Some(world.path("crl.pem")),
+            ..world.simple()
+        };
+        list(&[&[1, 2, 3]]);
+        assert!(world.connect(with(), &[], false).await.is_ok());
+        list(&[&serial]);
+        let error = world
+            .connect(with(), &[], false)
+            .await
+            .expect_err("revoked");
+        assert!(error.contains("Revoked"), "{error}");
+        world.write("crl.pem", "nothing");
+        let error = world
+            .connect(with(), &[], false)
+            .await
+            .expect_err("no list");
+        assert!(error.contains("crl.pem"), "{error}");
     }
 }

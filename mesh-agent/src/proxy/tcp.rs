@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use mesh_common::Protocol;
 use tokio::time::Instant;
 
+use super::connect_tunnel;
 use super::copy::{Duplex, Transferred, copy_both};
 use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
@@ -183,7 +184,11 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Coun
                 policy: to.policy.clone(),
                 alpn: &[],
             };
-            connector.open(&target).await
+            let (mut io, path) = connector.open(&target).await?;
+            if let Some(tunnel) = &to.policy.tunnel {
+                connect_tunnel::establish(&mut io, tunnel).await?;
+            }
+            Ok((io, path))
         });
         let (error, report) = match attempt.await {
             Ok(Ok((io, path))) => {
@@ -243,7 +248,10 @@ fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
     let mut random = rand::rng();
     let plan = match &connection.server_name {
         Some(name) => routes.decide_tls(&view, service, to, name, registry, &mut random),
-        None => routes.decide_tcp(&view, service, to, registry, &mut random),
+        None => {
+            let from = connection.client.ip();
+            routes.decide_tcp(&view, service, from, to, registry, &mut random)
+        }
     }
     .map_err(io::Error::other)?;
     let destination = Destination::of(&plan, workload, snapshot.version());
@@ -275,6 +283,7 @@ fn choose(
     let choice = Choice {
         hash: source_hash(&to.policy, connection.client),
         avoid: tried,
+        remote: false,
         like: Some(connection.client.ip()),
     };
     let chosen = to.cluster.choose(&choice, now, &mut rand::rng());

@@ -409,6 +409,13 @@ pub struct Tunnel {
     pub target_port: u32,
 }
 
+impl Tunnel {
+    /// Whether it is asked for by CONNECT, which is the default.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.protocol.as_deref(), None | Some("" | "CONNECT"))
+    }
+}
+
 /// `proxyProtocol`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -494,7 +494,7 @@ impl Plan<'_> {
     fn never_in_the_clear(self) -> Result<Self, Unroutable> {
         if self.policy.tls == UpstreamTls::NotApplied {
             return Err(Unroutable::no_cluster(format!(
-                "{}: DestinationRule {} asks for TLS by credentialName or with caCrl, which this version does not apply",
+                "{}: DestinationRule {} asks for TLS by credentialName, which this version does not apply",
                 self.service.host,
                 self.destination_rule.unwrap_or_default()
             )));

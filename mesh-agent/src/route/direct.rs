@@ -57,6 +57,7 @@ fn without_proxy(policy: &UpstreamPolicy) -> Option<Algorithm> {
         outlier,
         retry_budget: _,
         proxy_protocol,
+        tunnel,
     } = policy;
     let Balancer::Simple(algorithm) = balancer else {
         return None;
@@ -68,7 +69,8 @@ fn without_proxy(policy: &UpstreamPolicy) -> Option<Algorithm> {
         && *tcp == default.tcp
         && *http == default.http
         && outlier.is_none()
-        && proxy_protocol.is_none();
+        && proxy_protocol.is_none()
+        && tunnel.is_none();
     plain.then_some(*algorithm)
 }
 
@@ -147,6 +149,7 @@ mod tests {
             "{tls: {mode: DISABLE}}",
             "{tls: {mode: SIMPLE}}",
             "{proxyProtocol: {}}",
+            "{tunnel: {targetHost: a, targetPort: 1}}",
         ] {
             assert_eq!(policy(traffic_policy), None, "{traffic_policy}");
         }

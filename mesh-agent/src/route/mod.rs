@@ -36,8 +36,8 @@ pub use retry::{Retries, RetryOn};
 pub use sidecar::OutboundPolicy;
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
-    Algorithm, Balancer, HttpLimits, Keepalive, OutlierPolicy, ProtocolPolicy, RetryBudget,
-    TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
+    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, OutlierPolicy, ProtocolPolicy,
+    RetryBudget, TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
 };
 
 use crate::registry::Service;

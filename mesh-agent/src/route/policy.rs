@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::decide::ClientView;
 use super::hosts::{HostTable, expand};
-use super::upstream_policy::{Blocks, UpstreamPolicy};
+use super::upstream_policy::{Blocks, HttpTunnel, UpstreamPolicy};
 use crate::registry::{Service, Visibility};
 use crate::resource::destination_rule::{DestinationRuleSpec, ProxyProtocolVersion, TrafficPolicy};
 use crate::resource::{Finding, Resource};
@@ -34,6 +34,7 @@ impl Level {
                 // What a port's settings do not know stays the level's.
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
+                tunnel: tunnel(policy),
             };
             Some((port, blocks))
         });
@@ -45,6 +46,7 @@ impl Level {
                 tls: policy.tls.clone(),
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
+                tunnel: tunnel(policy),
             },
             ports: ports.collect(),
         }
@@ -81,6 +83,20 @@ impl Level {
                 .collect(),
         }
     }
+}
+
+/// Validation has told of the one that is not applied.
+fn tunnel(policy: &TrafficPolicy) -> Option<Arc<HttpTunnel>> {
+    let tunnel = policy
+        .tunnel
+        .as_ref()
+        .filter(|tunnel| tunnel.is_connect())?;
+    let host = &tunnel.target_host;
+    let target = match host.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{}", tunnel.target_port),
+        Err(_) => format!("{host}:{}", tunnel.target_port),
+    };
+    Some(Arc::new(HttpTunnel { target }))
 }
 
 fn proxy_protocol(policy: &TrafficPolicy) -> Option<ProxyProtocolVersion> {

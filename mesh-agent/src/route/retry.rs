@@ -19,6 +19,8 @@ pub struct Retries {
     pub backoff: Duration,
     /// Avoid endpoints that have been tried.
     pub ignore_previous_hosts: bool,
+    /// Leave a locality whose endpoints fail.
+    pub remote_localities: bool,
 }
 
 /// Conditions for a retry (Envoy's `x-envoy-retry-on` and `x-envoy-retry-grpc-on`).
@@ -55,6 +57,7 @@ impl Default for Retries {
             on: RetryOn::parse("connect-failure,refused-stream,unavailable,cancelled"),
             backoff: Duration::from_millis(25),
             ignore_previous_hosts: true,
+            remote_localities: false,
         }
     }
 }
@@ -75,6 +78,7 @@ impl Retries {
             },
             backoff: retry.backoff.map_or(default.backoff, |backoff| backoff.0),
             ignore_previous_hosts: retry.retry_ignore_previous_hosts.unwrap_or(true),
+            remote_localities: retry.retry_remote_localities == Some(true),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rules for connections that are not HTTP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -31,6 +31,7 @@ struct Connection {
     client: ClientMatch,
     port: Option<u16>,
     subnets: Vec<IpNet>,
+    source: Option<IpNet>,
 }
 
 impl TcpRule {
@@ -85,11 +86,13 @@ impl Connection {
                 .iter()
                 .filter_map(|subnet| parse_subnet(subnet))
                 .collect(),
+            source: (block.source_subnet.as_deref()).and_then(parse_subnet),
         })
     }
 
-    fn matches(&self, client: &ClientView<'_>, destination: SocketAddr) -> bool {
-        self.port.is_none_or(|port| port == destination.port())
+    fn matches(&self, client: &ClientView<'_>, source: IpAddr, destination: SocketAddr) -> bool {
+        (self.source).is_none_or(|subnet| subnet.contains(&source))
+            && self.port.is_none_or(|port| port == destination.port())
             && (self.subnets.is_empty()
                 || self
                     .subnets
@@ -101,11 +104,12 @@ impl Connection {
 
 impl Routes {
     /// Decides where a connection goes that is not HTTP: `service` and
-    /// `destination` are those that the application asked for.
+    /// `destination` are those that the application asked for, `source` is its own address.
     pub fn decide_tcp<'r>(
         &'r self,
         client: &ClientView<'_>,
         service: &'r Arc<Service>,
+        source: IpAddr,
         destination: SocketAddr,
         registry: &'r Registry,
         random: &mut impl Rng,
@@ -117,7 +121,7 @@ impl Routes {
                     || rule
                         .matches
                         .iter()
-                        .any(|block| block.matches(client, destination))
+                        .any(|block| block.matches(client, source, destination))
             })
         });
         match rule.and_then(|rule| rule.targets.pick(random)) {

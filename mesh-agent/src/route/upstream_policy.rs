@@ -70,6 +70,8 @@ pub struct TlsOrigination {
     pub certificate: Option<(String, String)>,
     /// File of the trusted authorities; the system's where left out.
     pub authorities: Option<String>,
+    /// File of certificates that their authorities have revoked.
+    pub revoked: Option<String>,
     /// Name to ask the server for; the service's host where left out.
     pub sni: Option<String>,
     /// Names that the server may have; the ServiceEntry's, or the one that was asked
@@ -88,13 +90,14 @@ impl UpstreamTls {
             TlsMode::Simple => None,
             TlsMode::Mutual => tls.client_certificate.clone().zip(tls.private_key.clone()),
         };
-        let unknown = tls.credential_name.is_some() || tls.ca_crl.is_some();
+        let unknown = tls.credential_name.is_some();
         if unknown || (tls.mode == TlsMode::Mutual && certificate.is_none()) {
             return Self::NotApplied;
         }
         Self::Originate(Arc::new(TlsOrigination {
             certificate,
             authorities: tls.ca_certificates.clone(),
+            revoked: tls.ca_crl.clone(),
             sni: tls.sni.clone().filter(|name| !name.is_empty()),
             subject_alt_names: tls.subject_alt_names.clone(),
             verify: tls.insecure_skip_verify != Some(true),
@@ -125,6 +128,8 @@ pub struct UpstreamPolicy {
     pub retry_budget: Option<RetryBudget>,
     /// PROXY protocol header at the beginning of each connection.
     pub proxy_protocol: Option<ProxyProtocolVersion>,
+    /// A proxy's tunnel, for connections that are not HTTP.
+    pub tunnel: Option<Arc<HttpTunnel>>,
 }
 
 impl UpstreamPolicy {
@@ -252,6 +257,15 @@ pub struct RetryBudget {
     pub percent: f64,
     /// Retries that are always allowed at a time.
     pub min_concurrency: u32,
+    /// Requests that began within this time count as active ones do.
+    pub interval: Option<Duration>,
+}
+
+/// `tunnel`: connections that are not HTTP go through a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTunnel {
+    /// `host:port` to ask the proxy for.
+    pub target: String,
 }
 
 /// The blocks of a policy before defaults are filled in.
@@ -263,6 +277,7 @@ pub(super) struct Blocks {
     pub(super) tls: Option<ClientTls>,
     pub(super) retry_budget: Option<RetryBudgetSpec>,
     pub(super) proxy_protocol: Option<ProxyProtocolVersion>,
+    pub(super) tunnel: Option<Arc<HttpTunnel>>,
 }
 
 impl Blocks {
@@ -278,6 +293,7 @@ impl Blocks {
             tls: or(self.tls, &base.tls),
             retry_budget: or(self.retry_budget, &base.retry_budget),
             proxy_protocol: or(self.proxy_protocol, &base.proxy_protocol),
+            tunnel: or(self.tunnel, &base.tunnel),
         }
     }
 
@@ -302,8 +318,11 @@ impl Blocks {
             retry_budget: self.retry_budget.as_ref().map(|budget| RetryBudget {
                 percent: budget.percent.map_or(20.0, |percent| percent.value),
                 min_concurrency: budget.min_retry_concurrency.unwrap_or(3),
+                interval: (budget.budget_interval.map(|interval| interval.0))
+                    .filter(|interval| !interval.is_zero()),
             }),
             proxy_protocol: self.proxy_protocol,
+            tunnel: self.tunnel.clone(),
         }
     }
 }

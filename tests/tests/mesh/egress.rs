@@ -184,3 +184,61 @@ fn the_client_can_show_a_certificate() {
     // This server answers nobody whom its authority does not know.
     mesh.expect("with one there is", 200, "Protocol  : TLSv1.3");
 }
+
+/// A proxy that knows CONNECT, and an echo server behind it. Arguments: their ports.
+const PROXY: &str = r#"
+import socket, sys, threading
+def pipe(a, b):
+    while (data := a.recv(4096)):
+        b.sendall(data)
+    b.shutdown(socket.SHUT_WR)
+def proxy(c):
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += c.recv(1)
+    host, port = head.split(b" ")[1].decode().rsplit(":", 1)
+    s = socket.create_connection((host, int(port)))
+    c.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    threading.Thread(target=pipe, args=(s, c)).start()
+    pipe(c, s)
+def echo(c):
+    while (data := c.recv(4096)):
+        c.sendall(b"through the proxy: " + data)
+    c.close()
+def serve(port, each):
+    l = socket.create_server(("0.0.0.0", port))
+    while True:
+        threading.Thread(target=each, args=(l.accept()[0],)).start()
+threading.Thread(target=serve, args=(int(sys.argv[2]), echo)).start()
+serve(int(sys.argv[1]), proxy)
+"#;
+
+const ASK: &str = r#"
+import socket, sys
+s = socket.create_connection((sys.argv[1], 5432), timeout=10)
+s.sendall(b"hello")
+print(s.recv(100).decode(), end="")
+"#;
+
+#[test]
+fn connections_go_through_a_proxys_tunnel() {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let proxy = lab.workload(Node::Outside, "proxy", &[]);
+    let _server = proxy.serve(3128, "python3", &["-c", PROXY, "3128", "7000"]);
+    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    let v4 = proxy.v4;
+    lab.configure(
+        "tunnel.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: db}}\n\
+             spec: {{hosts: [db.example.com], resolution: STATIC, endpoints: [{{address: {v4}}}], \
+             ports: [{{number: 5432, name: tcp, protocol: TCP, targetPort: 3128}}]}}\n\
+             ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: db}}\n\
+             spec: {{host: db.example.com, trafficPolicy: {{tunnel: {{targetHost: 127.0.0.1, targetPort: 7000}}}}}}\n"
+        ),
+    );
+    let _agent = Agent::start(&lab, Node::A);
+    let said = client.run("python3", &["-c", ASK, "db.example.com"]);
+    assert_eq!(said.stdout, "through the proxy: hello", "{said:?}");
+}

@@ -368,6 +368,7 @@ impl<C: Connector> Exchange<'_, C> {
         let choice = Choice {
             hash: affinity.hash,
             avoid: tried,
+            remote: self.plan.retries.remote_localities,
             like: Some(original.ip()),
         };
         self.cluster

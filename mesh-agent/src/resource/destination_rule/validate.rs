@@ -76,17 +76,27 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) 
     }
     if let Some(budget) = &policy.retry_budget {
         report.percent(budget.percent, format!("{field}.retryBudget.percent"));
-        report.not_applied(
-            budget
-                .budget_interval
-                .is_some_and(|interval| !interval.0.is_zero()),
+        report.duration_or_zero(
+            budget.budget_interval,
             format!("{field}.retryBudget.budgetInterval"),
         );
     }
     if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
         report.error(format!("{field}.proxyProtocol"), "excludes tunnel");
     }
-    report.not_applied(policy.tunnel.is_some(), format!("{field}.tunnel"));
+    if let Some(tunnel) = &policy.tunnel {
+        let field = format!("{field}.tunnel");
+        match tunnel.protocol.as_deref() {
+            _ if tunnel.is_connect() => {}
+            Some("POST") => report.not_applied(true, format!("{field}.protocol")),
+            _ => report.error(format!("{field}.protocol"), "is neither CONNECT nor POST"),
+        }
+        let host = &tunnel.target_host;
+        if host.parse::<std::net::IpAddr>().is_err() {
+            report.host(host, false, format!("{field}.targetHost"));
+        }
+        report.port(tunnel.target_port, format!("{field}.targetPort"));
+    }
 }
 
 /// What a policy and a port's settings have in common.
@@ -338,16 +348,11 @@ fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
                     "mode MUTUAL needs clientCertificate and privateKey, or credentialName",
                 );
             }
-            for (name, there) in [
-                ("credentialName", block.credential_name.is_some()),
-                ("caCrl", block.ca_crl.is_some()),
-            ] {
-                if there {
-                    report.warning(
-                        format!("{field}.{name}"),
-                        "not applied by this version: connections are refused rather than made without it",
-                    );
-                }
+            if block.credential_name.is_some() {
+                report.warning(
+                    format!("{field}.credentialName"),
+                    "not applied by this version: connections are refused rather than made without it",
+                );
             }
             if block.insecure_skip_verify == Some(true) {
                 report.warning(

@@ -363,10 +363,14 @@ fn tcp_route(report: &mut Report<'_>, route: &TcpRoute, field: &str) {
         }
         report.labels(&block.source_labels, &format!("{field}.sourceLabels"));
         match_gateways(report, &block.gateways, &field);
-        report.not_applied(
-            block.source_subnet.is_some(),
-            format!("{field}.sourceSubnet"),
-        );
+        if let Some(subnet) = &block.source_subnet
+            && parse_subnet(subnet).is_none()
+        {
+            report.error(
+                format!("{field}.sourceSubnet"),
+                format!("{subnet:?} is not an address with a prefix length"),
+            );
+        }
     }
     opaque_route(report, &route.route, field);
 }

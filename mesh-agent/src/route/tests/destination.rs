@@ -259,7 +259,8 @@ fn nothing_is_sent_in_the_clear_where_tls_is_asked_for() {
 #[test]
 fn connections_are_routed_by_tcp_rules() {
     let rule = "{hosts: [myapp], tcp: [{match: [{port: 80, sourceLabels: {app: sleep}}], route: [{destination: {host: ratings}}]},\
-        {match: [{destinationSubnets: [10.9.0.0/16]}], route: [{destination: {host: reviews, subset: gone}}]}]}";
+        {match: [{destinationSubnets: [10.9.0.0/16]}], route: [{destination: {host: reviews, subset: gone}}]}, \
+        {match: [{sourceSubnet: 10.8.0.0/16}], route: [{destination: {host: ratings}}]}]}";
     let mesh = Mesh::new(&[("default/myapp", rule)], &[]);
     let labels = [("app".to_owned(), "sleep".to_owned())].into();
     let client = ClientView {
@@ -267,15 +268,26 @@ fn connections_are_routed_by_tcp_rules() {
         labels: &labels,
     };
     let service = &mesh.registry.by_host["myapp.default.svc.cluster.local"];
-    let decide = |destination: &str| {
+    let decide_from = |source: &str, destination: &str| {
+        let source = source.parse().expect("an address");
         let mut random = StdRng::seed_from_u64(1);
         let destination = destination.parse().expect("an address");
-        let plan =
-            mesh.routes
-                .decide_tcp(&client, service, destination, &mesh.registry, &mut random);
+        let plan = mesh.routes.decide_tcp(
+            &client,
+            service,
+            source,
+            destination,
+            &mesh.registry,
+            &mut random,
+        );
         plan.map(|plan| format!("{}:{}", plan.service.name, plan.port))
             .map_err(|error| error.flag)
     };
+    let decide = |destination: &str| decide_from("10.0.0.1", destination);
+    assert_eq!(
+        decide_from("10.8.1.1", "10.2.0.1:9080"),
+        Ok("ratings:80".into())
+    );
     assert_eq!(decide("10.1.0.1:80"), Ok("ratings:80".into()));
     assert_eq!(decide("10.1.0.1:9080"), Ok("myapp:9080".into()));
     assert_eq!(decide("10.9.0.1:9080"), Err("NC"));

@@ -146,10 +146,6 @@ pub(super) fn retries(report: &mut Report<'_>, retry: &HttpRetry, field: &str) {
             }
         }
     }
-    report.not_applied(
-        retry.retry_remote_localities == Some(true),
-        format!("{field}.retryRemoteLocalities"),
-    );
 }
 
 pub(super) fn fault(report: &mut Report<'_>, injected: &HttpFault, field: &str) {

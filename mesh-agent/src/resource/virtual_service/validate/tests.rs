@@ -305,12 +305,13 @@ fn rules_that_are_never_reached_are_named() {
 
 #[test]
 fn tcp_and_tls_rules_are_checked() {
-    let spec = "{hosts: [a], tcp: [{match: [{destinationSubnets: [x], sourceSubnet: 10.0.0.0/8}], route: []}]}";
+    let spec =
+        "{hosts: [a], tcp: [{match: [{destinationSubnets: [x], sourceSubnet: y}], route: []}]}";
     assert_eq!(
         findings(spec),
         [
             "error spec.tcp[0].match[0].destinationSubnets[0]: \"x\" is not an address with a prefix length",
-            "warning spec.tcp[0].match[0].sourceSubnet: not applied by this version",
+            "error spec.tcp[0].match[0].sourceSubnet: \"y\" is not an address with a prefix length",
             "error spec.tcp[0].route: is required",
         ]
     );
