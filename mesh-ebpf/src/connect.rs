@@ -233,8 +233,12 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
             } else {
                 (LOOPBACK6, workload.ip6)
             };
-            if workload.fails_open() && !is_served(ctx, &loopback, port) {
-                return pass(sk);
+            if !is_served(ctx, &loopback, port) {
+                return if workload.fails_open() {
+                    pass(sk)
+                } else {
+                    deny()
+                };
             }
             if let Some(known) = known {
                 if known.has_nobody() {

@@ -14,7 +14,7 @@ use crate::context::{SockAddr, agent_socket};
 
 /// Whether a socket of the agent listens at this address of the caller's
 /// namespace. Another program's listener, which may have got the port after
-/// the agent was gone, does not count.
+/// the agent was gone, does not count: nobody is to get what is meant for the agent.
 #[inline(always)]
 pub fn is_served(ctx: &SockAddr, ip: &Ip, port: u16) -> bool {
     let mut tuple = MaybeUninit::<bpf_sock_tuple>::zeroed();

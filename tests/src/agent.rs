@@ -168,6 +168,11 @@ impl Agent {
         self.process.kill();
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, number: i32) {
+        self.process.signal(number);
+    }
+
     /// Asks it to stop, and waits until it has.
     pub fn stop(&mut self) {
         self.process.terminate();

@@ -14,6 +14,7 @@ mod options;
 mod plaintext;
 mod process;
 mod routes;
+mod supervisor;
 mod takeover;
 mod uninstall;
 mod verdicts;
@@ -55,6 +56,7 @@ use crate::source::{Loaded, directory};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::FlowKeeper;
 use observing::Observing;
+use supervisor::Supervisor;
 use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
 
 /// How long tunnels may take to end in order when nobody uses them any more.
@@ -232,22 +234,27 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         workloads = agent.node.snapshot.load().registry.workloads.len(),
         "agent is running"
     );
+    let mut supervisor = Supervisor::find();
+    supervisor.ready();
     if predecessor.is_none() {
         agent.node.datapath.remove_other_links();
     }
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
     let mut keeper = FlowKeeper::default();
-    let mut tend = flow_keeper::IDLE;
+    // A point in time: whatever else happens all the time does not put it off.
+    let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
     let successor = loop {
         tokio::select! {
             Some(loaded) = configurations.recv() => agent.configure(loaded),
             () = namespaces.changed() => agent.enrol(),
             observation = observations.next() => agent.observe(observation),
-            () = tokio::time::sleep(tend) => {
+            () = tokio::time::sleep_until(tend) => {
+                supervisor.alive();
                 let busy = keeper.tend(&agent.node.datapath);
-                tend = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
+                let pause = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
+                tend = tokio::time::Instant::now() + pause;
                 if let Err(error) = agent.node.datapath.follow_kernel_log() {
                     tracing::error!(%error, "the kernel programs' log keeps its level");
                 }
@@ -289,6 +296,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         agent.node.datapath.give_away_lock();
         agent.enrolment.give_away();
     } else {
+        supervisor.stopping();
         tracing::info!(
             "agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`"
         );

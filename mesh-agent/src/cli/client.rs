@@ -51,7 +51,9 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The agent does not answer.
-    #[error("the agent at {0} does not answer within {ANSWER_TIMEOUT:?}: look at its log")]
+    #[error(
+        "the agent at {0} does not answer within {ANSWER_TIMEOUT:?}: it hangs, or is stopped; look at its log, start it again"
+    )]
     Timeout(PathBuf),
     /// The agent said no.
     #[error("{0}")]

@@ -4,10 +4,12 @@ mod container;
 mod find;
 mod interface;
 mod namespace;
+mod netlink;
 mod place;
 mod sock_diag;
 mod sockets;
 mod watch;
+mod wire;
 
 pub use crate::datapath::Caller;
 pub use find::find;
@@ -16,6 +18,7 @@ pub use place::{Cgroup, Location, Place};
 pub use sock_diag::{Detail, SockDiag, TcpCounters, TcpSocket};
 pub use sockets::{HostSockets, WorkloadSockets};
 pub use watch::NamespaceWatch;
+pub use wire::Wire;
 
 use std::future::Future;
 use std::io;

@@ -219,7 +219,8 @@ fn inside<T>(namespace: BorrowedFd<'_>, action: impl FnOnce() -> io::Result<T>) 
     action()
 }
 
-fn set(namespace: BorrowedFd<'_>) -> io::Result<()> {
+/// Moves the calling thread, which has to see to its return.
+pub(super) fn set(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: setns on a descriptor that is open; it changes this thread alone.
     match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
         0 => Ok(()),

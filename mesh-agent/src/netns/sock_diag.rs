@@ -1,27 +1,19 @@
 //! The TCP sockets of a network namespace, as sock_diag(7) tells of them, and
-//! ends them. The structures are those of include/uapi/linux/inet_diag.h,
-//! netlink.h and tcp.h; fields are read at their offsets.
+//! ends them. The structures are those of include/uapi/linux/inet_diag.h and
+//! tcp.h; fields are read at their offsets.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::Namespace;
+use super::netlink::{Message, Netlink, attributes, u32_at, u64_at};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_INFO: u16 = 2;
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// `struct inet_diag_req_v2`.
-const REQUEST: usize = 56;
 /// `struct inet_diag_msg`, before its attributes.
 const ENTRY: usize = 72;
-/// `struct rtattr`.
-const ATTRIBUTE: usize = 4;
 /// `struct inet_diag_sockid`.
 const ID: usize = 48;
-/// As much as the kernel puts into one answer of a dump.
-const BUFFER: usize = 32 * 1024;
 /// TCP states that are neither of listeners nor of what has ended: `TCP_ESTABLISHED` to
 /// `TCP_FIN_WAIT2`, `TCP_CLOSE_WAIT` to `TCP_LAST_ACK`, `TCP_CLOSING`.
 const CONNECTED: u32 = 0b1011_0011_1110;
@@ -68,11 +60,9 @@ pub struct TcpCounters {
     pub retransmits: u32,
 }
 
-/// A netlink socket in a namespace. It answers at once.
+/// A netlink socket in a namespace.
 #[derive(Debug)]
-pub struct SockDiag {
-    socket: OwnedFd,
-}
+pub struct SockDiag(Netlink);
 
 impl SockDiag {
     /// # Errors
@@ -86,16 +76,7 @@ impl SockDiag {
     /// # Errors
     /// As above.
     pub fn here() -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: a plain socket call; the result is checked and owned.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self {
-            // SAFETY: as above.
-            socket: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        Netlink::open(libc::NETLINK_SOCK_DIAG).map(Self)
     }
 
     /// Calls `each` for all connected sockets of the namespace.
@@ -108,17 +89,15 @@ impl SockDiag {
             Detail::Counters => 1 << (INET_DIAG_INFO - 1),
         };
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-            let message = request(
-                SOCK_DIAG_BY_FAMILY,
-                flags as u16,
-                family as u8,
-                extensions,
-                &[0; ID],
-            );
-            self.send(&message)?;
-            let mut buffer = vec![0; BUFFER];
-            while self.receive(&mut buffer, &mut each)? == More::Yes {}
+            let request = request(family as u8, extensions, &[0; ID]);
+            let message = Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &request);
+            self.0.dump(&message, |kind, content| {
+                if kind == SOCK_DIAG_BY_FAMILY {
+                    let socket = entry(content);
+                    each(socket.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?);
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -129,121 +108,38 @@ impl SockDiag {
     /// # Errors
     /// `EOPNOTSUPP` where the kernel does not have `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&self, socket: &TcpSocket) -> io::Result<bool> {
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        let message = request(SOCK_DESTROY, flags as u16, socket.family, 0, &socket.id);
-        self.send(&message)?;
-        match self.receive(&mut [0; 256], |_| {}) {
-            Ok(_) => Ok(true),
+        let request = request(socket.family, 0, &socket.id);
+        let message = Message::new(SOCK_DESTROY, libc::NLM_F_ACK, &request);
+        match self.0.change(&message) {
+            Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }
-
-    fn send(&self, message: &[u8]) -> io::Result<()> {
-        // SAFETY: bytes of the length that is given.
-        let sent = unsafe {
-            libc::send(
-                self.socket.as_raw_fd(),
-                message.as_ptr().cast(),
-                message.len(),
-                0,
-            )
-        };
-        match sent {
-            sent if sent < 0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    }
-
-    fn receive(&self, buffer: &mut [u8], each: impl FnMut(TcpSocket)) -> io::Result<More> {
-        let received = loop {
-            // SAFETY: a buffer of the length that is given.
-            let received = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    0,
-                )
-            };
-            match usize::try_from(received) {
-                Ok(received) => break received,
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        };
-        read(&buffer[..received], each)
-    }
 }
 
-fn request(kind: u16, flags: u16, family: u8, extensions: u8, id: &[u8; ID]) -> Vec<u8> {
-    let mut message = Vec::with_capacity(HEADER + REQUEST);
-    message.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    // Sequence number, port: there is one question at a time.
-    message.extend([0; 8]);
-    message.extend([family, libc::IPPROTO_TCP as u8, extensions, 0]);
-    message.extend(CONNECTED.to_ne_bytes());
-    message.extend(id);
-    message
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, extensions: u8, id: &[u8; ID]) -> Vec<u8> {
+    let mut request = vec![family, libc::IPPROTO_TCP as u8, extensions, 0];
+    request.extend(CONNECTED.to_ne_bytes());
+    request.extend(id);
+    request
 }
 
-/// Whether a dump goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum More {
-    Yes,
-    No,
-}
-
-/// Reads an answer. What is too short to be what it says it is ends the reading.
-fn read(mut bytes: &[u8], mut each: impl FnMut(TcpSocket)) -> io::Result<More> {
-    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
-        let length = length as usize;
-        let Some(body) = bytes.get(HEADER..length) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        match i32::from(kind) {
-            libc::NLMSG_DONE => return Ok(More::No),
-            libc::NLMSG_ERROR => {
-                return match u32_at(body, 0).map(u32::cast_signed) {
-                    Some(0) => Ok(More::No),
-                    Some(code) => Err(io::Error::from_raw_os_error(-code)),
-                    None => Err(io::ErrorKind::InvalidData.into()),
-                };
-            }
-            _ if kind == SOCK_DIAG_BY_FAMILY => {
-                each(entry(body).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?)
-            }
-            _ => {}
-        }
-        bytes = bytes.get(aligned(length)..).unwrap_or_default();
-    }
-    Ok(More::Yes)
-}
-
-fn entry(body: &[u8]) -> Option<TcpSocket> {
-    let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
+fn entry(content: &[u8]) -> Option<TcpSocket> {
+    let id: [u8; ID] = content.get(4..4 + ID)?.try_into().ok()?;
     let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
-    let mut attributes = body.get(ENTRY..)?;
     let mut counters = None;
-    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
-        let length = usize::from(length);
-        let value = attributes.get(ATTRIBUTE..length)?;
+    attributes(content.get(ENTRY..)?, |kind, value| {
         if kind == INET_DIAG_INFO {
             counters = tcp_info(value);
         }
-        attributes = attributes.get(aligned(length)..).unwrap_or_default();
-    }
+    })?;
     Some(TcpSocket {
         cookie: u64::from(high) << 32 | u64::from(low),
-        state: u32::from(*body.get(1)?),
+        state: u32::from(*content.get(1)?),
         counters,
-        family: *body.first()?,
+        family: *content.first()?,
         id,
     })
 }
@@ -261,30 +157,11 @@ fn tcp_info(value: &[u8]) -> Option<TcpCounters> {
     })
 }
 
-/// Messages and attributes begin at multiples of four.
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at + 2)?;
-    bytes.try_into().ok().map(u16::from_ne_bytes)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at + 4)?;
-    bytes.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    let bytes = bytes.get(at..at + 8)?;
-    bytes.try_into().ok().map(u64::from_ne_bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
 
     use proptest::prelude::*;
     use socket2::{Domain, Socket, Type};
@@ -370,26 +247,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_the_kernel_refuses_is_an_error() {
-        let refusal = [
-            20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa1, 0xff, 0xff, 0xff,
-        ];
-        let error = read(&refusal, |_| {}).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
-    }
-
     proptest! {
         #[test]
-        fn no_answer_makes_it_panic_or_read_for_ever(
-            mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            length in 0u32..300,
-        ) {
-            if bytes.len() > 6 {
-                bytes[..4].copy_from_slice(&length.to_ne_bytes());
-                bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-            }
-            let _ = read(&bytes, |_| {});
+        fn no_entry_makes_it_panic(content in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = entry(&content);
         }
     }
 }

@@ -111,3 +111,56 @@ fn identities_survive_a_restart() {
     mesh.a.restart();
     mesh.until_reachable();
 }
+
+/// Listens on the ports that are named, and says what it gets.
+const THIEF: &str = r#"
+import select, socket, sys
+listeners = []
+for port in sys.argv[1:]:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", int(port)))
+    listener.listen()
+    listeners.append(listener)
+print("listens", flush=True)
+while True:
+    for listener in select.select(listeners, [], [])[0]:
+        connection, _ = listener.accept()
+        print("got", connection.recv(100), flush=True)
+"#;
+
+#[test]
+fn nobody_gets_what_was_meant_for_an_agent_that_is_gone() {
+    let mut mesh = Bookinfo::start();
+    // The agent's listeners.
+    let listening = mesh.sleep.run("ss", &["-Htln4"]).success();
+    let ports: Vec<&str> = (listening.lines())
+        .filter_map(|line| line.split_whitespace().nth(3)?.strip_prefix("127.0.0.1:"))
+        .collect();
+    assert!(ports.len() >= 3, "{listening}");
+    mesh.a.kill();
+    let mut thief = mesh.sleep.command("/usr/bin/python3");
+    thief.args(["-c", THIEF]).args(&ports);
+    let log = mesh.lab.folder().join("thief.log");
+    let mut thief = Process::spawn(&mut thief, log).expect("python starts");
+    let listens = wait_until(BACK, || thief.log().contains("listens"));
+    assert!(listens && thief.is_running(), "{}", thief.log());
+    let reply = mesh.sleep.curl(&[&format!("http://{VIP4}/secret")]);
+    assert_eq!(reply.exit, 7, "refused: {reply:?}");
+    assert!(!thief.log().contains("got"), "{}", thief.log());
+    // The next agent has other ports.
+    mesh.a.restart();
+    mesh.until_reachable();
+    assert!(!thief.log().contains("got"), "{}", thief.log());
+}
+
+#[test]
+fn check_says_that_an_agent_hangs() {
+    let mesh = Bookinfo::start();
+    mesh.a.signal(libc::SIGSTOP);
+    let said = mesh.a.meshctl(&["check"]);
+    mesh.a.signal(libc::SIGCONT);
+    assert_ne!(said.code, 0, "{said:?}");
+    assert!(said.stdout.contains("it hangs, or is stopped"), "{said:?}");
+    mesh.until_reachable();
+}
