@@ -16,6 +16,11 @@ use crate::maps::{FLOW_EVENTS, FLOWS};
 /// `rtt_min` before the first measurement.
 const NO_RTT: u32 = u32::MAX;
 
+/// A busy connection's record is older by no more than this. The agent asks TCP
+/// itself when somebody wants to see connections; taking the counters with every
+/// acknowledgement cost 300 ns each.
+const MAX_AGE_NS: u64 = 1_000_000_000;
+
 /// A record for a new connection.
 #[inline(always)]
 pub fn open(raw: *mut bpf_sock_ops, flow: &Flow) {
@@ -50,10 +55,15 @@ pub fn established(raw: *mut bpf_sock_ops) {
     event(cookie, netns_cookie, now, FlowEventKind::Opened, &remote);
 }
 
-/// The counters as they are now.
+/// A round trip was measured: takes the counters, if those of the record are old.
 #[inline(always)]
-pub fn update(raw: *mut bpf_sock_ops) {
-    if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
+pub fn measured(raw: *mut bpf_sock_ops) {
+    let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) else {
+        return;
+    };
+    // SAFETY: no preconditions, and a value of the map, see `measure`.
+    let age = unsafe { bpf_ktime_get_ns() - (*flow).updated_ns };
+    if age >= MAX_AGE_NS {
         measure(raw, flow, false);
     }
 }

@@ -38,8 +38,12 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
         | BPF_SOCK_OPS_TCP_LISTEN_CB
-        | BPF_SOCK_OPS_STATE_CB
-        | BPF_SOCK_OPS_RTT_CB => {}
+        | BPF_SOCK_OPS_STATE_CB => {}
+        // With every acknowledgement, of sockets alone that have asked for it.
+        BPF_SOCK_OPS_RTT_CB => {
+            account::measured(raw);
+            return 1;
+        }
         _ => return 1,
     }
     let netns_cookie = netns_cookie(raw.cast());
@@ -61,8 +65,7 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(raw, sk),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie, workload),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(raw, sk, netns_cookie),
-        BPF_SOCK_OPS_STATE_CB => state(raw, sk, netns_cookie),
-        _ => account::update(raw),
+        _ => state(raw, sk, netns_cookie),
     }
     1
 }
