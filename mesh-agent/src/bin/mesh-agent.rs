@@ -1,6 +1,7 @@
 //! The agent of a node.
 
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -34,8 +35,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match Arguments::parse().command {
-        Command::Run(options) => block_on(agent::run(*options)),
-        Command::Ca(options) => block_on(ca::run(*options)),
+        Command::Run(options) => block_on(options.worker_threads, agent::run(*options)),
+        Command::Ca(options) => block_on(NonZeroUsize::MIN, ca::run(*options)),
         Command::Uninstall(options) => agent::uninstall(&options),
     };
     match result {
@@ -47,8 +48,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn block_on(
+    threads: NonZeroUsize,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.get())
         .enable_all()
         .build()?
         .block_on(work)
