@@ -62,6 +62,20 @@ impl Lab {
     ///
     /// Where openssl fails.
     pub fn certificate(&self, account: &str, place: &Workload) -> (PathBuf, PathBuf) {
+        self.certificate_in("default", account, place)
+    }
+
+    /// The same of another namespace.
+    ///
+    /// # Panics
+    ///
+    /// Where openssl fails.
+    pub fn certificate_in(
+        &self,
+        namespace: &str,
+        account: &str,
+        place: &Workload,
+    ) -> (PathBuf, PathBuf) {
         let folder = self.folder();
         let (chain, key) = (
             folder.join(format!("{account}.pem")),
@@ -71,7 +85,7 @@ impl Lab {
             "set -e\n\
              openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
                -keyout {key} -out {folder}/{account}.csr -subj /\n\
-             printf 'subjectAltName=critical,URI:spiffe://cluster.local/ns/default/sa/{account}\\n\
+             printf 'subjectAltName=critical,URI:spiffe://cluster.local/ns/{namespace}/sa/{account}\\n\
              extendedKeyUsage=serverAuth,clientAuth\\nkeyUsage=digitalSignature\\n' > {folder}/{account}.ext\n\
              openssl x509 -req -in {folder}/{account}.csr -CA {ca}/ca-cert.pem -CAkey {ca}/ca-key.pem \
                -set_serial 0x$(openssl rand -hex 8) -days 1 -extfile {folder}/{account}.ext -out {chain}\n\

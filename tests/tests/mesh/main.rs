@@ -16,6 +16,7 @@ mod dns;
 mod edges;
 mod egress;
 mod envoy;
+mod envoy_rbac;
 mod flows;
 mod guide_identity;
 mod health;

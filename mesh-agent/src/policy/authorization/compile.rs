@@ -261,7 +261,7 @@ impl Builder<'_> {
             Attribute::Host => Test::Host(Pattern::ignoring_case(value)),
             Attribute::Method => Test::Method(Pattern::new(value)),
             Attribute::Path => Test::Path(PathPattern::new(value)?),
-            Attribute::Header(name) => Test::Header(name.clone(), Pattern::new(value)),
+            Attribute::Header(name) => Test::Header(name.clone(), Pattern::of_header(value)),
             Attribute::Sni | Attribute::Jwt | Attribute::EnvoyFilter => return None,
         })
     }

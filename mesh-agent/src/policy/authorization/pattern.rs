@@ -39,6 +39,17 @@ impl Pattern {
         }
     }
 
+    /// One for a header field, where `*` asks for no more than that it is there.
+    pub fn of_header(value: &str) -> Self {
+        match value {
+            "*" => Self {
+                form: Form::Beginning(String::new()),
+                ignore_case: false,
+            },
+            value => Self::new(value),
+        }
+    }
+
     /// One that does not, for ASCII letters.
     pub fn ignoring_case(value: &str) -> Self {
         Self {
@@ -78,7 +89,7 @@ pub enum PathPattern {
 }
 
 /// Characters of one segment of a path that `{*}` stands for (RFC 3986, `pchar`).
-const SEGMENT: &str = "[a-zA-Z0-9._~%!$&'()+,;:@=-]";
+const SEGMENT: &str = "[a-zA-Z0-9._~%!$&'()*+,;:@=-]";
 
 impl PathPattern {
     /// The pattern of a value that was validated before; a template that is no
@@ -158,12 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn a_header_field_may_be_empty_where_only_its_presence_counts() {
+        assert!(Pattern::of_header("*").matches(b""));
+        assert!(!Pattern::new("*").matches(b""));
+        assert!(!Pattern::of_header("a*").matches(b""));
+    }
+
+    #[test]
     fn templates() {
         for (template, path, expected) in [
             ("/a/{*}/c", "/a/b/c", true),
             ("/a/{*}/c", "/a/b/b/c", false),
             ("/a/{*}/c", "/a//c", false),
             ("/a/{*}", "/a/", false),
+            ("/a/{**}", "/a/*", true),
             ("/a/{**}", "/a/", true),
             ("/a/{**}", "/a", false),
             ("/a/{**}", "/a/b/c", true),
