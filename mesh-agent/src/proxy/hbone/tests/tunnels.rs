@@ -110,12 +110,16 @@ async fn either_side_ends_first_and_hears_the_other_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn much_goes_both_ways_at_once_and_arrives_in_order() {
+    // Made beforehand: it takes long enough to keep all threads from opening the next
+    // tunnel in time.
+    let pairs: Vec<_> = (1..=4)
+        .map(|seed| (noise(6_000_000, seed), noise(9_000_000, seed + 100)))
+        .collect();
     let mesh = Mesh::new().await;
     let mut transfers = tokio::task::JoinSet::new();
-    for seed in 1..=4 {
+    for (there, back) in pairs {
         let (tunnel, application) = mesh.tunnel().await;
         transfers.spawn(async move {
-            let (there, back) = (noise(6_000_000, seed), noise(9_000_000, seed + 100));
             let (mut got_there, mut got_back) = (Vec::new(), Vec::new());
             let (mut tunnel_read, mut tunnel_write) = tokio::io::split(tunnel);
             let (mut application_read, mut application_write) = application.into_split();
