@@ -8,10 +8,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
@@ -82,7 +82,14 @@ where
     }
     let service = service_fn(move |request| {
         let (version, page) = (version.clone(), page.clone());
-        async move { Ok::<_, Infallible>(answer(request, peer, version, page).await) }
+        async move {
+            let is_head = request.method() == Method::HEAD;
+            let mut response = answer(request, peer, version, page).await;
+            if is_head {
+                leave_body_out(&mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let result = auto::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
@@ -90,6 +97,15 @@ where
     if let Err(error) = result {
         eprintln!("{peer}: {error}");
     }
+}
+
+/// Over HTTP/2 the body of an answer to HEAD would be sent.
+fn leave_body_out(response: &mut Response<Full<Bytes>>) {
+    if let Some(length) = response.body().size_hint().exact() {
+        let length = HeaderValue::from(length);
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+    *response.body_mut() = Full::default();
 }
 
 async fn answer<F, P>(

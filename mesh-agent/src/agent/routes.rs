@@ -1,10 +1,12 @@
 //! What would become of a request, for people.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use crate::admin::api::{RouteDestinationView, RouteQuestion, RouteView, RuleView};
 use crate::registry::Workload;
-use crate::route::{ClientView, Explanation, RequestView};
+use crate::route::{ClientView, Explanation, Facts, RequestView};
 use crate::snapshot::Snapshot;
 
 /// Answers a question by the configuration in force.
@@ -49,12 +51,23 @@ pub(super) fn answer(snapshot: &Snapshot, question: &RouteQuestion) -> Result<Ro
             HeaderValue::from_str(value).map_err(|_| format!("{value:?} is not a header value"))?;
         headers.append(name, value);
     }
+    let normalization = snapshot.authorization.path_normalization;
+    let path = normalization
+        .apply(&question.path)
+        .ok_or_else(|| format!("{:?} is a path that is always refused", question.path))?;
     let request = RequestView {
         authority: &question.authority,
         method: &method,
-        path_and_query: &question.path,
+        path_and_query: &path,
         scheme: "http",
         headers: &headers,
+        // Values of header fields are not shown.
+        facts: Facts {
+            client: ([0, 0, 0, 0], 0).into(),
+            destination: ([0, 0, 0, 0], port).into(),
+            version: Version::HTTP_11,
+            now: SystemTime::now,
+        },
     };
     let routes = &snapshot.routes;
     Ok(routes

@@ -5,6 +5,7 @@
 pub mod authorization_policy;
 pub mod destination_rule;
 mod documents;
+pub mod format;
 mod kinds;
 mod parse;
 mod peer_authentication;

@@ -8,8 +8,8 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, HeaderValue, ORIGIN,
 };
 
-use super::decide::RequestView;
 use super::matching::Text;
+use super::view::RequestView;
 use crate::resource::virtual_service::{CorsPolicy, StringMatch, UnmatchedPreflights};
 
 /// `corsPolicy` of a rule, compiled.
@@ -102,6 +102,7 @@ impl Allowed<'_> {
         for (name, value) in [
             (ACCESS_CONTROL_ALLOW_METHODS, &self.cors.methods),
             (ACCESS_CONTROL_ALLOW_HEADERS, &self.cors.headers),
+            (ACCESS_CONTROL_EXPOSE_HEADERS, &self.cors.expose),
             (ACCESS_CONTROL_MAX_AGE, &self.cors.max_age),
         ] {
             if let Some(value) = value {

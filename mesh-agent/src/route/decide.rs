@@ -1,15 +1,14 @@
 //! One request, one decision.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use rand::Rng;
 
 use super::Routes;
 use super::cors::{Allowed, CrossOrigin};
-use super::edit::{HeaderEdits, Rewritten, RouteEdits};
+use super::edit::{Edits, Rewritten};
 use super::hosts::host_of;
 use super::matching::{Match, Text};
 use super::model::{Action, DirectResponse, Fault, Rule, Rules, Target};
@@ -17,57 +16,8 @@ use super::policy::Subset;
 use super::redirect::Redirection;
 use super::retry::Retries;
 use super::upstream_policy::{UpstreamPolicy, UpstreamTls};
-use crate::registry::{Registry, Resolution, Service, Workload, full_names};
-
-/// What routing looks at in a request.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestView<'a> {
-    /// Host header or `:authority`, as it was sent; may be empty.
-    pub authority: &'a str,
-    /// Method.
-    pub method: &'a Method,
-    /// Path with query.
-    pub path_and_query: &'a str,
-    /// `http` or `https`.
-    pub scheme: &'a str,
-    /// Headers.
-    pub headers: &'a HeaderMap,
-}
-
-impl<'a> RequestView<'a> {
-    pub(super) fn path(&self) -> &'a str {
-        self.path_and_query
-            .split_once('?')
-            .map_or(self.path_and_query, |(path, _)| path)
-    }
-
-    pub(super) fn query(&self) -> &'a str {
-        self.raw_query().unwrap_or_default()
-    }
-
-    pub(super) fn raw_query(&self) -> Option<&'a str> {
-        self.path_and_query.split_once('?').map(|(_, query)| query)
-    }
-}
-
-/// What routing looks at in the client's workload.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientView<'a> {
-    /// Namespace.
-    pub namespace: &'a str,
-    /// Labels.
-    pub labels: &'a BTreeMap<String, String>,
-}
-
-impl<'a> ClientView<'a> {
-    /// A workload as routing sees it.
-    pub fn of(workload: &'a Workload) -> Self {
-        Self {
-            namespace: &workload.name.namespace,
-            labels: &workload.labels,
-        }
-    }
-}
+use super::view::{ClientView, RequestView};
+use crate::registry::{Registry, Resolution, Service, full_names};
 
 /// What happens to a request.
 #[derive(Debug)]
@@ -79,7 +29,7 @@ pub struct Decision<'r> {
     /// And then.
     pub outcome: Outcome<'r>,
     /// Edits of the rule for the answer, for answers of our own too.
-    response_edits: Option<&'r HeaderEdits>,
+    response_edits: Option<Edits<'r>>,
     /// The request is another origin's, and allowed.
     cross_origin: Option<Allowed<'r>>,
 }
@@ -87,8 +37,8 @@ pub struct Decision<'r> {
 impl Decision<'_> {
     /// Applies the rule's edits to an answer that no upstream gave.
     pub fn edit_own_response(&self, headers: &mut HeaderMap) {
-        if let Some(edits) = self.response_edits {
-            edits.apply(headers);
+        if let Some(edits) = &self.response_edits {
+            edits.response.apply(headers);
         }
     }
 
@@ -185,20 +135,20 @@ pub struct Plan<'r> {
     /// Where copies go.
     pub mirrors: Vec<Plan<'r>>,
     /// Edits of the destination, then of the rule.
-    edits: [Option<&'r RouteEdits>; 2],
+    edits: [Option<Edits<'r>>; 2],
 }
 
 impl Plan<'_> {
     /// Applies the header edits to a request.
     pub fn edit_request(&self, headers: &mut HeaderMap) {
-        for edits in self.edits.into_iter().flatten() {
+        for edits in self.edits.iter().flatten() {
             edits.request.apply(headers);
         }
     }
 
     /// Applies the header edits to a response.
     pub fn edit_response(&self, headers: &mut HeaderMap) {
-        for edits in self.edits.into_iter().flatten() {
+        for edits in self.edits.iter().flatten() {
             edits.response.apply(headers);
         }
     }
@@ -306,17 +256,6 @@ impl Routes {
         registry: &'r Registry,
         random: &mut impl Rng,
     ) -> Decision<'r> {
-        let cross_origin = rule.cors.as_ref().and_then(|cors| cors.request(request));
-        let cross_origin = match cross_origin {
-            Some(CrossOrigin::Preflight(allowed)) => {
-                return Decision {
-                    route_name: block.route_name(),
-                    ..Decision::plain(Outcome::Preflight(allowed))
-                };
-            }
-            Some(CrossOrigin::Actual(allowed)) => Some(allowed),
-            None => None,
-        };
         let delay = rule
             .fault
             .delay
@@ -325,13 +264,35 @@ impl Routes {
             .fault
             .abort
             .filter(|(share, _)| Fault::hits(*share, random));
-        let outcome = match (&rule.action, abort) {
-            (_, Some((_, abort))) => Outcome::Abort(abort),
-            (Action::Redirect(redirect), None) => {
+        let decision = Decision {
+            route_name: block.route_name(),
+            delay: delay.map(|(_, delay)| delay),
+            ..Decision::plain(Outcome::Preflight(None))
+        };
+        if let Some((_, abort)) = abort {
+            return Decision {
+                outcome: Outcome::Abort(abort),
+                response_edits: Some(rule.edits.of(request, block.route_name())),
+                ..decision
+            };
+        }
+        let cross_origin = rule.cors.as_ref().and_then(|cors| cors.request(request));
+        let cross_origin = match cross_origin {
+            Some(CrossOrigin::Preflight(allowed)) => {
+                return Decision {
+                    outcome: Outcome::Preflight(allowed),
+                    ..decision
+                };
+            }
+            Some(CrossOrigin::Actual(allowed)) => Some(allowed),
+            None => None,
+        };
+        let outcome = match &rule.action {
+            Action::Redirect(redirect) => {
                 Outcome::Redirect(redirect.answer(request, port, block.path.as_ref()))
             }
-            (Action::Direct(answer), None) => Outcome::Direct(answer),
-            (Action::Forward(forward), None) => {
+            Action::Direct(answer) => Outcome::Direct(answer),
+            Action::Forward(forward) => {
                 let hit = forward
                     .mirrors
                     .iter()
@@ -349,7 +310,8 @@ impl Routes {
                                 plan.timeout = forward.timeout;
                                 plan.retries = &forward.retries;
                                 plan.mirrors = mirrors;
-                                plan.edits = [Some(&target.edits), Some(&rule.edits)];
+                                plan.edits = [&target.edits, &rule.edits]
+                                    .map(|edits| Some(edits.of(request, block.route_name())));
                                 plan
                             })
                     }
@@ -363,12 +325,14 @@ impl Routes {
                 }
             }
         };
+        // Those of a plan are its own.
+        let own_edits = (!matches!(outcome, Outcome::Forward(_)))
+            .then(|| rule.edits.of(request, block.route_name()));
         Decision {
-            route_name: block.route_name(),
-            delay: delay.map(|(_, delay)| delay),
             outcome,
-            response_edits: Some(&rule.edits.response),
+            response_edits: own_edits,
             cross_origin,
+            ..decision
         }
     }
 

@@ -1,18 +1,24 @@
 //! Changes of requests and responses on their way.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use regex::Regex;
 
+use super::format;
 use super::matching::Text;
+use super::view::RequestView;
+use crate::resource::format::{Piece, parse};
 use crate::resource::virtual_service::{HeaderOperations, Headers, RegexRewrite};
 
 /// Edits of both directions.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RouteEdits {
     pub(super) request: HeaderEdits,
     pub(super) response: HeaderEdits,
+    /// Those whose values depend on the request.
+    formatted: Vec<Formatted>,
     /// New authority of the request.
     pub(super) authority: Option<HeaderValue>,
 }
@@ -30,12 +36,85 @@ impl RouteEdits {
                 .find(|(name, _)| is_authority(name))
                 .and_then(|(_, value)| HeaderValue::from_str(value).ok())
         });
+        let mut formatted = Vec::new();
         Self {
-            request: HeaderEdits::compile(request),
-            response: HeaderEdits::compile(headers.response.as_ref()),
+            request: HeaderEdits::compile(request, Side::Request, &mut formatted),
+            response: HeaderEdits::compile(
+                headers.response.as_ref(),
+                Side::Response,
+                &mut formatted,
+            ),
+            formatted,
             authority,
         }
     }
+
+    /// The edits with the values that they have for this request.
+    pub(super) fn of(&self, request: &RequestView<'_>, route_name: &str) -> Edits<'_> {
+        if self.formatted.is_empty() {
+            return Edits::OfRule(self);
+        }
+        let mut edits = Self {
+            formatted: Vec::new(),
+            ..self.clone()
+        };
+        for formatted in &self.formatted {
+            let Some(value) = format::value(&formatted.pieces, request, route_name) else {
+                continue;
+            };
+            let side = match formatted.side {
+                Side::Request => &mut edits.request,
+                Side::Response => &mut edits.response,
+            };
+            let list = match formatted.verb {
+                Verb::Set => &mut side.set,
+                Verb::Add => &mut side.add,
+            };
+            list.push((formatted.name.clone(), value));
+        }
+        Edits::OfRequest(Box::new(edits))
+    }
+}
+
+/// The edits of a rule, for one request.
+#[derive(Debug)]
+pub(super) enum Edits<'r> {
+    /// The same for all.
+    OfRule(&'r RouteEdits),
+    /// With values that depend on it.
+    OfRequest(Box<RouteEdits>),
+}
+
+impl std::ops::Deref for Edits<'_> {
+    type Target = RouteEdits;
+
+    fn deref(&self) -> &RouteEdits {
+        match self {
+            Self::OfRule(edits) => edits,
+            Self::OfRequest(edits) => edits,
+        }
+    }
+}
+
+/// An edit whose value depends on the request.
+#[derive(Clone, Debug)]
+struct Formatted {
+    side: Side,
+    verb: Verb,
+    name: HeaderName,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Request,
+    Response,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Set,
+    Add,
 }
 
 fn is_authority(name: &str) -> bool {
@@ -43,7 +122,7 @@ fn is_authority(name: &str) -> bool {
 }
 
 /// Header edits in the order of their application: set, add, remove.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct HeaderEdits {
     set: Vec<(HeaderName, HeaderValue)>,
     add: Vec<(HeaderName, HeaderValue)>,
@@ -51,25 +130,41 @@ pub struct HeaderEdits {
 }
 
 impl HeaderEdits {
-    fn compile(operations: Option<&HeaderOperations>) -> Self {
+    /// Values that depend on the request go to `formatted`.
+    fn compile(
+        operations: Option<&HeaderOperations>,
+        side: Side,
+        formatted: &mut Vec<Formatted>,
+    ) -> Self {
         let Some(operations) = operations else {
             return Self::default();
         };
-        let values = |map: &std::collections::BTreeMap<String, String>| {
+        let mut values = |map: &BTreeMap<String, String>, verb: Verb| {
             map.iter()
                 .filter(|(name, _)| !is_authority(name))
                 .filter_map(|(name, value)| {
-                    Some((
-                        HeaderName::from_bytes(name.as_bytes()).ok()?,
-                        // Envoy's escape of a percent sign.
-                        HeaderValue::from_str(&value.replace("%%", "%")).ok()?,
-                    ))
+                    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+                    // A command that is not understood has been reported: the header stays.
+                    match parse(value).ok()?.as_slice() {
+                        [] => Some((name, HeaderValue::from_static(""))),
+                        [Piece::Text(text)] => Some((name, HeaderValue::from_str(text).ok()?)),
+                        pieces => {
+                            let pieces = pieces.to_vec();
+                            formatted.push(Formatted {
+                                side,
+                                verb,
+                                name,
+                                pieces,
+                            });
+                            None
+                        }
+                    }
                 })
                 .collect()
         };
         Self {
-            set: values(&operations.set),
-            add: values(&operations.add),
+            set: values(&operations.set, Verb::Set),
+            add: values(&operations.add, Verb::Add),
             remove: operations
                 .remove
                 .iter()
@@ -205,7 +300,7 @@ mod tests {
 
     #[test]
     fn edits_are_set_then_add_then_remove() {
-        let edits = HeaderEdits::compile(Some(&HeaderOperations {
+        let operations = HeaderOperations {
             set: [
                 ("x-a".into(), "new".into()),
                 ("x-gone".into(), "1".into()),
@@ -214,7 +309,8 @@ mod tests {
             .into(),
             add: [("X-A".into(), "100%%".into())].into(),
             remove: vec!["x-gone".into(), "x-old".into()],
-        }));
+        };
+        let edits = HeaderEdits::compile(Some(&operations), Side::Request, &mut Vec::new());
         let mut headers = HeaderMap::new();
         headers.append("x-a", HeaderValue::from_static("one"));
         headers.append("x-a", HeaderValue::from_static("two"));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decide::{ClientView, RequestView};
 use super::model::{Action, Rule, Target};
+use super::view::{ClientView, RequestView};
 use super::{Abort, Routes};
 use crate::registry::{Registry, Service};
 

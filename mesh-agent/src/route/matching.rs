@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use http::{HeaderMap, HeaderName};
 use regex::bytes::Regex;
 
-use super::decide::{ClientView, RequestView};
+use super::view::{ClientView, RequestView};
 use crate::resource::virtual_service::{HttpMatch, StringMatch};
 
 /// A test of one text.

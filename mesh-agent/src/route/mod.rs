@@ -9,6 +9,7 @@ mod delegate;
 pub mod direct;
 mod edit;
 mod explain;
+mod format;
 mod hashing;
 mod hosts;
 mod locality;
@@ -21,10 +22,11 @@ mod sidecar;
 mod tcp;
 mod tls;
 mod upstream_policy;
+mod view;
 
 pub use cors::Allowed;
-pub use decide::{Abort, ClientView, Decision, Outcome, Plan, RequestView, Unroutable};
-pub use edit::{HeaderEdits, Rewritten};
+pub use decide::{Abort, Decision, Outcome, Plan, Unroutable};
+pub use edit::Rewritten;
 pub use explain::{DestinationNote, Explanation, RuleNote};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
 pub use hosts::host_of;
@@ -32,13 +34,14 @@ pub use locality::{LocalitySetting, Shares, lies_in};
 pub use model::DirectResponse;
 pub use policy::{DestinationRule, Subset};
 pub use redirect::Redirection;
-pub use retry::{Retries, RetryOn};
+pub use retry::{AskedRetries, Retries, RetryOn};
 pub use sidecar::OutboundPolicy;
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
     Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, OutlierPolicy, ProtocolPolicy,
     RetryBudget, TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
 };
+pub use view::{ClientView, Facts, RequestView};
 
 use crate::registry::Service;
 use crate::resource::{

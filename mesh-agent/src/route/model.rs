@@ -8,13 +8,13 @@ use http::StatusCode;
 use rand::Rng;
 
 use super::cors::Cors;
-use super::decide::ClientView;
 use super::edit::{PathRewrite, RouteEdits};
 use super::matching::Match;
 use super::redirect::Redirect;
 use super::retry::Retries;
 use super::tcp::TcpRule;
 use super::tls::TlsRule;
+use super::view::ClientView;
 use crate::registry::Visibility;
 use crate::resource::virtual_service::Destination;
 

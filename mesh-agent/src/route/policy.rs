@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::decide::ClientView;
 use super::hosts::{HostTable, expand};
 use super::upstream_policy::{Blocks, HttpTunnel, UpstreamPolicy};
+use super::view::ClientView;
 use crate::registry::{Service, Visibility};
 use crate::resource::destination_rule::{DestinationRuleSpec, ProxyProtocolVersion, TrafficPolicy};
 use crate::resource::{Finding, Resource};

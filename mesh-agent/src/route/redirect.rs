@@ -2,9 +2,9 @@
 
 use http::StatusCode;
 
-use super::decide::RequestView;
 use super::edit::{replace_matched, with_query};
 use super::matching::Text;
+use super::view::RequestView;
 use crate::resource::virtual_service::{DerivePort, HttpRedirect};
 
 /// `redirect` of a rule, compiled.
@@ -72,9 +72,11 @@ impl Redirect {
         let scheme = self.scheme.as_deref().unwrap_or(request.scheme);
         let authority = self.authority.as_deref().unwrap_or(request.authority);
         let (host, own_port) = split_port(authority);
+        // A port that the rule names is left out where it goes without saying.
+        let unless_default = |port: u16| Some(port).filter(|_| Some(port) != default_port(scheme));
         let port = match self.port {
-            PortChange::Number(number) => Some(number),
-            PortChange::OfRequest => Some(port),
+            PortChange::Number(number) => unless_default(number),
+            PortChange::OfRequest => unless_default(port),
             // A port of the old scheme says nothing about the new one.
             PortChange::None
                 if scheme != request.scheme && own_port == default_port(request.scheme) =>
@@ -89,7 +91,7 @@ impl Redirect {
             PathChange::Prefix(prefix) => replace_matched(request.path(), prefix, matched),
         };
         let path = with_query(path, request.raw_query());
-        let location = match port.filter(|port| Some(*port) != default_port(scheme)) {
+        let location = match port {
             Some(port) => format!("{scheme}://{host}:{port}{path}"),
             None => format!("{scheme}://{host}{path}"),
         };

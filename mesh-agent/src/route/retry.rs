@@ -48,6 +48,21 @@ pub struct RetryOn {
     pub grpc_codes: Vec<u16>,
 }
 
+/// What a request asks for itself; empty for what it leaves to its rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AskedRetries<'a> {
+    /// `x-envoy-retry-on`.
+    pub on: &'a str,
+    /// `x-envoy-retry-grpc-on`.
+    pub grpc_on: &'a str,
+    /// `x-envoy-retriable-status-codes`.
+    pub status_codes: &'a str,
+    /// `x-envoy-max-retries`.
+    pub max: Option<u32>,
+    /// `x-envoy-upstream-rq-per-try-timeout-ms`.
+    pub per_try_timeout: Option<Duration>,
+}
+
 /// Istio's `meshConfig.defaultHttpRetryPolicy`.
 impl Default for Retries {
     fn default() -> Self {
@@ -82,6 +97,37 @@ impl Retries {
         }
     }
 
+    /// The same with what a request asks for itself: it adds conditions, and replaces numbers.
+    pub fn asked(&self, asked: &AskedRetries<'_>) -> Self {
+        let mut retries = self.clone();
+        if asked.per_try_timeout.is_some() {
+            retries.per_try_timeout = asked.per_try_timeout;
+        }
+        let words = [asked.on, asked.grpc_on].join(",");
+        if words.len() > 1 {
+            let on = if self.attempts == 0 {
+                RetryOn::default()
+            } else {
+                self.on.clone()
+            };
+            retries.on = on.or(RetryOn::parse(&words));
+            if words
+                .split(',')
+                .any(|word| word.trim() == "retriable-status-codes")
+            {
+                let codes = asked.status_codes.split(',');
+                let codes = codes.filter_map(|code| code.trim().parse::<u16>().ok());
+                retries.on.status_codes.extend(codes);
+            }
+            retries.attempts = self.attempts.max(1);
+        }
+        // Where nothing is retried, there is nothing to count.
+        if let (Some(max), 1..) = (asked.max, retries.attempts) {
+            retries.attempts = max;
+        }
+        retries
+    }
+
     /// Wait before retry number `retry` (from 1): full jitter over an
     /// exponential back-off that is capped at ten times its base.
     pub fn wait(&self, retry: u32, random: &mut impl rand::Rng) -> Duration {
@@ -113,6 +159,21 @@ impl RetryOn {
             }
         }
         on
+    }
+
+    /// The conditions of both.
+    fn or(mut self, other: Self) -> Self {
+        self.connect_failure |= other.connect_failure;
+        self.refused_stream |= other.refused_stream;
+        self.reset |= other.reset;
+        self.reset_before_request |= other.reset_before_request;
+        self.any_5xx |= other.any_5xx;
+        self.gateway_error |= other.gateway_error;
+        self.conflict |= other.conflict;
+        self.rate_limited |= other.rate_limited;
+        self.status_codes.extend(other.status_codes);
+        self.grpc_codes.extend(other.grpc_codes);
+        self
     }
 
     /// Whether an answer of the server asks for another try.

@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use rand::Rng;
 
 use super::Routes;
-use super::decide::ClientView;
 use super::matching::ClientMatch;
 use super::model::{Target, Targets};
 use super::tcp::{TcpDecision, opaque_targets};
+use super::view::ClientView;
 use crate::registry::{Registry, Service};
 use crate::resource::value::parse_subnet;
 use crate::resource::virtual_service::{TlsMatch, TlsRoute};

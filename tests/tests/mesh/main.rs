@@ -2,6 +2,7 @@
 //! real TLS and unmodified clients and servers.
 
 mod authorization;
+mod beside_envoy;
 mod bookinfo;
 mod bpftool;
 mod ca;

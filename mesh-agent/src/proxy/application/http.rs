@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::{Body, Frame, SizeHint};
@@ -27,7 +27,9 @@ use super::pipe::Pipe;
 use super::{Caller, Event, connect, report, told};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
 use crate::proxy::http::message::{self, BadRequest};
-use crate::proxy::http::{CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, STREAM_WINDOW};
+use crate::proxy::http::{
+    CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
+};
 use crate::proxy::replay::Replay;
 use crate::proxy::{Local, Node};
 
@@ -94,6 +96,7 @@ pub(super) async fn serve(
                 .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(MAX_HEADER_BYTES)
                 .serve_connection(io, service);
             until_revoked(&admission, connection).await
         }
@@ -115,15 +118,20 @@ async fn answer(
     filter: Arc<Filter>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Answer>, Failure> {
-    let is_grpc = message::is_grpc(request.headers());
-    let head = match filter.head(&request) {
+    let asked = Asked {
+        is_grpc: message::is_grpc(request.headers()),
+        is_head: request.method() == Method::HEAD,
+    };
+    let normalization = filter.node.snapshot.load().authorization.path_normalization;
+    let admitted = message::admit(&mut request, normalization);
+    let head = match admitted.and_then(|()| head(&request)) {
         Ok(head) => Arc::new(head),
-        Err(bad) => return Ok(own(StatusCode::BAD_REQUEST, &bad.to_string(), is_grpc)),
+        Err(bad) => return Ok(own(bad.status(), &bad.to_string(), asked)),
     };
     let decision = filter.decide(&head);
     if decision.verdict != Verdict::Allow {
         filter.denied(&head, &decision.reason);
-        return Ok(own(StatusCode::FORBIDDEN, DENIED, is_grpc));
+        return Ok(own(StatusCode::FORBIDDEN, DENIED, asked));
     }
     let Filter {
         node,
@@ -157,24 +165,18 @@ async fn answer(
     ))
 }
 
-impl Filter {
-    /// What policies see of a request.
-    fn head<B>(&self, request: &Request<B>) -> Result<Head, BadRequest> {
-        let authority = message::authority(request)?;
-        let path = request
-            .uri()
-            .path_and_query()
-            .map_or("", PathAndQuery::as_str);
-        let normalization = self.node.snapshot.load().authorization.path_normalization;
-        let path = normalization.apply(path).ok_or(BadRequest::Target)?;
-        Ok(Head {
-            authority: authority.to_owned(),
-            method: request.method().clone(),
-            path_and_query: path.into_owned(),
-            headers: request.headers().clone(),
-        })
-    }
+/// What policies see of a request.
+fn head<B>(request: &Request<B>) -> Result<Head, BadRequest> {
+    let path = request.uri().path_and_query();
+    Ok(Head {
+        authority: message::authority(request)?.to_owned(),
+        method: request.method().clone(),
+        path_and_query: path.map_or("", PathAndQuery::as_str).to_owned(),
+        headers: request.headers().clone(),
+    })
+}
 
+impl Filter {
     fn decide(&self, head: &Head) -> Decision {
         let snapshot = self.node.snapshot.load();
         let request = head.request(&self.caller);
@@ -206,28 +208,26 @@ impl Filter {
         );
     }
 
-    /// The application gets the path that was decided about, and over HTTP/1.1
-    /// the host that was decided about in the only place where it looks.
+    /// Over HTTP/1.1 the application gets the host that was decided about in the only
+    /// place where it looks.
     fn rewrite(&self, parts: &mut request::Parts, head: &Head) -> Result<(), Failure> {
         if parts.method == Method::CONNECT {
             return Ok(());
         }
-        let path = PathAndQuery::try_from(head.path_and_query.as_str())?;
         match self.version {
             HttpVersion::Http1 => {
                 if parts.uri.authority().is_some() {
                     parts
                         .headers
                         .insert(HOST, HeaderValue::try_from(head.authority.as_str())?);
+                    parts.uri = parts
+                        .uri
+                        .path_and_query()
+                        .cloned()
+                        .map_or_else(|| Uri::from_static("/"), Uri::from);
                 }
-                parts.uri = Uri::from(path);
             }
-            HttpVersion::Http2 => {
-                let mut uri = std::mem::take(&mut parts.uri).into_parts();
-                uri.path_and_query = Some(path);
-                parts.uri = Uri::from_parts(uri)?;
-                parts.version = Version::HTTP_2;
-            }
+            HttpVersion::Http2 => parts.version = Version::HTTP_2,
         }
         Ok(())
     }
@@ -274,6 +274,7 @@ impl Filter {
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
+                    .max_header_list_size(MAX_HEADER_BYTES)
                     .handshake(io)
                     .await?;
                 tokio::spawn(connection);
@@ -318,17 +319,31 @@ async fn tunnel(
     }
 }
 
+/// What an answer of our own depends on.
+#[derive(Clone, Copy)]
+struct Asked {
+    is_grpc: bool,
+    is_head: bool,
+}
+
 /// The agent's own answer.
-fn own(status: StatusCode, text: &str, is_grpc: bool) -> Response<Answer> {
+fn own(status: StatusCode, text: &str, asked: Asked) -> Response<Answer> {
+    let Asked { is_grpc, is_head } = asked;
     let (status, body, content_type) = if is_grpc {
         (StatusCode::OK, Bytes::new(), "application/grpc")
     } else {
         let body = Bytes::copy_from_slice(text.as_bytes());
         (status, body, "text/plain")
     };
-    let mut response = Response::new(Answer::Own((!body.is_empty()).then_some(body)));
+    let length = body.len();
+    // The answer to HEAD has no body, only its length; over HTTP/2 it would be sent.
+    let body = (length > 0 && !is_head).then_some(body);
+    let mut response = Response::new(Answer::Own(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    if is_head && length > 0 {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if is_grpc {
         headers.insert(

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -140,19 +140,27 @@ pub(super) fn own(status: StatusCode, body: Bytes) -> Response<Answer> {
     response
 }
 
+/// The answer of a rule: text, or for gRPC a status, with the text as its message.
+pub(super) fn of_rule(status: StatusCode, body: Bytes, grpc: bool) -> Response<Answer> {
+    if grpc {
+        return self::grpc(grpc_status_of(status), &String::from_utf8_lossy(&body));
+    }
+    let is_text = !body.is_empty();
+    let mut response = own(status, body);
+    if is_text {
+        let text = HeaderValue::from_static("text/plain");
+        response.headers_mut().insert(CONTENT_TYPE, text);
+    }
+    response
+}
+
 /// An error of ours: a line of text, or for gRPC a response that consists of
 /// trailers only (gRPC over HTTP/2, "Responses").
 pub(super) fn error(status: StatusCode, reason: &str, grpc: bool) -> Response<Answer> {
     if grpc {
         return self::grpc(grpc_status_of(status), reason);
     }
-    let mut line = reason.replace(['\r', '\n'], " ");
-    line.push('\n');
-    let mut response = own(status, line.into());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    response
+    of_rule(status, reason.replace(['\r', '\n'], " ").into(), false)
 }
 
 /// A gRPC status.
@@ -161,10 +169,29 @@ pub(super) fn grpc(code: u16, message: &str) -> Response<Answer> {
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, HeaderValue::from(code));
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message))
+        && !message.is_empty()
+    {
         headers.insert(GRPC_MESSAGE, message);
     }
     response
+}
+
+/// An answer of ours to HEAD has no body, only its length; over HTTP/2 it would be sent.
+pub(super) fn leave_body_out(response: &mut Response<Answer>) {
+    if let Answer::Own(body) = response.body_mut()
+        && let Some(body) = body.take()
+    {
+        let length = HeaderValue::from(body.len());
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+}
+
+/// An answer to a call of gRPC's is one whatever a rule says of its content type.
+pub(super) fn keep_grpc(headers: &mut HeaderMap) {
+    if headers.contains_key(GRPC_STATUS) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    }
 }
 
 /// gRPC, "HTTP to gRPC Status Code Mapping".

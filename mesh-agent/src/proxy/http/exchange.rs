@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
+use http::header::{HeaderName, HeaderValue, LOCATION};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
@@ -12,36 +13,37 @@ use super::ConnectionContext;
 use super::answer::{self, Answer};
 use super::connector::Connector;
 use super::forward::Exchange;
-use super::message;
 use super::record::Record;
+use super::{message, websocket};
 use crate::balance::Destination;
 use crate::registry::Registry;
-use crate::route::{Abort, ClientView, Decision, Outcome, RequestView};
+use crate::route::{Abort, ClientView, Decision, Facts, Outcome, RequestView};
 
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// Answers one request.
 pub(super) async fn answer<C: Connector>(
     context: Arc<ConnectionContext<C>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
     let grpc = message::is_grpc(request.headers());
-    let authority = match message::authority(&request) {
-        Ok(authority) => authority,
+    // One configuration for the whole exchange, whatever comes into force meanwhile.
+    let snapshot = context.snapshot.load_full();
+    let normalization = snapshot.authorization.path_normalization;
+    let admitted = websocket::admit(&mut request).and_then(|extended_connect| {
+        message::admit(&mut request, normalization)?;
+        Ok(extended_connect)
+    });
+    let admitted =
+        admitted.and_then(|extended_connect| Ok((extended_connect, message::authority(&request)?)));
+    let (extended_connect, authority) = match admitted {
+        Ok(admitted) => admitted,
         Err(bad) => {
             let record = Record::begin(&request, "", &context.client.name);
-            return Ok(refuse(
-                record,
-                StatusCode::BAD_REQUEST,
-                "DPE",
-                &bad.to_string(),
-                grpc,
-            ));
+            return Ok(refuse(record, bad.status(), "DPE", &bad.to_string(), grpc));
         }
     };
     let mut record = Record::begin(&request, authority, &context.client.name);
-    // One configuration for the whole exchange, whatever comes into force meanwhile.
-    let snapshot = context.snapshot.load_full();
     let registry: &Registry = &snapshot.registry;
     let service = registry
         .successor(&context.service)
@@ -55,6 +57,12 @@ pub(super) async fn answer<C: Connector>(
             .map_or("/", |path| path.as_str()),
         scheme: request.uri().scheme_str().unwrap_or("http"),
         headers: request.headers(),
+        facts: Facts {
+            client: context.client_address,
+            destination: context.original_destination,
+            version: request.version(),
+            now: SystemTime::now,
+        },
     };
     let client = ClientView {
         namespace: &context.client.name.namespace,
@@ -87,7 +95,10 @@ pub(super) async fn answer<C: Connector>(
             at: None,
         };
         let mut response = match exchange.run(request).await {
-            Ok(forwarded) => forwarded.into_response(plan, exchange.record),
+            Ok(mut forwarded) => {
+                forwarded.extended_connect = extended_connect;
+                forwarded.into_response(plan, exchange.record)
+            }
             Err(failure) => {
                 exchange.record.reason(&failure.reason);
                 let mut response = refuse(
@@ -115,7 +126,7 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
     let mut response = match &decision.outcome {
         Outcome::Forward(_) => answer::own(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
         Outcome::Redirect(redirection) => {
-            let mut response = answer::own(redirection.status, Bytes::new());
+            let mut response = answer::of_rule(redirection.status, Bytes::new(), grpc);
             match HeaderValue::from_str(&redirection.location) {
                 Ok(location) => {
                     response.headers_mut().insert(LOCATION, location);
@@ -124,14 +135,7 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             }
             response
         }
-        Outcome::Direct(direct) => {
-            let mut response = answer::own(direct.status, direct.body.clone());
-            if !direct.body.is_empty() {
-                let text = HeaderValue::from_static("text/plain");
-                response.headers_mut().insert(CONTENT_TYPE, text);
-            }
-            response
-        }
+        Outcome::Direct(direct) => answer::of_rule(direct.status, direct.body.clone(), grpc),
         Outcome::Preflight(allowed) => {
             let mut response = answer::own(StatusCode::OK, Bytes::new());
             if let Some(allowed) = allowed {
@@ -143,7 +147,9 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             record.flag("FI");
             match abort {
                 Abort::Http(status) => answer::error(*status, "fault filter abort", grpc),
-                Abort::Grpc(code) => answer::grpc(*code, "fault filter abort"),
+                Abort::Grpc(code) if grpc => answer::grpc(*code, "fault filter abort"),
+                // As Envoy does it, for whom the status of a call of gRPC's is none of HTTP's.
+                Abort::Grpc(_) => answer::error(StatusCode::OK, "fault filter abort", false),
             }
         }
         Outcome::Unroutable(unroutable) => {
@@ -155,6 +161,7 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
         }
     };
     decision.edit_own_response(response.headers_mut());
+    answer::keep_grpc(response.headers_mut());
     decision.share_response(response.headers_mut());
     record.status(response.status());
     record.end();

@@ -60,6 +60,6 @@ impl Failure {
     }
 
     pub(super) fn bad_request(bad: BadRequest) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "DPE", bad.to_string())
+        Self::new(bad.status(), "DPE", bad.to_string())
     }
 }

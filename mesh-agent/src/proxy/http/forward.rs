@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::affinity::{self, Affinity};
 use super::answer::http_status_of;
+use super::asked::{self, Bounds};
 use super::connector::{Connector, Target};
 use super::failure::Failure;
 use super::forwarded::Forwarded;
@@ -23,7 +24,7 @@ use super::upstream::{self, ConnectError, Ended, HttpCluster, Sent, Unsent, Want
 use super::{ConnectionContext, message, mirror};
 use crate::balance::{self, Choice, EndpointAddress, Member, Overflow, Report, Retrying};
 use crate::registry::{Protocol, Resolution};
-use crate::route::{Balancer, Plan, ProtocolPolicy};
+use crate::route::{Balancer, Plan, ProtocolPolicy, Retries};
 
 /// Connections that may turn out to be closed before a new one is made.
 const MAX_STALE: u32 = 16;
@@ -53,6 +54,8 @@ enum Trouble {
 
 /// What all attempts have in common.
 struct Attempts<'a> {
+    /// Of the one that is under way, from 1.
+    number: u32,
     /// The request, until it is sent.
     head: Option<request::Parts>,
     /// A copy, where it may be needed: once sent, a request is gone.
@@ -80,6 +83,7 @@ impl<C: Connector> Exchange<'_, C> {
         let client_upgrade = client_upgrade.filter(|_| message::is_upgrade(&parts));
         let is_connect = parts.method == Method::CONNECT;
         let body = BodySource::new(body);
+        let bounds = Bounds::of(self.plan, &mut parts.headers);
         if !self.plan.mirrors.is_empty() && client_upgrade.is_none() {
             mirror::spawn(self.context, self.plan, self.version, &parts, &body);
         }
@@ -101,8 +105,8 @@ impl<C: Connector> Exchange<'_, C> {
             &mut rand::rng(),
         );
         let began = Instant::now();
-        let timeout = self.plan.timeout;
-        let attempts = self.attempts(parts, &body, protocol, &affinity);
+        let timeout = bounds.timeout;
+        let attempts = self.attempts(parts, &body, protocol, &affinity, &bounds.retries);
         let result = match timeout {
             None => attempts.await,
             Some(timeout) => within(timeout, &body, attempts)
@@ -120,6 +124,7 @@ impl<C: Connector> Exchange<'_, C> {
             deadline,
             client_upgrade,
             is_connect,
+            extended_connect: false,
             set_cookie: affinity.set_cookie,
         })
     }
@@ -130,12 +135,13 @@ impl<C: Connector> Exchange<'_, C> {
         body: &BodySource,
         protocol: UpstreamProtocol,
         affinity: &Affinity,
+        retries: &Retries,
     ) -> Result<Sent, Failure> {
-        let retries = self.plan.retries;
         let http2_or_grpc = self.grpc || protocol == UpstreamProtocol::Http2;
         let resend = retries.on.after_sending(http2_or_grpc) && retries.attempts > 0;
         let idempotent = parts.method.is_idempotent();
         let mut attempts = Attempts {
+            number: 1,
             spare: (resend || idempotent).then(|| parts.clone()),
             head: Some(parts),
             body,
@@ -190,7 +196,7 @@ impl<C: Connector> Exchange<'_, C> {
                     let failure = Failure::unavailable("UF", &cause);
                     // It has not been sent: this very request is the next one.
                     if !left || !retries.on.connect() {
-                        return Err(self.exhausted(failure));
+                        return Err(self.exhausted(failure, retries));
                     }
                     Some(failure)
                 }
@@ -214,14 +220,14 @@ impl<C: Connector> Exchange<'_, C> {
                     }
                     self.report(Report::Failed);
                     if !again || !retries.on.ended(refused) {
-                        return Err(self.exhausted(failure));
+                        return Err(self.exhausted(failure, retries));
                     }
                     Some(failure)
                 }
                 Err(Expired) => {
                     let timeout = self.timed_out();
                     if !again || !retries.on.ended(false) {
-                        return Err(self.exhausted(timeout));
+                        return Err(self.exhausted(timeout, retries));
                     }
                     Some(timeout)
                 }
@@ -233,6 +239,7 @@ impl<C: Connector> Exchange<'_, C> {
                 }
             }
             retry += 1;
+            attempts.number += 1;
             fresh = false;
             if retries.ignore_previous_hosts {
                 tried.push(member.host.address.clone());
@@ -295,7 +302,8 @@ impl<C: Connector> Exchange<'_, C> {
                 return Err(Trouble::Connect(ConnectError::Overflow(Overflow)));
             };
             let head = attempts.head.take().or_else(|| attempts.spare.clone());
-            let head = head.ok_or(Trouble::Gone)?;
+            let mut head = head.ok_or(Trouble::Gone)?;
+            asked::count_attempt(&mut head.headers, attempts.number);
             self.record
                 .attempt(&plan.service.host, &connection.member.host.address);
             upstream::report(&cluster, &connection.member, Report::Connected);
@@ -336,8 +344,8 @@ impl<C: Connector> Exchange<'_, C> {
         Failure::timeout()
     }
 
-    fn exhausted(&mut self, failure: Failure) -> Failure {
-        if self.plan.retries.attempts > 0 {
+    fn exhausted(&mut self, failure: Failure, retries: &Retries) -> Failure {
+        if retries.attempts > 0 {
             self.record.flag("URX");
         }
         failure

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::answer::{self, Answer};
 use super::record::Record;
 use super::upstream::Sent;
-use super::{message, tunnel};
+use super::{message, tunnel, websocket};
 use crate::route::Plan;
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -21,6 +21,8 @@ pub(super) struct Forwarded {
     pub(super) deadline: Option<Instant>,
     pub(super) client_upgrade: Option<OnUpgrade>,
     pub(super) is_connect: bool,
+    /// The client asked for WebSocket by HTTP/2.
+    pub(super) extended_connect: bool,
     /// Cookie by which the client's next requests go to the same endpoint.
     pub(super) set_cookie: Option<HeaderValue>,
     /// The exchange is gRPC, and its status is still to come, in the trailers.
@@ -43,6 +45,9 @@ impl Forwarded {
             tunnel::spawn(client, upstream, record, lease);
             let (mut parts, _) = response.into_parts();
             parts.extensions.clear();
+            if self.extended_connect {
+                websocket::answer(&mut parts);
+            }
             plan.edit_response(&mut parts.headers);
             return Response::from_parts(parts, Answer::Own(None));
         }
@@ -50,6 +55,9 @@ impl Forwarded {
         parts.extensions.clear();
         parts.version = Version::HTTP_11;
         message::strip_hop_by_hop(&mut parts.headers);
+        if self.extended_connect {
+            websocket::answer(&mut parts);
+        }
         let service_time_ms = self.began.elapsed().as_millis() as u64;
         parts
             .headers

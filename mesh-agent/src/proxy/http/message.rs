@@ -1,18 +1,23 @@
 //! What changes in a message because it is forwarded (RFC 9110, section 7.6):
 //! hop-by-hop fields, authority, form of the target.
 
+use std::borrow::Cow;
+
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
     HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{Method, Request, Version, request};
+use http::{Method, Request, StatusCode, Version, request};
 
 use super::pool::UpstreamProtocol;
+use crate::policy::PathNormalization;
 use crate::route::Rewritten;
 
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// Why a request cannot be understood.
@@ -27,9 +32,58 @@ pub(in crate::proxy) enum BadRequest {
     /// Not text.
     #[error("the request's authority is not a host and port")]
     Authority,
-    /// After a rewrite, or in another version of HTTP.
+    /// Of none of its forms (RFC 9112, section 3.2), or after a rewrite, or in another
+    /// version of HTTP.
     #[error("the request's target cannot be forwarded")]
     Target,
+    /// Other than `chunked`, once.
+    #[error("the request's transfer coding is not understood")]
+    TransferCoding,
+    /// Of an extended CONNECT, other than `websocket`.
+    #[error("the request's protocol is not understood")]
+    Protocol,
+}
+
+impl BadRequest {
+    pub(in crate::proxy) fn status(self) -> StatusCode {
+        match self {
+            Self::TransferCoding | Self::Protocol => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Makes a request one that routes and policies can judge: its path is in its normal form,
+/// and it cannot turn its connection into HTTP/2, whose requests nobody would see.
+pub(in crate::proxy) fn admit<B>(
+    request: &mut Request<B>,
+    normalization: PathNormalization,
+) -> Result<(), BadRequest> {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(BadRequest::TransferCoding);
+    }
+    let uri = request.uri();
+    if uri.authority().is_some() && uri.scheme().is_none() && request.method() != Method::CONNECT {
+        return Err(BadRequest::Target);
+    }
+    if let Some(path) = uri.path_and_query() {
+        let normal = normalization
+            .apply(path.as_str())
+            .ok_or(BadRequest::Target)?;
+        if let Cow::Owned(normal) = normal {
+            let normal = normal.parse().map_err(|_| BadRequest::Target)?;
+            *request.uri_mut() = with_path(std::mem::take(request.uri_mut()), normal)?;
+        }
+    }
+    let headers = request.headers_mut();
+    if headers.contains_key(UPGRADE) && listed(headers, &UPGRADE, "h2c") {
+        headers.remove(UPGRADE);
+        headers.remove(HTTP2_SETTINGS);
+    }
+    Ok(())
 }
 
 /// Host and port that a request is for; empty only for HTTP/1.0.
@@ -58,16 +112,18 @@ pub(in crate::proxy) fn is_grpc(headers: &HeaderMap) -> bool {
 pub(in crate::proxy) fn is_upgrade(parts: &request::Parts) -> bool {
     parts.version == Version::HTTP_11
         && (parts.method == Method::CONNECT
-            || (parts.headers.contains_key(UPGRADE) && names(&parts.headers, "upgrade")))
+            || (parts.headers.contains_key(UPGRADE)
+                && listed(&parts.headers, &CONNECTION, "upgrade")))
 }
 
-fn names(headers: &HeaderMap, option: &str) -> bool {
-    options(headers).any(|named| named.eq_ignore_ascii_case(option))
+fn listed(headers: &HeaderMap, name: &HeaderName, option: &str) -> bool {
+    list(headers, name).any(|named| named.eq_ignore_ascii_case(option))
 }
 
-fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+/// The members of a field that is a list.
+fn list<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     headers
-        .get_all(CONNECTION)
+        .get_all(name)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
@@ -77,7 +133,7 @@ fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 /// Removes what is for one connection only.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = options(headers)
+        let named: Vec<HeaderName> = list(headers, &CONNECTION)
             .filter_map(|name| name.parse().ok())
             // A message without these would be another message.
             .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
@@ -105,15 +161,10 @@ pub(super) fn forward(
         return Err(BadRequest::Target);
     }
     let headers = &mut parts.headers;
-    let takes_trailers = headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    let takes_trailers = listed(headers, &TE, "trailers");
     let upgrade = headers
         .get(UPGRADE)
-        .filter(|_| names(headers, "upgrade"))
+        .filter(|_| listed(headers, &CONNECTION, "upgrade"))
         .cloned();
     strip_hop_by_hop(headers);
     if takes_trailers {
@@ -126,7 +177,9 @@ pub(super) fn forward(
         } else if takes_trailers {
             headers.insert(CONNECTION, HeaderValue::from_static("te"));
         }
-        join_cookies(headers);
+        if parts.version == Version::HTTP_2 {
+            join_cookies(headers);
+        }
     } else {
         // Answered by us: the body is read from the client when the endpoint takes it.
         headers.remove(EXPECT);
@@ -165,10 +218,13 @@ fn retarget(
         .uri
         .authority()
         .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    let of_header = parts.headers.get(HOST).cloned();
+    let asked = of_target.or_else(|| parts.headers.get(HOST).cloned());
+    if let (Some(_), Some(asked)) = (authority, &asked) {
+        parts.headers.insert(ORIGINAL_HOST, asked.clone());
+    }
     let host = authority
         .cloned()
-        .or_else(|| of_target.or(of_header))
+        .or(asked)
         .or_else(|| HeaderValue::from_str(default_authority).ok())
         .ok_or(BadRequest::Authority)?;
     match protocol {

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod answer;
+mod asked;
 mod connector;
 mod exchange;
 mod failure;
@@ -14,6 +15,7 @@ mod record;
 mod request_body;
 mod tunnel;
 mod upstream;
+mod websocket;
 
 pub use answer::AnswerError;
 pub use connector::{Connector, Target};
@@ -45,6 +47,9 @@ pub(super) const MAX_CONCURRENT_STREAMS: u32 = 1000;
 pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
 /// HTTP/2 flow control window of a connection, in bytes.
 pub(super) const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Header fields of a message of HTTP/2, in bytes; Envoy takes as many.
+pub(super) const MAX_HEADER_BYTES: u32 = 60 * 1024;
 
 /// Version that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,9 +128,13 @@ where
     let service = service_fn(move |request| {
         let is_drained = (version == HttpVersion::Http1 && request.method() != Method::CONNECT)
             .then(|| context.drain.clone());
+        let is_head = request.method() == Method::HEAD;
         let answered = exchange::answer(Arc::clone(&context), request);
         async move {
             let mut response = answered.await?;
+            if is_head {
+                answer::leave_body_out(&mut response);
+            }
             let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             if is_drained.is_some_and(|drain| drain.is_cancelled()) && !switches {
                 let close = http::HeaderValue::from_static("close");
@@ -158,6 +167,8 @@ where
                 .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(MAX_HEADER_BYTES)
+                .enable_connect_protocol()
                 .serve_connection(io, service);
             let mut connection = std::pin::pin!(connection);
             tokio::select! {

@@ -153,7 +153,8 @@ impl<C: Connector> Upstreams<C> {
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(super::MAX_HEADER_BYTES);
         if let Some((interval, timeout)) = wanted.policy.http.http2_keepalive {
             builder
                 .keep_alive_interval(interval)

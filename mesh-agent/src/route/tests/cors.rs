@@ -40,6 +40,7 @@ fn a_preflight_of_an_allowed_origin_is_answered() {
             "allow-headers: x-a,x-b",
             "allow-methods: GET,PUT",
             "allow-origin: https://c.b.example",
+            "expose-headers: x-c",
             "max-age: 86400",
         ]
     );

@@ -92,6 +92,12 @@ impl Mesh {
             path_and_query: &target[authority.len()..],
             scheme: "http",
             headers: &headers,
+            facts: Facts {
+                client: ([127, 0, 0, 1], 40_000).into(),
+                destination: ([10, 96, 0, 1], 80).into(),
+                version: http::Version::HTTP_11,
+                now: std::time::SystemTime::now,
+            },
         };
         let labels: BTreeMap<String, String> = client
             .labels

@@ -56,6 +56,7 @@ async fn hop_by_hop_fields_end_here_and_the_rest_goes_on() {
             "connection: te",
             "host: reviews:80",
             "te: trailers",
+            "x-envoy-attempt-count: 1",
             "x-two: a",
             "x-two: b"
         ]
@@ -183,7 +184,7 @@ async fn an_upgrade_may_be_declined() {
     let mut client = proxy.connect().await;
     for _ in 0..2 {
         client
-            .write("GET / HTTP/1.1\r\nhost: reviews\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+            .write("GET / HTTP/1.1\r\nhost: reviews\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
             .await;
         assert!(client.head().await.starts_with("HTTP/1.1 200 OK\r\n"));
         client.read_until("HTTP/1.1").await;

@@ -273,3 +273,98 @@ async fn a_closed_http2_connection_costs_no_request() {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
 }
+
+/// What an HTTP/2 client gets to HEAD, with all frames of it.
+#[tokio::test]
+async fn answers_to_head_have_a_length_and_no_body() {
+    let endpoint = server(|_, mut client| async move {
+        while maybe_head(&mut client).await.is_some() {
+            client
+                .write("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n")
+                .await;
+        }
+    })
+    .await;
+    let rule = "{hosts: [reviews], http: [\
+        {match: [{uri: {exact: /direct}}], directResponse: {status: 200, body: {string: direct!}}},\
+        {route: [{destination: {host: reviews}}]}]}";
+    let proxy = Mesh {
+        endpoints: &[(endpoint, "v1")],
+        virtual_services: &[("default/reviews", rule)],
+        ..Mesh::default()
+    }
+    .proxy(HttpVersion::Http2)
+    .await;
+    let mut client = client(&proxy).await;
+    for path in ["direct", "other"] {
+        let request = Request::head(format!("http://reviews/{path}"))
+            .body(BodyExt::boxed(Empty::new()))
+            .expect("a request");
+        let response = client.send_request(request).await.expect("an answer");
+        assert_eq!(response.headers()["content-length"], "7", "{path}");
+        let body = response.into_body().collect().await.expect("an end");
+        assert_eq!(body.to_bytes(), "", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn websocket_over_http2_reaches_servers_that_know_it_over_http1() {
+    let endpoint = server(|_, mut client| async move {
+        let head = client.head().await;
+        assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+        for field in [
+            "host: reviews\r\n",
+            "upgrade: websocket\r\n",
+            "connection: upgrade\r\n",
+            "sec-websocket-key: ",
+        ] {
+            assert!(head.contains(field), "{field:?} in {head}");
+        }
+        if head.contains("x-refuse") {
+            client
+                .write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno")
+                .await;
+            return;
+        }
+        client
+            .write("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\nhello")
+            .await;
+        assert_eq!(client.read_until("ping").await, "ping");
+        client.write("pong").await;
+    })
+    .await;
+    let proxy = Mesh {
+        endpoints: &[(endpoint, "v1")],
+        ..Mesh::default()
+    }
+    .proxy(HttpVersion::Http2)
+    .await;
+    let mut client = client(&proxy).await;
+    let request = |fields: &[(&'static str, &str)]| {
+        let mut request = Request::builder()
+            .method(Method::CONNECT)
+            .uri("http://reviews/chat")
+            .extension(hyper::ext::Protocol::from_static("websocket"));
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request
+            .body(BodyExt::boxed(Empty::new()))
+            .expect("a request")
+    };
+    let refused = client.send_request(request(&[("x-refuse", "1")])).await;
+    let refused = refused.expect("an answer");
+    assert_eq!(refused.status(), StatusCode::BAD_GATEWAY);
+
+    let response = client.send_request(request(&[])).await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let upgraded = hyper::upgrade::on(response).await.expect("a tunnel");
+    let mut tunnel = TokioIo::new(upgraded);
+    let mut read = [0; 5];
+    tunnel.read_exact(&mut read).await.expect("a greeting");
+    assert_eq!(&read, b"hello");
+    tunnel.write_all(b"ping").await.expect("written");
+    tunnel.read_exact(&mut read[..4]).await.expect("an answer");
+    assert_eq!(&read[..4], b"pong");
+}

@@ -104,10 +104,10 @@ async fn requests_wait_for_a_connection_and_the_next_is_refused() {
     let head = refused.head().await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     assert!(head.contains("x-envoy-overloaded: true\r\n"), "{head}");
-    let body = refused.read_until("\n").await;
+    let body = refused.read_until("overflow").await;
     assert_eq!(
         body,
-        "upstream connect error or disconnect/reset before headers: reset reason: overflow\n"
+        "upstream connect error or disconnect/reset before headers: reset reason: overflow"
     );
     server.go.add_permits(3);
     let answers = first.into_iter().chain(second).chain(third).collect();

@@ -1,4 +1,6 @@
+mod asked;
 mod failure;
+mod hostile;
 mod http1;
 mod http2;
 mod limits;

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::super::*;
 use super::regex;
+use crate::resource::format::{self, FormatError};
 use crate::resource::report::Report;
 use crate::resource::value::grpc_status_code;
 
@@ -226,8 +227,14 @@ pub(super) fn headers(report: &mut Report<'_>, edits: &Headers, field: &str) {
                 header_name(report, name, side, &field);
                 if HeaderValue::from_str(value).is_err() {
                     report.error(field, format!("{value:?} is not a header value"));
-                } else if value.replace("%%", "").contains('%') {
-                    report.warning(field, "%...% commands are not applied by this version: the value is sent as it stands");
+                } else {
+                    match format::parse(value) {
+                        Ok(_) => {}
+                        Err(error @ FormatError::Malformed) => {
+                            report.error(field, error.to_string())
+                        }
+                        Err(error) => report.warning(field, error.to_string()),
+                    }
                 }
             }
         }

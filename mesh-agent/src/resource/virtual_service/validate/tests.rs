@@ -281,8 +281,12 @@ fn what_happens_to_a_request_is_checked() {
             "warning headers.response.set[:status]: has no effect: this header is not edited here",
         ),
         (
-            "headers: {request: {set: {a: '%REQ(x)%'}}}",
-            "warning headers.request.set[a]: %...% commands are not applied by this version: the value is sent as it stands",
+            "headers: {request: {set: {a: '%REQ(x)%', b: '%DURATION%'}}}",
+            "warning headers.request.set[b]: %DURATION% is not applied by this version: the header is left alone",
+        ),
+        (
+            "headers: {response: {add: {a: '50% off'}}}",
+            "error headers.response.add[a]: has a % that begins no command; a percent sign is written %%",
         ),
         (
             "mirrors: [{destination: {host: b}, percentage: {value: 101}}]",
