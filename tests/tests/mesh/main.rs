@@ -23,6 +23,7 @@ mod guide_identity;
 mod health;
 mod held;
 mod hosts;
+mod http2;
 mod identity;
 mod interception;
 mod laboratory;
