@@ -19,6 +19,7 @@ mod egress;
 mod envoy;
 mod envoy_rbac;
 mod flows;
+mod grpc;
 mod guide_identity;
 mod health;
 mod held;
