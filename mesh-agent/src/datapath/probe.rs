@@ -199,6 +199,8 @@ impl Probe {
         let (_read, write) = io::pipe()?;
         pair.sender.write_all(b"12345")?;
         pair.receiver.peek(&mut [0; 5])?;
+        // Where it finds nothing, it must not wait until it does: the flag below is for the pipe.
+        pair.receiver.set_nonblocking(true)?;
         // SAFETY: two descriptors that are open; no offsets are given.
         let moved = unsafe {
             libc::splice(
