@@ -1,10 +1,16 @@
 //! The account: every connection has a record that is whole, and right at the
 //! moment at which somebody asks.
 
-use mesh_tests::{Agent, Lab, Node, Process, ServicePort, Workload, service, workload_entries};
+use std::time::Duration;
+
+use mesh_tests::{
+    Agent, Lab, Node, Process, ServicePort, Workload, service, wait_until, workload_entries,
+};
 use serde_json::Value;
 
-use crate::held::{HELD, Held};
+use crate::held::Held;
+
+const STORM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/storm.py");
 
 /// A client on node a, and an echo server on the node `at`.
 struct Calls {
@@ -21,7 +27,7 @@ impl Calls {
             .workload(Node::A, "client", &[])
             .annotated("undermesh.io/direct", if direct { "true" } else { "false" });
         let server = lab.workload(at, "server", &[("app", "server")]);
-        let serving = server.serve(7000, "python3", &[HELD, "serve", "7000"]);
+        let serving = server.serve(7000, "bookinfo", &["echo", "--listen", "[::]:7000"]);
         lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
         let ports = [ServicePort {
             name: "tcp",
@@ -101,4 +107,32 @@ fn the_record_of_an_open_connection_is_whole_however_it_travels() {
             is_whole(&calls.flow(calls.agents.len() - 1, "inbound"), more);
         }
     }
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn forty_thousand_connections_in_a_minute_are_all_accounted_for() {
+    let calls = Calls::start(Node::A, false);
+    let mut storm = calls.client.command("python3");
+    storm.args([STORM, "10.96.0.40", "80", "40000", "60"]);
+    let log = calls.client.file("storm.log", "");
+    let mut storm = Process::spawn(&mut storm, log).expect("python starts");
+    assert!(wait_until(Duration::from_secs(150), || !storm.is_running()));
+    let said = storm.log();
+    println!("{said}");
+    assert!(said.starts_with("0 failed"), "{said}");
+    let check = calls.agents[0].meshctl(&["check"]).stdout;
+    let account = check
+        .lines()
+        .find(|line| line.contains("every flow is in the account"));
+    println!("{account:?}");
+    assert!(
+        account.is_some_and(|line| line.contains("√") && line.contains(" 0 events dropped")),
+        "{check}"
+    );
+    let flows = calls.agents[0].meshctl_json(&["flows"]);
+    let flows = flows.as_array().expect("flows");
+    println!("{} records are kept", flows.len());
+    // The account is bounded: those that ended long ago make room.
+    assert!((8_000..20_000).contains(&flows.len()), "{}", flows.len());
 }

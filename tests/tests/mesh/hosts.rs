@@ -10,8 +10,11 @@ use mesh_tests::{
 };
 
 use crate::bookinfo::{VIP4, VIP6};
+use crate::held::Held;
 
 const FOREIGN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/foreign.py");
+/// The port that echoes.
+const ECHO: u16 = 7;
 /// Within which the mesh is to carry the first request.
 const READY: Duration = Duration::from_secs(10);
 
@@ -19,7 +22,7 @@ const READY: Duration = Duration::from_secs(10);
 struct Host {
     a: Agent,
     _b: Agent,
-    _server: Process,
+    _servers: [Process; 2],
     /// The host; processes of no unit.
     host: Workload,
     unit: Workload,
@@ -53,26 +56,26 @@ impl Host {
         let unit = host.in_cgroup("system.slice/client.service");
         let other = host.in_cgroup("system.slice/other.service");
         let v1 = lab.workload(Node::B, "reviews-v1", &[("app", "reviews")]);
-        let server = v1.serve(9080, "bookinfo", &["reviews"]);
+        let servers = [
+            v1.serve(9080, "bookinfo", &["reviews"]),
+            v1.serve(ECHO, "bookinfo", &["echo", "--listen", "[::]:7"]),
+        ];
         let entries = [
             workload_entries(&[&v1]),
             unit_entry(&unit, "client"),
             unit_entry(&other, "other"),
         ];
         lab.configure("workloads.yaml", &entries.concat());
-        let port = ServicePort {
-            name: "http",
-            port: 80,
-            target: 9080,
-        };
-        lab.configure("reviews.yaml", &service("reviews", 10, &[port]));
+        let ports = [("http", 80, 9080), ("tcp-echo", ECHO, ECHO)];
+        let ports = ports.map(|(name, port, target)| ServicePort { name, port, target });
+        lab.configure("reviews.yaml", &service("reviews", 10, &ports));
         let a = Agent::start_in(&lab, Node::A, Some(&host), more)
             .unwrap_or_else(|error| panic!("{error:#}"));
         let b = Agent::start(&lab, Node::B);
         let all = Self {
             a,
             _b: b,
-            _server: server,
+            _servers: servers,
             host,
             unit,
             v1,
@@ -89,6 +92,43 @@ impl Host {
                 reply => Err(format!("{reply:?}")),
             }
         });
+    }
+}
+
+#[test]
+fn open_flows_of_units_bear_their_names_and_are_whole() {
+    let all = Host::start(&[]);
+    let other = all.host.in_cgroup("system.slice/other.service");
+    let _held = [
+        Held::open(&all.unit, "v4", VIP4, ECHO),
+        Held::open(&other, "v6", VIP6, ECHO),
+    ];
+    let flows = all.a.meshctl_json(&["flows"]);
+    for (name, destination) in [
+        ("client", format!("{VIP4}:{ECHO}")),
+        ("other", format!("[{VIP6}]:{ECHO}")),
+    ] {
+        let flow = (flows.as_array().into_iter().flatten())
+            .find(|flow| flow["destination"] == destination)
+            .unwrap_or_else(|| panic!("no flow to {destination}: {flows}"));
+        assert_eq!(flow["workload"], format!("{name}.default"), "{flow}");
+        for (field, value) in [
+            ("direction", "outbound"),
+            ("state", "open"),
+            ("verdict", "proxy"),
+            ("security", "mutual_tls"),
+        ] {
+            assert_eq!(flow[field], value, "{field}: {flow}");
+        }
+        let identity = |account| format!("spiffe://cluster.local/ns/default/sa/{account}");
+        assert_eq!(flow["source_identity"], identity(name), "{flow}");
+        assert_eq!(flow["destination_identity"], identity("reviews"), "{flow}");
+        // "first\n", there and back.
+        assert_eq!(flow["bytes_sent"], 6, "{flow}");
+        assert_eq!(flow["bytes_received"], 6, "{flow}");
+        for field in ["rtt_us", "min_rtt_us", "connect_us", "segments_received"] {
+            assert!(flow[field].as_u64() > Some(0), "{field}: {flow}");
+        }
     }
 }
 
