@@ -28,7 +28,7 @@ use std::sync::Arc;
 pub use authorization_policy::AuthorizationPolicySpec;
 pub use destination_rule::DestinationRuleSpec;
 pub use documents::MAX_FILE_BYTES;
-pub use parse::parse;
+pub use parse::{Cache, Reading, parse};
 pub use peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec, WorkloadSelector};
 pub use service::{ClusterIp, IpFamily, ServicePortSpec, ServiceSpec, ServiceType, Transport};
 pub use service_entry::{
@@ -123,6 +123,35 @@ impl ResourceSet {
             + self.sidecars.len()
             + self.peer_authentications.len()
             + self.authorization_policies.len()
+    }
+
+    /// Adds the resources of another file.
+    fn extend(&mut self, other: &Self) {
+        // Every field is named: a new kind is not forgotten here.
+        let Self {
+            services,
+            workload_entries,
+            workload_groups,
+            service_entries,
+            virtual_services,
+            destination_rules,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            warnings,
+        } = other;
+        self.services.extend_from_slice(services);
+        self.workload_entries.extend_from_slice(workload_entries);
+        self.workload_groups.extend_from_slice(workload_groups);
+        self.service_entries.extend_from_slice(service_entries);
+        self.virtual_services.extend_from_slice(virtual_services);
+        self.destination_rules.extend_from_slice(destination_rules);
+        self.sidecars.extend_from_slice(sidecars);
+        self.peer_authentications
+            .extend_from_slice(peer_authentications);
+        self.authorization_policies
+            .extend_from_slice(authorization_policies);
+        self.warnings.extend_from_slice(warnings);
     }
 
     /// Whether there is none.

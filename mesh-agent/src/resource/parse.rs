@@ -1,6 +1,8 @@
 //! From the text of files to typed resources and findings.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -23,13 +25,88 @@ const DEFAULT_NAMESPACE: &str = "default";
 pub fn parse<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<ResourceSet, Vec<Finding>> {
-    let mut reader = Reader::default();
-    for (file, text) in files {
-        reader.file(file, text);
+    Cache::default().parse(files)
+}
+
+/// Reads files again only where their content has changed.
+#[derive(Debug, Default)]
+pub struct Cache {
+    files: HashMap<Box<str>, Known>,
+    last: Reading,
+}
+
+/// A file that has been read.
+#[derive(Debug)]
+struct Known {
+    /// Length and hash of the text.
+    content: (usize, u64),
+    read: Arc<Read>,
+}
+
+/// What the last reading came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Files that were read.
+    pub read: usize,
+    /// Files that were not, because they are as they were.
+    pub reused: usize,
+}
+
+impl Cache {
+    /// As [`parse`].
+    pub fn parse<'a>(
+        &mut self,
+        files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<ResourceSet, Vec<Finding>> {
+        let mut before = std::mem::take(&mut self.files);
+        self.last = Reading::default();
+        let mut in_order = Vec::new();
+        for (name, text) in files {
+            let content = (text.len(), hash(text));
+            let known = before.remove(name).filter(|known| known.content == content);
+            let known = match known {
+                Some(known) => {
+                    self.last.reused += 1;
+                    known
+                }
+                None => {
+                    self.last.read += 1;
+                    let read = Arc::new(Reader::read(name, text));
+                    Known { content, read }
+                }
+            };
+            in_order.push(known.read.clone());
+            self.files.insert(name.into(), known);
+        }
+        together(&in_order)
     }
-    let Reader {
-        mut set, findings, ..
-    } = reader;
+
+    /// What the last reading came to.
+    pub fn last(&self) -> Reading {
+        self.last
+    }
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The resources of all files, none of which may stand twice.
+fn together(files: &[Arc<Read>]) -> Result<ResourceSet, Vec<Finding>> {
+    let mut set = ResourceSet::default();
+    let mut findings = Vec::new();
+    let mut seen: HashMap<&Key, &Origin> = HashMap::new();
+    for file in files {
+        findings.extend(file.findings.iter().cloned());
+        for (key, meta) in &file.objects {
+            if let Some(other) = seen.insert(key, &meta.origin) {
+                findings.push(twice(meta, other));
+            }
+        }
+        set.extend(&file.set);
+    }
     if findings
         .iter()
         .any(|finding| finding.severity == Severity::Error)
@@ -40,12 +117,29 @@ pub fn parse<'a>(
     Ok(set)
 }
 
+fn twice(meta: &Meta, other: &Origin) -> Finding {
+    let reason = format!("the same object stands in {other} already");
+    Finding::error(meta, "metadata.name", reason)
+}
+
+/// Kind, namespace and name of an object.
+type Key = (&'static str, String, String);
+
+/// What one file holds.
+#[derive(Debug, Default)]
+struct Read {
+    set: ResourceSet,
+    findings: Vec<Finding>,
+    objects: Vec<(Key, Meta)>,
+}
+
 #[derive(Default)]
 struct Reader {
     set: ResourceSet,
     findings: Vec<Finding>,
-    /// Kind, namespace and name of every object, and where it stands.
-    seen: HashMap<(&'static str, String, String), Origin>,
+    /// Every object of the file, and where it stands.
+    objects: Vec<(Key, Meta)>,
+    seen: HashMap<Key, Origin>,
 }
 
 /// `metadata`, as far as it matters.
@@ -78,6 +172,16 @@ impl Place<'_> {
 }
 
 impl Reader {
+    fn read(file: &str, text: &str) -> Read {
+        let mut reader = Self::default();
+        reader.file(file, text);
+        Read {
+            set: reader.set,
+            findings: reader.findings,
+            objects: reader.objects,
+        }
+    }
+
     fn file(&mut self, file: &str, text: &str) {
         let name: Arc<str> = file.into();
         for document in documents::split(file, text) {
@@ -173,10 +277,10 @@ impl Reader {
 
         let key = (meta.kind, meta.namespace.clone(), meta.name.clone());
         if let Some(other) = self.seen.get(&key) {
-            let reason = format!("the same object stands in {other} already");
-            return Err(Finding::error(&meta, "metadata.name", reason));
+            return Err(twice(&meta, other));
         }
-        self.seen.insert(key, meta.origin.clone());
+        self.seen.insert(key.clone(), meta.origin.clone());
+        self.objects.push((key, meta.clone()));
 
         let Self { set, findings, .. } = self;
         match kind {

@@ -335,3 +335,64 @@ fn fuzz_resources() {
         }
     });
 }
+
+#[test]
+fn only_files_that_have_changed_are_read_again() {
+    let service = |name: &str, port: u16| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    let mut texts: Vec<(String, String)> = (0..100)
+        .map(|i| (format!("{i:03}.yaml"), service(&format!("s{i}"), 80)))
+        .collect();
+    let mut cache = Cache::default();
+    let mut read = |texts: &[(String, String)]| {
+        let files = texts
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()));
+        (cache.parse(files), cache.last())
+    };
+    let (first, counts) = read(&texts);
+    assert_eq!(
+        counts,
+        Reading {
+            read: 100,
+            reused: 0
+        }
+    );
+    texts[40].1 = service("s40", 81);
+    let (second, counts) = read(&texts);
+    assert_eq!(
+        counts,
+        Reading {
+            read: 1,
+            reused: 99
+        }
+    );
+    let (first, second) = (first.expect("valid"), second.expect("valid"));
+    assert_ne!(first, second);
+    // The same as everything read anew, in the same order.
+    let files = texts
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()));
+    assert_eq!(second, parse(files).expect("valid"));
+    // One that is gone, one that has an error, and an object that stands in two files.
+    texts.remove(0);
+    let (third, counts) = read(&texts);
+    assert_eq!((third.expect("valid").len(), counts.reused), (99, 99));
+    texts[0].1 = service("s40", 80);
+    let (fourth, counts) = read(&texts);
+    assert_eq!(
+        counts,
+        Reading {
+            read: 1,
+            reused: 98
+        }
+    );
+    assert_eq!(
+        fourth.expect_err("twice")[0].to_string(),
+        "040.yaml, document 1: Service default/s40: metadata.name: the same object stands in \
+         001.yaml, document 1 already"
+    );
+}

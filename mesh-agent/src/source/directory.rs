@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Loaded;
-use crate::resource::{Finding, MAX_FILE_BYTES, Origin, Severity, parse};
+use crate::resource::{Cache, Finding, MAX_FILE_BYTES, Origin, Reading, Severity};
 
 /// How long the directory must be at rest before it is read: writers often
 /// change several files, or one file in several steps.
@@ -34,7 +34,7 @@ const MAX_FILES: usize = 100_000;
 
 /// Reads the directory now. What cannot be read is among the findings.
 pub fn load(dir: &Path) -> Loaded {
-    Listing::of(dir).read().parse()
+    Listing::of(dir).read().parse(&mut Cache::default())
 }
 
 /// Reads the directory now and whenever it changes; the first message is what
@@ -57,11 +57,15 @@ async fn follow(dir: PathBuf, sender: mpsc::Sender<Loaded>) {
     // Watching starts before the first reading, so that nothing falls between.
     let mut watcher = watcher(&dir, &changed);
     let mut last = Last::default();
+    let mut cache = Cache::default();
     loop {
         let (listing, files) = read(dir.clone()).await;
         let fingerprint = files.fingerprint();
         if last.fingerprint != Some(fingerprint) {
-            let loaded = blocking(move || files.parse()).await;
+            let loaded;
+            (loaded, cache) = blocking(move || (files.parse(&mut cache), cache)).await;
+            let Reading { read, reused } = cache.last();
+            tracing::debug!(read, reused, "configuration files read");
             if sender.send(loaded).await.is_err() {
                 return;
             }
@@ -305,9 +309,9 @@ impl Files {
         hasher.finish()
     }
 
-    fn parse(&self) -> Loaded {
+    fn parse(&self, cache: &mut Cache) -> Loaded {
         let texts = self.texts.iter();
-        let parsed = parse(texts.map(|(name, text)| (name.as_str(), text.as_str())));
+        let parsed = cache.parse(texts.map(|(name, text)| (name.as_str(), text.as_str())));
         if self.errors.is_empty() {
             return parsed;
         }
