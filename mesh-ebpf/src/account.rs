@@ -16,10 +16,10 @@ use crate::maps::{FLOW_EVENTS, FLOWS};
 /// `rtt_min` before the first measurement.
 const NO_RTT: u32 = u32::MAX;
 
-/// A busy connection's record is older by no more than this. The agent asks TCP
-/// itself when somebody wants to see connections; taking the counters with every
-/// acknowledgement cost 300 ns each.
-const MAX_AGE_NS: u64 = 1_000_000_000;
+/// Of this many segments, the round trips of two are recorded, after as many that
+/// all are. The agent asks TCP itself when somebody wants to see connections; each
+/// record costs 300 ns, and there are four acknowledgements to a request.
+const SEGMENTS_BETWEEN: u32 = 32;
 
 /// A record for a new connection.
 #[inline(always)]
@@ -55,15 +55,15 @@ pub fn established(raw: *mut bpf_sock_ops) {
     event(cookie, netns_cookie, now, FlowEventKind::Opened, &remote);
 }
 
-/// A round trip was measured: takes the counters, if those of the record are old.
+/// A round trip was measured: takes the counters now and then.
 #[inline(always)]
 pub fn measured(raw: *mut bpf_sock_ops) {
-    let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) else {
+    // SAFETY: a field of the context.
+    let segments = unsafe { ptr::read_volatile(&raw const (*raw).segs_out) };
+    if segments > SEGMENTS_BETWEEN && segments % SEGMENTS_BETWEEN > 1 {
         return;
-    };
-    // SAFETY: no preconditions, and a value of the map, see `measure`.
-    let age = unsafe { bpf_ktime_get_ns() - (*flow).updated_ns };
-    if age >= MAX_AGE_NS {
+    }
+    if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
         measure(raw, flow, false);
     }
 }
