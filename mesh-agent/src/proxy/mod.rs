@@ -11,6 +11,7 @@ pub mod hbone;
 pub mod http;
 pub mod inbound;
 pub mod notes;
+mod one_of;
 mod originate;
 pub mod outbound;
 pub mod plaintext;

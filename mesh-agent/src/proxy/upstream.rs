@@ -3,21 +3,19 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use mesh_common::Transport;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::application::{self, Application, Caller};
-use super::copy::Duplex;
 use super::hbone::{HBONE_PORT, TunnelPool, TunnelRequest, TunnelStream};
 use super::http::{Connector, Target};
 use super::notes::Path;
+use super::one_of::one_of;
 use super::originate::{Originator, Server};
 use super::proxy_protocol::proxy_header;
 use super::{Local, Node};
@@ -253,63 +251,4 @@ pub enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-macro_rules! each {
-    ($self:expr, $io:ident => $call:expr) => {
-        match $self {
-            Io::Tcp($io) => $call,
-            Io::Application($io) => $call,
-            Io::Tunnel($io) => $call,
-            Io::Tls($io) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        each!(self, io => io.is_write_vectored())
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
-    }
-}
-
-impl Duplex for Io {
-    fn abort(&mut self) {
-        each!(self, io => io.abort());
-    }
-
-    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        each!(self, io => io.poll_aborted(cx))
-    }
-}
+one_of!(Io: Tcp | Application | Tunnel | Tls);

@@ -10,19 +10,16 @@ mod reports;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use mesh_common::Transport;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 pub use admissions::{Admissions, Revocable};
 use pipe::Pipe;
 pub use reports::{Event, Report, Reports};
 
-use super::copy::Duplex;
+use super::one_of::one_of;
 use super::{Local, Node};
 use crate::identity::Identity;
 use crate::netns::Sockets;
@@ -217,61 +214,4 @@ fn report(
     node.reports.add(event, workload, to.port(), source, by);
 }
 
-macro_rules! each {
-    ($self:expr, $io:ident => $call:expr) => {
-        match $self {
-            Application::Direct($io) => $call,
-            Application::Filtered($io) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Application {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_read(cx, buffer))
-    }
-}
-
-impl AsyncWrite for Application {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        each!(self, io => io.is_write_vectored())
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
-    }
-}
-
-impl Duplex for Application {
-    fn abort(&mut self) {
-        each!(self, io => io.abort());
-    }
-
-    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        each!(self, io => io.poll_aborted(cx))
-    }
-}
+one_of!(Application: Direct | Filtered);

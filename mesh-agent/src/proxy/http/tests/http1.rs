@@ -432,3 +432,32 @@ async fn a_rule_changes_the_request_and_the_answer() {
     }
     assert!(!answer.contains("x-old"), "{answer}");
 }
+
+#[tokio::test]
+async fn connect_opens_a_tunnel_where_the_server_agrees() {
+    let endpoint = server(|number, mut client| async move {
+        let head = client.head().await;
+        assert!(head.starts_with("CONNECT shop:443 HTTP/1.1\r\n"), "{head}");
+        if number == 0 {
+            client
+                .write("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+                .await;
+            return;
+        }
+        client.write("HTTP/1.1 200 OK\r\n\r\nhello").await;
+        assert_eq!(client.read_until("ping").await, "ping");
+        client.write("pong").await;
+    })
+    .await;
+    let proxy = proxy_to(endpoint).await;
+    let connect = "CONNECT shop:443 HTTP/1.1\r\nhost: shop:443\r\n\r\n";
+    let mut refused = proxy.connect().await;
+    refused.write(connect).await;
+    assert!(refused.head().await.starts_with("HTTP/1.1 403 "));
+    let mut client = proxy.connect().await;
+    client.write(connect).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(client.read_until("hello").await, "hello");
+    client.write("ping").await;
+    assert_eq!(client.read_until("pong").await, "pong");
+}
