@@ -298,6 +298,9 @@ pub struct ClusterEndpointView {
     /// Why it does not pass its probe, where it does not.
     #[serde(default)]
     pub unhealthy: Option<String>,
+    /// How often it was taken out of service.
+    #[serde(default)]
+    pub ejections: u64,
     /// Why and how long it is out of service, where it is.
     pub ejected: Option<EjectionView>,
 }

@@ -238,13 +238,16 @@ pub fn endpoints() -> Vec<ClusterView> {
         limit,
         refused,
     };
-    let endpoint = |address: &str, workload: &str, active, total, ejected| ClusterEndpointView {
-        address: address.to_owned(),
-        workload: Some(workload.to_owned()),
-        active,
-        total,
-        unhealthy: None,
-        ejected,
+    let endpoint = |address: &str, workload: &str, active, total, ejected: Option<EjectionView>| {
+        ClusterEndpointView {
+            address: address.to_owned(),
+            workload: Some(workload.to_owned()),
+            active,
+            total,
+            unhealthy: None,
+            ejections: if ejected.is_some() { 2 } else { 0 },
+            ejected,
+        }
     };
     let out = EjectionView {
         reason: "5 errors in a row".to_owned(),

@@ -44,6 +44,7 @@ fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
             active: member.host.in_flight(),
             total: member.host.served(),
             unhealthy: member.endpoint.unhealthy.as_deref().map(str::to_owned),
+            ejections: member.host.monitor.ejections(),
             ejected: ejection.map(|ejection| EjectionView {
                 reason: ejection.cause.to_string(),
                 since_s: now.saturating_duration_since(ejection.since).as_secs(),

@@ -126,6 +126,11 @@ impl Monitor {
         })
     }
 
+    /// How often it has been out of service.
+    pub fn ejections(&self) -> u64 {
+        self.history.lock().ejections
+    }
+
     /// Whether it is out of service.
     pub fn is_out(&self) -> bool {
         self.history.lock().out.is_some()

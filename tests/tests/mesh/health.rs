@@ -128,6 +128,17 @@ fn an_endpoint_that_fails_its_probe_gets_no_traffic() {
         table.contains("unhealthy: GET /well is answered with 503"),
         "{table}"
     );
+    let metrics = mesh
+        .agent
+        .meshctl(&["endpoints", "web", "--metrics"])
+        .success();
+    let of_first = metrics.lines().find(|line| {
+        line.starts_with("undermesh_cluster_endpoint_healthy{") && line.contains("\"one.default\"")
+    });
+    assert!(
+        of_first.is_some_and(|line| line.ends_with("} 0")),
+        "{metrics}"
+    );
     fs::write(&mesh.well[0], "").expect("written");
     mesh.expect("it is called again", &["one", "two"]);
     // Nobody is well: clients are told at once.
