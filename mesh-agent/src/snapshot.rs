@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::policy::{Authorization, PathNormalization, PeerAuthentications, authorization};
-use crate::registry::{Protocol, Registry, Resolution, Served, Service};
+pub use crate::registry::SameNode;
+use crate::registry::{Protocol, Registry, Resolution, Served, Service, Workload};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::{OutboundPolicy, Routes, Settings, Sources};
 
@@ -23,20 +24,10 @@ pub struct Snapshot {
     pub peer_authentication: PeerAuthentications,
     /// AuthorizationPolicy.
     pub authorization: Authorization,
-    /// How connections between two workloads of one node travel.
+    /// How connections between two workloads of one node travel, where neither says it.
     pub same_node: SameNode,
     /// Fields that are not applied, and the like.
     pub warnings: Vec<Finding>,
-}
-
-/// How connections between two workloads of one node travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum SameNode {
-    /// The kernel knows both ends; no byte leaves the node.
-    #[default]
-    Attest,
-    /// By mutual TLS, as between nodes.
-    Encrypt,
 }
 
 /// What a configuration does not say about the mesh.
@@ -135,6 +126,13 @@ impl Snapshot {
             same_node: options.same_node,
             warnings: findings,
         })
+    }
+
+    /// How connections between these two travel on their node: encrypted, where
+    /// one of them demands it.
+    pub fn same_node(&self, one: &Workload, other: &Workload) -> SameNode {
+        let demand = |workload: &Workload| workload.same_node.unwrap_or(self.same_node);
+        demand(one).max(demand(other))
     }
 
     /// Every address that the kernel must hand to the agent, and whether

@@ -76,6 +76,21 @@ impl Lab {
         account: &str,
         place: &Workload,
     ) -> (PathBuf, PathBuf) {
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+        self.certificate_for(&identity, account, place)
+    }
+
+    /// The same for any identity; `account` names the files.
+    ///
+    /// # Panics
+    ///
+    /// Where openssl fails.
+    pub fn certificate_for(
+        &self,
+        identity: &str,
+        account: &str,
+        place: &Workload,
+    ) -> (PathBuf, PathBuf) {
         let folder = self.folder();
         let (chain, key) = (
             folder.join(format!("{account}.pem")),
@@ -85,7 +100,7 @@ impl Lab {
             "set -e\n\
              openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
                -keyout {key} -out {folder}/{account}.csr -subj /\n\
-             printf 'subjectAltName=critical,URI:spiffe://cluster.local/ns/{namespace}/sa/{account}\\n\
+             printf 'subjectAltName=critical,URI:{identity}\\n\
              extendedKeyUsage=serverAuth,clientAuth\\nkeyUsage=digitalSignature\\n' > {folder}/{account}.ext\n\
              openssl x509 -req -in {folder}/{account}.csr -CA {ca}/ca-cert.pem -CAkey {ca}/ca-key.pem \
                -set_serial 0x$(openssl rand -hex 8) -days 1 -extfile {folder}/{account}.ext -out {chain}\n\

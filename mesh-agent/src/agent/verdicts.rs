@@ -72,11 +72,22 @@ impl Verdicts<'_> {
                             decision: Decision::Deny,
                         });
                     }
-                } else if client.workload.direct && self.snapshot.same_node == SameNode::Attest {
+                } else if client.workload.direct
+                    && serving
+                        .iter()
+                        .all(|endpoint| self.is_attested(client, endpoint))
+                {
                     self.direct(client, service, port.number, &serving, verdicts);
                 }
             }
         }
+    }
+
+    /// Whether the kernel's knowledge of both ends is enough.
+    fn is_attested(&self, client: &LocalWorkload, endpoint: &Endpoint) -> bool {
+        endpoint.workload.as_ref().is_none_or(|server| {
+            self.snapshot.same_node(&client.workload, server) == SameNode::Attest
+        })
     }
 
     fn direct(

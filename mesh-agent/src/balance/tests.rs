@@ -77,6 +77,7 @@ fn client(locality: &str) -> Arc<Workload> {
         when_agent_is_down: None,
         direct: false,
         short_circuit: None,
+        same_node: None,
         weight: 1,
         origin: String::new(),
     })

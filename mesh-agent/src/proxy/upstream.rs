@@ -203,6 +203,11 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
             .mode(workload, target.address.port())
             .0
     });
+    let is_attested = || {
+        meshed.is_some_and(|workload| {
+            snapshot.same_node(&target.client, workload) == SameNode::Attest
+        })
+    };
     match (&target.policy.tls, mode) {
         (UpstreamTls::NotApplied, _) => Err(
             "the DestinationRule asks for a TLS mode that this version does not apply".to_owned(),
@@ -224,9 +229,7 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
         ),
         // TLS to the application itself, whoever is in front of it.
         (UpstreamTls::Originate(_), Some(_)) => Ok(Transport::Plain),
-        (_, Some(_)) if same_node && snapshot.same_node == SameNode::Attest => {
-            Ok(Transport::SameNode)
-        }
+        (_, Some(_)) if same_node && is_attested() => Ok(Transport::SameNode),
         (_, Some(_)) => Ok(Transport::Hbone),
     }
 }

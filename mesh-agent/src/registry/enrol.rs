@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::group::Groups;
-use super::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
+use super::{Placement, SameNode, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 use crate::identity::Identity;
 use crate::resource::scalar::HostName;
 use crate::resource::workload_group::ProbeSpec;
@@ -31,6 +31,8 @@ const FAIL_OPEN: &str = "undermesh.io/fail-open";
 const DIRECT: &str = "undermesh.io/direct";
 /// The short-circuit.
 const SHORT_CIRCUIT: &str = "undermesh.io/short-circuit";
+/// How its connections on this node travel.
+const SAME_NODE: &str = "undermesh.io/same-node";
 /// Label of workloads that speak HBONE (Istio ambient).
 const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
 /// Service account of workloads that do not name one.
@@ -138,6 +140,7 @@ fn workload(
     workload.when_agent_is_down = annotations.when_agent_is_down;
     workload.direct = annotations.direct;
     workload.short_circuit = annotations.short_circuit;
+    workload.same_node = annotations.same_node;
     workload
 }
 
@@ -173,6 +176,7 @@ pub(super) fn endpoint_workload(
         when_agent_is_down: None,
         direct: false,
         short_circuit: None,
+        same_node: None,
         tunnel: if is_tunnelled(&spec.labels) {
             Tunnel::Hbone
         } else {
@@ -197,6 +201,7 @@ struct Annotations {
     when_agent_is_down: Option<WhenAgentIsDown>,
     direct: bool,
     short_circuit: Option<ShortCircuit>,
+    same_node: Option<SameNode>,
 }
 
 impl Annotations {
@@ -246,6 +251,17 @@ impl Annotations {
                     }
                     continue;
                 }
+                SAME_NODE => {
+                    match value.as_str() {
+                        "attest" => read.same_node = Some(SameNode::Attest),
+                        "encrypt" => read.same_node = Some(SameNode::Encrypt),
+                        _ => {
+                            let reason = format!("{value:?} is neither \"attest\" nor \"encrypt\"");
+                            findings.push(Finding::error(meta, field(), reason));
+                        }
+                    }
+                    continue;
+                }
                 NETNS => netns(value),
                 PID => pid(value),
                 CONTAINER => container(value),
@@ -260,6 +276,7 @@ impl Annotations {
                         ADDRESSES,
                         FAIL_OPEN,
                         DIRECT,
+                        SAME_NODE,
                         SHORT_CIRCUIT,
                     ]
                     .join(", ");

@@ -24,7 +24,9 @@ pub(crate) use host::{canonical_host, full_names};
 pub use observed::Observed;
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 pub use visibility::Visibility;
-pub use workload::{Placement, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
+pub use workload::{
+    Placement, SameNode, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName,
+};
 
 use std::collections::HashMap;
 use std::net::IpAddr;

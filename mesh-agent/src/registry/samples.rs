@@ -26,6 +26,7 @@ pub fn workload(name: &str, namespace: &str, addresses: &[&str]) -> Workload {
         when_agent_is_down: None,
         direct: false,
         short_circuit: None,
+        same_node: None,
         tunnel: Tunnel::Hbone,
         locality: String::new(),
         weight: 1,

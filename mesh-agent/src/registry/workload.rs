@@ -36,6 +36,16 @@ pub enum Placement {
     Cgroup(String),
 }
 
+/// How connections between two workloads of one node travel, the stricter last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum SameNode {
+    /// The kernel knows both ends; no byte leaves the node.
+    #[default]
+    Attest,
+    /// By mutual TLS, as between nodes.
+    Encrypt,
+}
+
 /// What becomes of the connections of an enrolled workload while no agent runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenAgentIsDown {
@@ -115,6 +125,8 @@ pub struct Workload {
     pub direct: bool,
     /// Whether its bytes may take the short-circuit; `None` where the agent's default holds.
     pub short_circuit: Option<ShortCircuit>,
+    /// How connections to and from workloads of its node travel; `None` where the agent's default holds.
+    pub same_node: Option<SameNode>,
     /// How it is reached from another node.
     pub tunnel: Tunnel,
     /// `region/zone/subzone`, or empty.

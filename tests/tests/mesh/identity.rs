@@ -6,7 +6,7 @@ use mesh_tests::{
     Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, workload_entries,
 };
 
-/// `sleep` on node a, `near` on node a and `far` on node b.
+/// `sleep` and `near` on node a, `far` on node b.
 struct Mesh {
     a: Agent,
     _b: Agent,
@@ -216,4 +216,47 @@ fn connections_on_one_node_are_encrypted_where_it_is_demanded() {
         (&0.into(), &0.into()),
         "{seen}"
     );
+}
+
+/// One workload demands it, also as the client; its neighbours go on as before.
+#[test]
+fn one_workload_demands_encryption_on_its_node() {
+    let lab = Lab::new();
+    let workload = |name| lab.workload(Node::A, name, &[("app", name)]);
+    let (sleep, near) = (workload("sleep"), workload("near"));
+    let vault = workload("vault").annotated("undermesh.io/same-node", "encrypt");
+    let _servers = [&near, &vault].map(|server| server.serve(9080, "bookinfo", &["details"]));
+    lab.configure(
+        "workloads.yaml",
+        &workload_entries(&[&sleep, &near, &vault]),
+    );
+    for (name, host) in [("near", 40), ("vault", 41)] {
+        let port = ServicePort {
+            name: "http",
+            port: 80,
+            target: 9080,
+        };
+        lab.configure(&format!("{name}.yaml"), &service(name, host, &[port]));
+    }
+    let agent = Agent::start(&lab, Node::A);
+    let reached = |from: &Workload, host: &str| {
+        let url = format!("http://{host}/");
+        eventually(Duration::from_secs(10), &url, || {
+            match from.curl(&[&url]).status {
+                200 => Ok(()),
+                status => Err(status.to_string()),
+            }
+        });
+        let rows = agent.meshctl_json(&["authn", "tls-check", &from.name, host]);
+        let seen = &rows[0]["observed"];
+        let count = |what: &str| seen[what].as_u64().expect("a number");
+        assert_eq!(count("plaintext"), 0, "{seen}");
+        (
+            count("mutual_tls") > 0 && count("handshakes") > 0,
+            count("same_node") > 0,
+        )
+    };
+    assert_eq!(reached(&sleep, "near"), (false, true));
+    assert_eq!(reached(&sleep, "vault"), (true, false));
+    assert_eq!(reached(&vault, "near"), (true, false));
 }

@@ -32,6 +32,7 @@ mod leaving;
 mod lifetime;
 mod meshctl;
 mod mtls;
+mod openssl;
 mod outbound;
 mod protocols;
 mod routing;

@@ -181,6 +181,7 @@ fn workload() -> Arc<Workload> {
         when_agent_is_down: None,
         direct: false,
         short_circuit: None,
+        same_node: None,
         tunnel: Tunnel::None,
         locality: String::new(),
         weight: 1,
