@@ -239,6 +239,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if predecessor.is_none() {
         agent.node.datapath.remove_other_links();
     }
+    process::give_back_memory();
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
     let mut keeper = FlowKeeper::default();
