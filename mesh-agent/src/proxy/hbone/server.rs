@@ -35,6 +35,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tunnels of one connection that are opened, open, or being ended; the rest
 /// is refused. More than streams, because ending may outlast the stream.
 const MAX_TUNNELS: usize = 2 * MAX_STREAMS;
+/// How many streams may be reset before we have seen them: beyond it, h2 ends the
+/// connection with all tunnels. Clients that give up while a node is busy are no
+/// attack, and each that does makes room for the next.
+const MAX_GIVEN_UP: usize = 10 * MAX_STREAMS;
 /// A connection without tunnels is closed after this time, at most twice of
 /// it. Longer than clients keep one, so that it is them who close.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -194,8 +198,7 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS as u32)
-        // Clients that give up while we are busy are no attack: beyond h2's 20 it would close all tunnels.
-        .max_pending_accept_reset_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_GIVEN_UP)
         .handshake(tls)
         .await?;
     Ok((http2, peer))

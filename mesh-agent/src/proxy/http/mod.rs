@@ -165,6 +165,8 @@ where
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+                // A client may give up all of its requests at once; beyond h2's 20 that would end the connection.
+                .max_pending_accept_reset_streams(MAX_CONCURRENT_STREAMS as usize)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADER_BYTES)
