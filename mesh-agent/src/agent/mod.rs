@@ -94,6 +94,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         bail!(obstacle);
     }
     process::raise_open_files();
+    process::return_large_blocks();
     let control_path = options.admin_socket();
     let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
     let (control, lock, handed, mut predecessor) = match estate {

@@ -22,6 +22,17 @@ pub(super) fn raise_open_files() {
     }
 }
 
+/// Large blocks come from the system and go back to it at once. glibc otherwise
+/// takes the kernel's types, once read, for a sign that blocks of 10 MB are usual,
+/// keeps them at the end of a thread's heap, and does not give those ends back.
+pub(super) fn return_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes plain numbers.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+    }
+}
+
 /// Gives memory back to the system that loading programs and compiling a
 /// configuration took for a while. glibc keeps it otherwise.
 pub(super) fn give_back_memory() {
