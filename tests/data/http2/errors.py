@@ -9,19 +9,19 @@ def fails(name, what, kind, codes, *frames, state="new"):
     @case(name, what)
     def _():
         c = Connection()
-        if state == "open":
-            c.request(fields=POST, flags=END_HEADERS)
-        elif state == "half-closed":
-            # A server may have answered, and forgotten the stream, before it reads on.
-            c.request()
-        elif state == "reset":
-            c.request(fields=POST, flags=END_HEADERS)
-            c.send(RST_STREAM, 0, 1, b"\0\0\0\x08")
-        elif state == "ended":
+        if state == "ended":
             c.request()
             c.ended()
-        for frame in frames:
-            c.send(*frame)
+        with c.at_once():
+            if state == "open":
+                c.request(fields=POST, flags=END_HEADERS)
+            elif state == "half-closed":
+                c.request()
+            elif state == "reset":
+                c.request(fields=POST, flags=END_HEADERS)
+                c.send(RST_STREAM, 0, 1, b"\0\0\0\x08")
+            for frame in frames:
+                c.send(*frame)
         getattr(c, kind + "_error")(*codes)
 
 

@@ -1,5 +1,6 @@
 """Frames of HTTP/2 as they are on the wire, right and wrong, and what may come back. Arguments:
 address and authority of a server that answers every request; names of cases, where not all are wanted."""
+import contextlib
 import socket, struct, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,12 +62,25 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.reader = self.socket.makefile("rb")
         self.peer = {}
+        self.held = None
         if greet:
             self.raw(PREFACE)
             self.send(SETTINGS, 0, 0, settings(*own))
             self.until(lambda kind, flags, stream, data: kind == SETTINGS and flags & ACK)
 
+    @contextlib.contextmanager
+    def at_once(self):
+        """What is sent within goes in one piece: a server may answer a request as soon as it has its head, and what
+        follows an answer is judged differently."""
+        self.held = b""
+        yield
+        data, self.held = self.held, None
+        self.raw(data)
+
     def raw(self, data):
+        if self.held is not None:
+            self.held += data
+            return
         try:
             self.socket.sendall(data)
         except OSError:
