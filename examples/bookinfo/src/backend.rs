@@ -2,7 +2,7 @@
 //! connections a request came: for trying limits, timeouts and failures.
 //!
 //! `/status/503` answers with that status, `/delay/1500` after so many
-//! milliseconds; `--fail` makes every answer a 500.
+//! milliseconds; `--fail` makes every answer a 500, `--delay 100` makes every one late.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -29,8 +29,17 @@ struct Counts {
     requests: AtomicUsize,
 }
 
+/// How it answers where the path does not say.
+#[derive(Clone, Copy)]
+pub struct Manner {
+    /// With 500.
+    pub fail: bool,
+    /// Milliseconds late.
+    pub delay: u64,
+}
+
 /// Serves until the process ends.
-pub async fn serve(listen: Listen, fails: bool) -> anyhow::Result<()> {
+pub async fn serve(listen: Listen, manner: Manner) -> anyhow::Result<()> {
     let counts = Arc::<Counts>::default();
     let version: Arc<str> = listen.version.into();
     let mut listeners = JoinSet::new();
@@ -42,7 +51,7 @@ pub async fn serve(listen: Listen, fails: bool) -> anyhow::Result<()> {
         listeners.spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await?;
-                tokio::spawn(connection(stream, counts.clone(), version.clone(), fails));
+                tokio::spawn(connection(stream, counts.clone(), version.clone(), manner));
             }
         });
     }
@@ -53,7 +62,7 @@ pub async fn serve(listen: Listen, fails: bool) -> anyhow::Result<()> {
     ended
 }
 
-async fn connection(stream: TcpStream, counts: Arc<Counts>, version: Arc<str>, fails: bool) {
+async fn connection(stream: TcpStream, counts: Arc<Counts>, version: Arc<str>, manner: Manner) {
     let number = counts.connections.fetch_add(1, SeqCst) + 1;
     let open = counts.open.fetch_add(1, SeqCst) + 1;
     counts.most_open.fetch_max(open, SeqCst);
@@ -65,7 +74,7 @@ async fn connection(stream: TcpStream, counts: Arc<Counts>, version: Arc<str>, f
         counts.requests.fetch_add(1, SeqCst);
         async move {
             let path = request.uri().path().to_owned();
-            let status = answer(&path, fails).await;
+            let status = answer(&path, manner).await;
             let body = format!(
                 "version={version} connection={number} request={request_number} connections={} most={} requests={}\n",
                 counts.connections.load(SeqCst),
@@ -86,17 +95,18 @@ async fn connection(stream: TcpStream, counts: Arc<Counts>, version: Arc<str>, f
     counts.open.fetch_sub(1, SeqCst);
 }
 
-async fn answer(path: &str, fails: bool) -> StatusCode {
-    if let Some(milliseconds) = path
+async fn answer(path: &str, manner: Manner) -> StatusCode {
+    let asked = path
         .strip_prefix("/delay/")
-        .and_then(|text| text.parse().ok())
-    {
-        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        .and_then(|text| text.parse().ok());
+    let delay = Duration::from_millis(asked.unwrap_or(manner.delay));
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
     let asked = path.strip_prefix("/status/");
     match asked.and_then(|text| text.parse::<StatusCode>().ok()) {
         Some(status) => status,
-        None if fails => StatusCode::INTERNAL_SERVER_ERROR,
+        None if manner.fail => StatusCode::INTERNAL_SERVER_ERROR,
         None => StatusCode::OK,
     }
 }

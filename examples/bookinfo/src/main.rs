@@ -35,6 +35,9 @@ enum Service {
         /// Answer 500 to everything else.
         #[arg(long)]
         fail: bool,
+        /// Answer so many milliseconds late
+        #[arg(long, default_value_t = 0, value_name = "MS")]
+        delay: u64,
     },
     /// Sends back every byte it gets (TCP).
     Echo(Listen),
@@ -59,7 +62,11 @@ async fn main() -> anyhow::Result<()> {
         Service::Ratings(listen) => http::serve(listen, pages::ratings).await,
         Service::Details(listen) => http::serve(listen, pages::details).await,
         Service::Productpage(listen) => http::serve(listen, pages::productpage).await,
-        Service::Backend { listen, fail } => backend::serve(listen, fail).await,
+        Service::Backend {
+            listen,
+            fail,
+            delay,
+        } => backend::serve(listen, backend::Manner { fail, delay }).await,
         Service::Echo(listen) => tcp::serve(listen, "").await,
         Service::Greeter(listen) => tcp::serve(listen, tcp::GREETING).await,
     }

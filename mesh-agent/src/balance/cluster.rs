@@ -16,9 +16,9 @@ use tokio::sync::Notify;
 use super::guard::{Active, Overflow, Pending, Retrying, Slot};
 use super::host::{EndpointAddress, Host, Member};
 use super::limits::Gauges;
-use super::outlier::{Cause, Detector, Ejection, Monitor, Report, Verdict};
+use super::outlier::{Cause, Detector};
 use super::set::Draw;
-use super::view::View;
+use super::state::State;
 use super::window::Window;
 use crate::registry::{Endpoint, Service, Workload, WorkloadName};
 use crate::route::{Balancer, Plan, Subset, UpstreamPolicy};
@@ -113,10 +113,10 @@ pub struct Cluster<P> {
     pub key: ClusterKey,
     /// What is open.
     pub gauges: Gauges,
-    state: ArcSwap<State<P>>,
-    changing: Mutex<Changing<P>>,
+    pub(super) state: ArcSwap<State<P>>,
+    pub(super) changing: Mutex<Changing<P>>,
     /// Milliseconds from `created` to the next sweep; `u64::MAX` where there is none.
-    next_sweep_ms: AtomicU64,
+    pub(super) next_sweep_ms: AtomicU64,
     created: Instant,
     turns: AtomicU64,
     /// Requests of the last while, where a retry budget asks for it.
@@ -128,24 +128,13 @@ pub struct Cluster<P> {
     pub(super) freed: Notify,
 }
 
-/// What changes with configuration and health.
-struct State<P> {
-    version: Version,
-    service: Arc<Service>,
-    policy: Arc<UpstreamPolicy>,
-    client: Arc<Workload>,
-    members: Vec<Arc<Member<P>>>,
-    /// Endpoints that do not pass their probe: they are never chosen.
-    unhealthy: Vec<Arc<Member<P>>>,
-    /// Those of the members, each once.
-    monitors: Vec<Arc<Monitor>>,
-    view: View<P>,
-}
-
-struct Changing<P> {
-    detector: Option<Detector>,
+/// What changes under a lock.
+pub(super) struct Changing<P> {
+    pub(super) detector: Option<Detector>,
+    /// Endpoints that sweeps have taken out of service, until somebody tells of them.
+    pub(super) swept_out: Vec<(EndpointAddress, Cause)>,
     /// Endpoints that clients asked for by address.
-    asked_for: HashMap<EndpointAddress, Arc<Member<P>>>,
+    pub(super) asked_for: HashMap<EndpointAddress, Arc<Member<P>>>,
 }
 
 impl<P: EndpointPool> Cluster<P> {
@@ -156,6 +145,7 @@ impl<P: EndpointPool> Cluster<P> {
             state: ArcSwap::from_pointee(State::build(destination, &HashMap::new(), now)),
             changing: Mutex::new(Changing {
                 detector: None,
+                swept_out: Vec::new(),
                 asked_for: HashMap::new(),
             }),
             next_sweep_ms: AtomicU64::new(u64::MAX),
@@ -217,40 +207,9 @@ impl<P: EndpointPool> Cluster<P> {
         self.state.store(Arc::new(new));
     }
 
-    fn start_detector(&self, changing: &mut Changing<P>, policy: &UpstreamPolicy, now: Instant) {
-        changing.detector = policy
-            .outlier
-            .as_ref()
-            .map(|outlier| Detector::new(now, outlier));
-        self.note_sweep(changing);
-    }
-
-    fn note_sweep(&self, changing: &Changing<P>) {
-        let next = changing.detector.as_ref().map(Detector::next_sweep);
-        let next = next.map_or(u64::MAX, |at| self.millis(at));
-        self.next_sweep_ms.store(next, Relaxed);
-    }
-
-    fn millis(&self, at: Instant) -> u64 {
+    pub(super) fn millis(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.created);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Takes endpoints back whose time out of service is over, at the sweeps.
-    pub fn sweep(&self, now: Instant) {
-        if self.millis(now) < self.next_sweep_ms.load(Relaxed) {
-            return;
-        }
-        let mut changing = self.changing.lock();
-        let state = self.state.load_full();
-        let (Some(detector), Some(policy)) = (&mut changing.detector, &state.policy.outlier) else {
-            return;
-        };
-        let monitors = state.monitors.iter().map(Arc::as_ref);
-        if detector.sweep(monitors, now, policy) {
-            self.state.store(Arc::new(state.with_new_view()));
-        }
-        self.note_sweep(&changing);
     }
 
     /// The policy in force.
@@ -349,65 +308,6 @@ impl<P: EndpointPool> Cluster<P> {
             })
         });
         Arc::clone(member)
-    }
-
-    /// Tells what became of a request to an endpoint; `Some` where it has been
-    /// taken out of service for it. The time is asked for only then.
-    pub fn report(
-        &self,
-        member: &Member<P>,
-        report: Report,
-        now: impl FnOnce() -> Instant,
-    ) -> Option<Cause> {
-        let state = self.state.load();
-        let policy = state.policy.outlier.as_ref()?;
-        let cause = member.host.monitor.report(report, policy)?;
-        self.eject(member, cause, now())
-    }
-
-    fn eject(&self, member: &Member<P>, cause: Cause, now: Instant) -> Option<Cause> {
-        let mut changing = self.changing.lock();
-        let state = self.state.load_full();
-        let policy = state.policy.outlier.as_ref()?;
-        let detector = changing.detector.as_mut()?;
-        let is_member = |other: &Arc<Member<P>>| Arc::ptr_eq(&other.host, &member.host);
-        if !state.members.iter().any(is_member) {
-            return None;
-        }
-        let monitors = state.monitors.iter().map(Arc::as_ref);
-        let verdict = detector.eject(&member.host.monitor, monitors, cause, now, policy);
-        if verdict != Verdict::Ejected {
-            return None;
-        }
-        self.state.store(Arc::new(state.with_new_view()));
-        Some(cause)
-    }
-
-    /// Ejections that `maxEjectionPercent` forbade.
-    pub fn refused_ejections(&self) -> u64 {
-        let changing = self.changing.lock();
-        changing
-            .detector
-            .as_ref()
-            .map_or(0, |detector| detector.refused)
-    }
-
-    /// All endpoints, and which are out of service.
-    pub fn members(&self) -> Vec<(Arc<Member<P>>, Option<Ejection>)> {
-        let changing = self.changing.lock();
-        let state = self.state.load();
-        let outlier = state.policy.outlier.as_ref();
-        let members = (state.members.iter())
-            .chain(&state.unhealthy)
-            .chain(changing.asked_for.values());
-        members
-            .map(|member| {
-                let ejection = changing.detector.as_ref().zip(outlier);
-                let ejection = ejection
-                    .and_then(|(detector, policy)| detector.ejection(&member.host.monitor, policy));
-                (Arc::clone(member), ejection)
-            })
-            .collect()
     }
 
     /// How long nothing was asked of it.
@@ -522,88 +422,6 @@ impl<P: EndpointPool> Cluster<P> {
                 return got;
             }
             freed.await;
-        }
-    }
-}
-
-impl<P: EndpointPool> State<P> {
-    fn build(
-        destination: &Destination<'_>,
-        known: &HashMap<&EndpointAddress, &Arc<Host<P>>>,
-        now: Instant,
-    ) -> Self {
-        let has = |endpoint: &Endpoint| {
-            destination.subset.is_none_or(|subset| {
-                let mut labels = subset.labels.iter();
-                labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
-            })
-        };
-        // What is known of a workload, by whichever of its addresses.
-        let mut of_workload: HashMap<&WorkloadName, Arc<Monitor>> = HashMap::new();
-        let endpoints = destination.service.endpoints.iter();
-        let endpoints: Vec<_> = endpoints
-            .filter(|endpoint| has(endpoint))
-            .filter_map(|endpoint| {
-                let address = EndpointAddress::of(endpoint, destination.port)?;
-                if let (Some(host), Some(workload)) = (known.get(&address), &endpoint.workload) {
-                    of_workload
-                        .entry(&workload.name)
-                        .or_insert_with(|| Arc::clone(&host.monitor));
-                }
-                Some((endpoint, address))
-            })
-            .collect();
-        let mut monitors: Vec<Arc<Monitor>> = Vec::new();
-        let members: Vec<_> = endpoints
-            .into_iter()
-            .map(|(endpoint, address)| {
-                let host = match known.get(&address) {
-                    Some(known) => Arc::clone(known),
-                    None => {
-                        let monitor = match &endpoint.workload {
-                            Some(workload) => {
-                                Arc::clone(of_workload.entry(&workload.name).or_default())
-                            }
-                            None => Arc::default(),
-                        };
-                        Arc::new(Host::new(address, now, monitor))
-                    }
-                };
-                if endpoint.unhealthy.is_none()
-                    && !monitors.iter().any(|one| Arc::ptr_eq(one, &host.monitor))
-                {
-                    monitors.push(Arc::clone(&host.monitor));
-                }
-                Arc::new(Member {
-                    host,
-                    endpoint: Arc::clone(endpoint),
-                })
-            })
-            .collect();
-        let (members, unhealthy): (Vec<_>, Vec<_>) = (members.into_iter())
-            .partition(|member: &Arc<Member<P>>| member.endpoint.unhealthy.is_none());
-        Self {
-            unhealthy,
-            version: destination.version,
-            service: Arc::clone(destination.service),
-            policy: Arc::clone(destination.policy),
-            client: Arc::clone(destination.client),
-            view: View::build(&members, destination.client, destination.policy),
-            members,
-            monitors,
-        }
-    }
-
-    fn with_new_view(&self) -> Self {
-        Self {
-            version: self.version,
-            service: Arc::clone(&self.service),
-            policy: Arc::clone(&self.policy),
-            client: Arc::clone(&self.client),
-            members: self.members.clone(),
-            unhealthy: self.unhealthy.clone(),
-            monitors: self.monitors.clone(),
-            view: View::build(&self.members, &self.client, &self.policy),
         }
     }
 }

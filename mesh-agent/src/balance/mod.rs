@@ -4,12 +4,14 @@
 
 mod cluster;
 mod clusters;
+mod ejection;
 mod guard;
 mod host;
 mod limits;
 mod locality;
 pub mod outlier;
 mod set;
+mod state;
 mod table;
 mod view;
 mod window;

@@ -1,12 +1,14 @@
 //! Istio `DestinationRule` (`networking.istio.io`, every version): the fields
 //! of its schema. What they mean is decided in `route` and `balance`.
 
+mod comparisons;
 mod validate;
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+pub use comparisons::{Comparisons, LatencyPolicy, SuccessRatePolicy};
 pub use validate::validate;
 
 use super::value::GoDuration;

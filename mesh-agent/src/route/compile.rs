@@ -23,7 +23,7 @@ use super::tls::TlsRule;
 use super::upstream_policy::OutlierPolicy;
 use super::{ClientView, Routes, Settings, Sources, delegate};
 use crate::registry::{Registry, Service, Visibility};
-use crate::resource::destination_rule::DestinationRuleSpec;
+use crate::resource::destination_rule::{Comparisons, DestinationRuleSpec};
 use crate::resource::value::grpc_status_code;
 use crate::resource::virtual_service::{
     Destination, HttpDirectResponse, HttpFault, HttpRoute, VirtualServiceSpec,
@@ -262,7 +262,8 @@ fn check_ejection(
             .chain([(field.clone(), &policy.outlier_detection)]);
         for (field, block) in blocks {
             let Some(block) = block else { continue };
-            let percent = OutlierPolicy::compile(block).max_ejection_percent;
+            let percent =
+                OutlierPolicy::compile(block, &Comparisons::default()).max_ejection_percent;
             if count == 0 || count * percent as usize >= 100 {
                 continue;
             }

@@ -38,8 +38,9 @@ pub use retry::{AskedRetries, Retries, RetryOn};
 pub use sidecar::OutboundPolicy;
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
-    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, OutlierPolicy, ProtocolPolicy,
-    RetryBudget, TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
+    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, LatencyPolicy, OutlierPolicy,
+    ProtocolPolicy, RetryBudget, SuccessRatePolicy, TcpLimits, TlsOrigination, UpstreamPolicy,
+    UpstreamTls, Warmup,
 };
 pub use view::{ClientView, Facts, RequestView};
 

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::hosts::{HostTable, expand};
-use super::upstream_policy::{Blocks, HttpTunnel, UpstreamPolicy};
+use super::upstream_policy::{Blocks, HttpTunnel, OutlierPolicy, UpstreamPolicy};
 use super::view::ClientView;
 use crate::registry::{Service, Visibility};
-use crate::resource::destination_rule::{DestinationRuleSpec, ProxyProtocolVersion, TrafficPolicy};
+use crate::resource::destination_rule::{
+    Comparisons, DestinationRuleSpec, OutlierDetection, ProxyProtocolVersion, TrafficPolicy,
+};
 use crate::resource::{Finding, Resource};
 
 /// Policies of one level (a rule, or a subset of it): for its ports, and for all others.
@@ -20,16 +22,20 @@ struct Level {
 
 impl Level {
     /// A port's settings replace all blocks of their level.
-    fn of(policy: Option<&TrafficPolicy>) -> Self {
+    fn of(policy: Option<&TrafficPolicy>, comparisons: &Comparisons) -> Self {
         let Some(policy) = policy else {
             return Self::default();
+        };
+        let outlier = |block: &Option<OutlierDetection>| {
+            let block = block.as_ref();
+            block.map(|block| OutlierPolicy::compile(block, comparisons))
         };
         let ports = policy.port_level_settings.iter().filter_map(|settings| {
             let port = u16::try_from(settings.port?.number).ok()?;
             let blocks = Blocks {
                 load_balancer: settings.load_balancer.clone(),
                 connection_pool: settings.connection_pool.clone(),
-                outlier_detection: settings.outlier_detection.clone(),
+                outlier: outlier(&settings.outlier_detection),
                 tls: settings.tls.clone(),
                 // What a port's settings do not know stays the level's.
                 retry_budget: policy.retry_budget.clone(),
@@ -42,7 +48,7 @@ impl Level {
             base: Blocks {
                 load_balancer: policy.load_balancer.clone(),
                 connection_pool: policy.connection_pool.clone(),
-                outlier_detection: policy.outlier_detection.clone(),
+                outlier: outlier(&policy.outlier_detection),
                 tls: policy.tls.clone(),
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
@@ -253,6 +259,11 @@ impl DestinationRules {
     }
 }
 
+/// What its annotations say; validation has told of what is wrong with them.
+fn comparisons(resource: &Resource<DestinationRuleSpec>) -> Comparisons {
+    Comparisons::read(&resource.meta).0
+}
+
 fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
     if resource.spec.workload_selector.is_some() {
         Visibility::private(&resource.meta)
@@ -275,7 +286,7 @@ impl Merged<'_> {
         let mut policy = None;
         for resource in resources() {
             match (&policy, &resource.spec.traffic_policy) {
-                (None, Some(own)) => policy = Some(own),
+                (None, Some(own)) => policy = Some((own, comparisons(resource))),
                 (Some(_), Some(_)) => findings.push(Finding::warning(
                     &resource.meta,
                     "spec.trafficPolicy",
@@ -287,7 +298,9 @@ impl Merged<'_> {
                 (_, None) => {}
             }
         }
-        let level = Level::of(policy);
+        let level = policy.map_or_else(Level::default, |(policy, comparisons)| {
+            Level::of(Some(policy), &comparisons)
+        });
         let mut subsets: Vec<Subset> = Vec::new();
         for resource in resources() {
             for (i, subset) in resource.spec.subsets.iter().enumerate() {
@@ -305,7 +318,7 @@ impl Merged<'_> {
                 subsets.push(Subset {
                     name: subset.name.clone(),
                     labels: subset.labels.clone(),
-                    policies: Level::of(subset.traffic_policy.as_ref())
+                    policies: Level::of(subset.traffic_policy.as_ref(), &comparisons(resource))
                         .over(&level)
                         .resolve(),
                 });

@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::hashing::HashPolicy;
 use super::locality::LocalitySetting;
 use crate::resource::destination_rule::{
-    ClientTls, ConnectionPool, H2UpgradePolicy, HttpSettings, LoadBalancer, OutlierDetection,
-    ProxyProtocolVersion, RetryBudget as RetryBudgetSpec, SimpleLoadBalancer, TcpSettings, TlsMode,
+    ClientTls, Comparisons, ConnectionPool, H2UpgradePolicy, HttpSettings, LoadBalancer,
+    OutlierDetection, ProxyProtocolVersion, RetryBudget as RetryBudgetSpec, SimpleLoadBalancer,
+    TcpSettings, TlsMode,
 };
+pub use crate::resource::destination_rule::{LatencyPolicy, SuccessRatePolicy};
 
 /// Where no `connectionPool.tcp.connectTimeout` is set. Istio waits for 10 s;
 /// a client that waits for 5 s shall still learn why, after the two default
@@ -218,7 +220,7 @@ pub enum ProtocolPolicy {
 }
 
 /// `outlierDetection`: how endpoints that fail are taken out of service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OutlierPolicy {
     /// Errors in a row; `None` where they do not count.
     pub consecutive_5xx: Option<u32>,
@@ -237,6 +239,10 @@ pub struct OutlierPolicy {
     pub min_health_percent: u32,
     /// Codes that are errors; empty for 500 to 599.
     pub error_codes: Vec<u16>,
+    /// Ejection of those that fail more often than the others.
+    pub success_rate: Option<SuccessRatePolicy>,
+    /// Ejection of those that are slower than the others.
+    pub latency: Option<LatencyPolicy>,
 }
 
 /// `loadBalancer.warmup`.
@@ -273,7 +279,7 @@ pub struct HttpTunnel {
 pub(super) struct Blocks {
     pub(super) load_balancer: Option<LoadBalancer>,
     pub(super) connection_pool: Option<ConnectionPool>,
-    pub(super) outlier_detection: Option<OutlierDetection>,
+    pub(super) outlier: Option<OutlierPolicy>,
     pub(super) tls: Option<ClientTls>,
     pub(super) retry_budget: Option<RetryBudgetSpec>,
     pub(super) proxy_protocol: Option<ProxyProtocolVersion>,
@@ -289,7 +295,7 @@ impl Blocks {
         Self {
             load_balancer: or(self.load_balancer, &base.load_balancer),
             connection_pool: or(self.connection_pool, &base.connection_pool),
-            outlier_detection: or(self.outlier_detection, &base.outlier_detection),
+            outlier: or(self.outlier, &base.outlier),
             tls: or(self.tls, &base.tls),
             retry_budget: or(self.retry_budget, &base.retry_budget),
             proxy_protocol: or(self.proxy_protocol, &base.proxy_protocol),
@@ -314,7 +320,7 @@ impl Blocks {
                 .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),
             tcp: tcp.map(resolve_tcp).unwrap_or_default(),
             http: resolve_http(http, tcp),
-            outlier: self.outlier_detection.as_ref().map(OutlierPolicy::compile),
+            outlier: self.outlier.clone(),
             retry_budget: self.retry_budget.as_ref().map(|budget| RetryBudget {
                 percent: budget.percent.map_or(20.0, |percent| percent.value),
                 min_concurrency: budget.min_retry_concurrency.unwrap_or(3),
@@ -406,7 +412,7 @@ fn resolve_http(http: Option<&HttpSettings>, tcp: Option<&TcpSettings>) -> HttpL
 
 impl OutlierPolicy {
     /// Istio's defaults; 0 means "off" for the counts, and "not set" for the percentage.
-    pub(super) fn compile(block: &OutlierDetection) -> Self {
+    pub(super) fn compile(block: &OutlierDetection, comparisons: &Comparisons) -> Self {
         let count = |value: Option<u32>, default: u32| {
             Some(value.unwrap_or(default)).filter(|count| *count > 0)
         };
@@ -433,6 +439,8 @@ impl OutlierPolicy {
                 .min(100),
             min_health_percent: percent(block.min_health_percent).unwrap_or(0).min(100),
             error_codes: codes.filter_map(|code| u16::try_from(*code).ok()).collect(),
+            success_rate: comparisons.success_rate,
+            latency: comparisons.latency,
         }
     }
 }

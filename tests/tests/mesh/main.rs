@@ -34,6 +34,7 @@ mod meshctl;
 mod mtls;
 mod openssl;
 mod outbound;
+mod outliers;
 mod protocols;
 mod routing;
 mod short_circuit;

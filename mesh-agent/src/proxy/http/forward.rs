@@ -308,11 +308,20 @@ impl<C: Connector> Exchange<'_, C> {
                 .attempt(&plan.service.host, &connection.member.host.address);
             upstream::report(&cluster, &connection.member, Report::Connected);
             self.at = Some(Arc::clone(&connection.member));
+            let outlier = plan.policy.outlier.as_ref();
+            let timed = outlier
+                .and_then(|outlier| outlier.latency)
+                .map(|_| Instant::now());
             match connection
                 .send(outgoing(head, body, protocol), active)
                 .await
             {
-                Ok(sent) => return Ok(sent),
+                Ok(sent) => {
+                    if let (Some(since), Some(member)) = (timed, &self.at) {
+                        member.host.monitor.took(since.elapsed());
+                    }
+                    return Ok(sent);
+                }
                 Err(Unsent::Untouched(head)) => attempts.head = Some(*head),
                 Err(Unsent::Ended(error)) => return Err(Trouble::Ended(error)),
             }

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use super::connector::{Connector, Target};
 use super::pool::{Http1, HttpPool, Stream, UpstreamProtocol};
 use super::request_body::RequestBody;
+use crate::balance::outlier::Cause;
 use crate::balance::{Active, Cluster, Clusters, EndpointAddress, Member, Overflow, Report, Slot};
 use crate::registry::WorkloadName;
 use crate::route::UpstreamPolicy;
@@ -202,6 +203,9 @@ async fn sweep(clusters: Weak<Clusters<HttpPool>>) {
         let now = tokio::time::Instant::now().into_std();
         for cluster in clusters.all() {
             cluster.sweep(now);
+            for (endpoint, cause) in cluster.swept_out() {
+                tell_of_ejection(&cluster, &endpoint, cause);
+            }
             let policy = cluster.policy();
             for (member, _) in cluster.members() {
                 member.host.pool.sweep(&policy);
@@ -395,16 +399,20 @@ impl Lease {
 pub(in crate::proxy) fn report(cluster: &HttpCluster, member: &Member<HttpPool>, report: Report) {
     let now = || tokio::time::Instant::now().into_std();
     if let Some(cause) = cluster.report(member, report, now) {
-        tracing::warn!(
-            client = %cluster.key.client,
-            service = cluster.key.service,
-            port = cluster.key.port,
-            subset = cluster.key.subset.as_deref().unwrap_or("-"),
-            endpoint = %member.host.address,
-            %cause,
-            "endpoint is taken out of service"
-        );
+        tell_of_ejection(cluster, &member.host.address, cause);
     }
+}
+
+fn tell_of_ejection(cluster: &HttpCluster, endpoint: &EndpointAddress, cause: Cause) {
+    tracing::warn!(
+        client = %cluster.key.client,
+        service = cluster.key.service,
+        port = cluster.key.port,
+        subset = cluster.key.subset.as_deref().unwrap_or("-"),
+        %endpoint,
+        %cause,
+        "endpoint is taken out of service"
+    );
 }
 
 fn keep(active: &Active<HttpPool>, connection: Http1) {

@@ -1,5 +1,6 @@
 //! Which DestinationRules can be used, field by field.
 
+use super::comparisons::Problem;
 use super::*;
 use crate::resource::report::Report;
 use crate::resource::{Finding, Resource};
@@ -43,7 +44,30 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
             traffic_policy(&mut report, policy, &format!("{field}.trafficPolicy"));
         }
     }
+    let (comparisons, problems) = Comparisons::read(&resource.meta);
+    for (key, problem) in problems {
+        let field = format!("metadata.annotations[{key}]");
+        match problem {
+            Problem::Unknown(reason) => report.warning(field, reason),
+            Problem::Value(reason) => report.error(field, reason),
+        }
+    }
+    if comparisons != Comparisons::default() && !detects_outliers(spec) {
+        report.warning(
+            "metadata.annotations",
+            "ejection has no effect without an outlierDetection",
+        );
+    }
     report.into_findings()
+}
+
+fn detects_outliers(spec: &DestinationRuleSpec) -> bool {
+    let of_subsets = spec.subsets.iter().map(|subset| &subset.traffic_policy);
+    let mut policies = of_subsets.chain([&spec.traffic_policy]).flatten();
+    policies.any(|policy| {
+        let mut ports = policy.port_level_settings.iter();
+        policy.outlier_detection.is_some() || ports.any(|port| port.outlier_detection.is_some())
+    })
 }
 
 fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) {

@@ -149,3 +149,85 @@ subsets: [{{name: a, labels: {{b: c}}, trafficPolicy: {{}}}}]
         Some(&outliers)
     );
 }
+
+#[test]
+fn endpoints_can_be_compared_by_annotation() {
+    let with = |annotations: &[(&str, &str)], spec: &str| {
+        let mut rule = resource("DestinationRule", "default/test", spec);
+        for (key, value) in annotations {
+            let key = format!("undermesh.io/{key}");
+            rule.meta.annotations.insert(key, (*value).to_owned());
+        }
+        let findings = validate(&rule);
+        let texts = findings.iter().map(|finding| finding.to_string());
+        texts
+            .map(|text| {
+                text.split_once("default/test: ")
+                    .expect("an object")
+                    .1
+                    .to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    let spec = "{host: a, trafficPolicy: {outlierDetection: {}}}";
+    for value in [
+        "on",
+        "off",
+        "stdev-factor=1.5",
+        "minimum-hosts=3, request-volume=10",
+    ] {
+        assert_eq!(
+            with(&[("success-rate-ejection", value)], spec),
+            [""; 0],
+            "{value}"
+        );
+    }
+    let value = "factor=2.5, minimum-difference=5ms";
+    assert_eq!(with(&[("latency-ejection", value)], spec), [""; 0]);
+    for (key, value, expected) in [
+        (
+            "success-rate-ejection",
+            "true",
+            "[undermesh.io/success-rate-ejection]: \"true\" is not name=value; \"on\" and \"off\" stand alone",
+        ),
+        (
+            "success-rate-ejection",
+            "factor=2",
+            "[undermesh.io/success-rate-ejection]: \"factor\" is none of minimum-hosts, request-volume, stdev-factor",
+        ),
+        (
+            "success-rate-ejection",
+            "stdev-factor=-1",
+            "[undermesh.io/success-rate-ejection]: stdev-factor: \"-1\" is not a number above 0, up to 1000",
+        ),
+        (
+            "latency-ejection",
+            "minimum-hosts=0",
+            "[undermesh.io/latency-ejection]: minimum-hosts: \"0\" is not a number from 1 to 1000000",
+        ),
+        (
+            "latency-ejection",
+            "minimum-difference=5",
+            "[undermesh.io/latency-ejection]: minimum-difference: \"5\" is not a duration such as 1h, 1m, 1s or 1ms",
+        ),
+        (
+            "latency-ejection",
+            "factor=2,factor=3",
+            "[undermesh.io/latency-ejection]: \"factor\" stands twice",
+        ),
+        (
+            "latency-eject",
+            "on",
+            "[undermesh.io/latency-eject]: is not an annotation that the mesh knows; it knows undermesh.io/success-rate-ejection, undermesh.io/latency-ejection",
+        ),
+    ] {
+        assert_eq!(
+            with(&[(key, value)], spec),
+            [format!("metadata.annotations{expected}")]
+        );
+    }
+    assert_eq!(
+        with(&[("latency-ejection", "on")], "{host: a}"),
+        ["metadata.annotations: ejection has no effect without an outlierDetection"]
+    );
+}
