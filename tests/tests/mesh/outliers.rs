@@ -116,6 +116,11 @@ fn the_slow_and_the_failing_of_six_endpoints_are_taken_out() {
         line.starts_with("undermesh_cluster_endpoint_ejected{") && line.ends_with(" 1")
     };
     assert!(metrics.lines().filter(is_out).count() >= 2, "{metrics}");
-    let log = agent.log();
-    assert!(log.contains("endpoint is taken out of service"), "{log}");
+    // Who sweeps says so within a second.
+    eventually(Duration::from_secs(10), "the log has both", || {
+        let log = agent.log();
+        let says = |reason: &String| log.contains(&format!("cause={reason}"));
+        let has_both = says(failing) && says(slow);
+        has_both.then_some(()).ok_or_else(|| log.clone())
+    });
 }
