@@ -90,6 +90,8 @@ impl Agent {
             ("--cgroup", path(lab.cgroup(node))),
             ("--bpffs", path(lab.bpffs(node))),
             ("--admin-socket", path(socket.clone())),
+            // Many agents run beside each other.
+            ("--metrics-address", "off".to_owned()),
             ("--ca", path(lab.ca())),
             ("--trust-domain", "cluster.local".to_owned()),
         ];
@@ -98,6 +100,7 @@ impl Agent {
         let arguments: Vec<String> = arguments
             .into_iter()
             .filter(|(flag, _)| *flag != "--ca" || !is_elsewhere)
+            .filter(|(flag, _)| *flag != "--metrics-address" || !more.contains(flag))
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .chain(more.iter().map(|argument| (*argument).to_owned()))
             .collect();

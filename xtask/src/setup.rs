@@ -38,6 +38,7 @@ const RUN: &[&str] = &[
     "bind9-dnsutils",
     "python3",
     "python3-grpcio",
+    "prometheus",
     "runc",
 ];
 

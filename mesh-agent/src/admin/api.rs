@@ -47,6 +47,8 @@ pub trait Agent: Send + Sync + 'static {
     fn set_kernel_log(&self, level: &str) -> Result<KernelLogView, String>;
     /// The configuration in force and what was wrong with the last one.
     fn config(&self) -> ConfigView;
+    /// What has been counted.
+    fn counters(&self) -> CountersView;
     /// Certificates in use, the CA's first.
     fn certificates(&self) -> Vec<CertificateView>;
     /// Whether a connection or a request may reach a workload, and why; the
@@ -80,6 +82,21 @@ pub struct PlaintextView {
     pub connections: u64,
     /// Seconds since the last of them.
     pub last_seen_s: u64,
+}
+
+/// What the agent and its kernel programs have counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountersView {
+    /// Connections that the agent carries now.
+    pub connections: u64,
+    /// Flows without a record, because the map `flows` was full.
+    pub flows_dropped: u64,
+    /// Events of flows that were lost, because the ring was full.
+    pub events_dropped: u64,
+    /// Connections that the kernel programs refused.
+    pub denied: u64,
+    /// Configurations that were refused.
+    pub configurations_refused: u64,
 }
 
 /// `meshctl kernel-log`.

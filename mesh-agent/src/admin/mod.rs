@@ -1,9 +1,11 @@
-//! The control socket: what a running agent tells `meshctl` about itself.
+//! The agent's own doors: the control socket, by which a running agent tells `meshctl` about
+//! itself, and the port with its metrics.
 
 pub mod api;
 pub mod authz;
 pub(crate) mod checks;
 pub mod host_checks;
+pub mod metrics;
 mod observed;
 #[cfg(test)]
 pub(crate) mod samples;

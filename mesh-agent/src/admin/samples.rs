@@ -57,6 +57,15 @@ impl Agent for SampleAgent {
     fn config(&self) -> ConfigView {
         config()
     }
+    fn counters(&self) -> CountersView {
+        CountersView {
+            connections: 12,
+            flows_dropped: 0,
+            events_dropped: 3,
+            denied: 4,
+            configurations_refused: 1,
+        }
+    }
     fn certificates(&self) -> Vec<CertificateView> {
         certificates()
     }

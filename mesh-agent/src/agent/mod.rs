@@ -78,6 +78,8 @@ struct Agent {
     upstreams: Arc<Upstreams<Upstream>>,
     observing: Observing,
     refused: Mutex<Option<Refused>>,
+    /// Configurations that were refused.
+    refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
 }
 
@@ -180,6 +182,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         enrolment,
         upstreams,
         refused: Mutex::default(),
+        refusals: 0.into(),
         resources: 0.into(),
         options,
     });
@@ -227,6 +230,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             tracing::warn!(%error, "the agent before is gone already");
         }
     }
+    let metrics = tokio::spawn(admin::metrics::serve(
+        agent.options.metrics_address,
+        agent.clone(),
+        stop.clone(),
+    ));
     agent.enrolment.close_other_sockets();
     tracing::info!(
         node = agent.options.node,
@@ -312,7 +320,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     }
-    let _ = tokio::join!(admin, renewal);
+    let _ = tokio::join!(admin, metrics, renewal);
     Ok(())
 }
 
@@ -443,6 +451,8 @@ impl Agent {
                 for error in &errors {
                     tracing::error!("configuration refused: {error}");
                 }
+                self.refusals
+                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 *self.refused.lock() = Some(Refused {
                     at: Instant::now(),
                     errors,

@@ -8,6 +8,7 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::admin::SOCKET_DIRECTORY;
+use crate::admin::metrics::MetricsAddress;
 use crate::datapath::AttachOrder;
 use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
@@ -40,6 +41,9 @@ pub struct RunOptions {
     /// Control socket for meshctl [default: /run/undermesh/NODE.sock]
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// Where Prometheus finds /metrics, or off
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
+    pub metrics_address: MetricsAddress,
     /// Group that may open the control socket, beside root
     #[arg(long, value_name = "GROUP")]
     pub admin_group: Option<String>,

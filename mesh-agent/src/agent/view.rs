@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use mesh_common::{
-    CloseReason, FlowState as KernelFlowState, Protocol as Recognised, Transport, VerdictKind,
+    CloseReason, Counter, FlowState as KernelFlowState, Protocol as Recognised, Transport,
+    VerdictKind,
 };
 
 use super::Agent;
@@ -142,6 +143,18 @@ impl api::Agent for Agent {
                 age_s: refused.at.elapsed().as_secs(),
                 errors: refused.errors.iter().map(FindingView::from).collect(),
             }),
+        }
+    }
+
+    fn counters(&self) -> api::CountersView {
+        let counters = self.node.datapath.counters();
+        let of = |counter: Counter| counters[counter as usize];
+        api::CountersView {
+            connections: self.node.connections.len() as u64,
+            flows_dropped: of(Counter::FlowsDropped),
+            events_dropped: of(Counter::EventsDropped),
+            denied: of(Counter::Denied),
+            configurations_refused: self.refusals.load(Ordering::Relaxed),
         }
     }
 

@@ -9,6 +9,7 @@ use super::table::Table;
 use super::{CommandError, Printer};
 use crate::admin::api::{ClusterEndpointView, ClusterView, GaugeView};
 use crate::admin::checks::duration;
+use crate::admin::metrics;
 
 /// Which endpoints.
 #[derive(Args, Debug)]
@@ -39,7 +40,7 @@ pub async fn run(
         begins(&cluster.service, &arguments.service) && begins(&cluster.client, &arguments.client)
     });
     if arguments.metrics {
-        return Ok(printer.show(&clusters, |clusters, _| metrics(clusters))?);
+        return Ok(printer.show(&clusters, |clusters, _| metrics::of_clusters(clusters))?);
     }
     Ok(printer.show(&clusters, |clusters, wide| text(clusters, wide))?)
 }
@@ -144,149 +145,6 @@ fn gauge(gauge: GaugeView) -> String {
     }
 }
 
-/// One metric: name, type, and what it says.
-type Family<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
-
-/// Of a client's connections and requests to a service, by Envoy's names for clusters.
-const OF_CLUSTERS: [Family<ClusterView>; 9] = [
-    (
-        "upstream_cx_active",
-        "gauge",
-        "Connections that are open.",
-        |cluster| cluster.connections.now.into(),
-    ),
-    (
-        "upstream_cx_overflow",
-        "counter",
-        "Times that maxConnections were open.",
-        |cluster| cluster.connections.refused,
-    ),
-    (
-        "upstream_rq_pending_active",
-        "gauge",
-        "Requests that wait for a connection.",
-        |cluster| cluster.pending.now.into(),
-    ),
-    (
-        "upstream_rq_pending_overflow",
-        "counter",
-        "Requests refused by http1MaxPendingRequests.",
-        |cluster| cluster.pending.refused,
-    ),
-    (
-        "upstream_rq_active",
-        "gauge",
-        "Requests on their way; of TCP: connections.",
-        |cluster| cluster.requests.now.into(),
-    ),
-    (
-        "upstream_rq_overflow",
-        "counter",
-        "Requests refused by http2MaxRequests.",
-        |cluster| cluster.requests.refused,
-    ),
-    (
-        "upstream_rq_retry_active",
-        "gauge",
-        "Retries on their way.",
-        |cluster| cluster.retries.now.into(),
-    ),
-    (
-        "upstream_rq_retry_overflow",
-        "counter",
-        "Retries refused by maxRetries or the retryBudget.",
-        |cluster| cluster.retries.refused,
-    ),
-    (
-        "outlier_detection_ejections_overflow",
-        "counter",
-        "Ejections that maxEjectionPercent forbade.",
-        |cluster| cluster.refused_ejections,
-    ),
-];
-
-/// Of one endpoint, as a client sees it.
-const OF_ENDPOINTS: [Family<ClusterEndpointView>; 5] = [
-    (
-        "endpoint_rq_active",
-        "gauge",
-        "Requests on their way; of TCP: connections.",
-        |endpoint| endpoint.active.into(),
-    ),
-    (
-        "endpoint_rq_total",
-        "counter",
-        "Requests that were sent; of TCP: connections.",
-        |endpoint| endpoint.total,
-    ),
-    (
-        "endpoint_healthy",
-        "gauge",
-        "1 where it passes its probe, or has none.",
-        |endpoint| u64::from(endpoint.unhealthy.is_none()),
-    ),
-    (
-        "endpoint_ejected",
-        "gauge",
-        "1 while outlier detection keeps it out of service.",
-        |endpoint| u64::from(endpoint.ejected.is_some()),
-    ),
-    (
-        "endpoint_ejections_total",
-        "counter",
-        "Times that outlier detection took it out of service.",
-        |endpoint| endpoint.ejections,
-    ),
-];
-
-/// Prometheus' text format, with the prefix `undermesh_cluster_`.
-fn metrics(clusters: &[ClusterView]) -> String {
-    let mut text = String::new();
-    let head = |name: &str, kind: &str, help: &str| {
-        format!("# HELP undermesh_cluster_{name} {help}\n# TYPE undermesh_cluster_{name} {kind}\n")
-    };
-    for (name, kind, help, value) in OF_CLUSTERS {
-        text.push_str(&head(name, kind, help));
-        for cluster in clusters {
-            let (labels, value) = (labels(cluster), value(cluster));
-            text.push_str(&format!("undermesh_cluster_{name}{{{labels}}} {value}\n"));
-        }
-    }
-    for (name, kind, help, value) in OF_ENDPOINTS {
-        text.push_str(&head(name, kind, help));
-        for cluster in clusters {
-            let labels = labels(cluster);
-            for endpoint in &cluster.endpoints {
-                let address = escaped(&endpoint.address);
-                let workload = escaped(endpoint.workload.as_deref().unwrap_or("unknown"));
-                text.push_str(&format!(
-                    "undermesh_cluster_{name}{{{labels},endpoint=\"{address}\",destination_workload=\"{workload}\"}} {}\n",
-                    value(endpoint)
-                ));
-            }
-        }
-    }
-    text
-}
-
-/// The cluster by Istio's name for it, and the client.
-fn labels(cluster: &ClusterView) -> String {
-    let subset = cluster.subset.as_deref().unwrap_or_default();
-    let name = format!("outbound|{}|{subset}|{}", cluster.port, cluster.service);
-    format!(
-        "source_workload=\"{}\",cluster_name=\"{}\"",
-        escaped(&cluster.client),
-        escaped(&name)
-    )
-}
-
-/// As label values are written.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,7 +160,7 @@ mod tests {
 
     #[test]
     fn metrics_are_prometheus_text() {
-        golden("endpoints-metrics.txt", &metrics(&samples::endpoints()));
-        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+        let text = metrics::of_clusters(&samples::endpoints());
+        golden("endpoints-metrics.txt", &text);
     }
 }

@@ -35,6 +35,7 @@ mod mtls;
 mod openssl;
 mod outbound;
 mod outliers;
+mod prometheus;
 mod protocols;
 mod routing;
 mod short_circuit;
