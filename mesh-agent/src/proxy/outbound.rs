@@ -321,3 +321,18 @@ async fn read_server_name(
     };
     read.await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_at_rest_takes_little_memory() {
+        fn size<'a, F: Future>(_: impl FnOnce(&'a Outbound, TcpStream, SocketAddr) -> F) -> usize {
+            size_of::<F>()
+        }
+        // An unoptimized build takes more than a release.
+        let bytes = size(|outbound, stream, client| outbound.connection(stream, client));
+        assert!(bytes <= 2_048, "{bytes} bytes");
+    }
+}

@@ -72,7 +72,8 @@ pub(super) async fn give_up(
 ) {
     if error.kind() == io::ErrorKind::TimedOut {
         let tired = async {
-            let mut unheard = [0; 4096];
+            // Not an array: every connection's task would have room for it, all its life.
+            let mut unheard = vec![0; 4096];
             while let Ok(1..) = stream.read(&mut unheard).await {}
         };
         tokio::select! {
