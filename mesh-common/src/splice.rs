@@ -66,7 +66,7 @@ impl HandedOver {
         self.bytes = self.bytes.wrapping_add(bytes);
     }
 
-    /// Whether it is time to write it to the records: the first 31 messages one
+    /// Whether it is time to write it to the records: the first 32 messages one
     /// by one, and later so often that records are never behind by more than one part in 32.
     #[inline(always)]
     pub const fn is_due(&self) -> bool {
