@@ -53,12 +53,10 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
             ctx.set_port(next.to.port);
             PROCEED
         }
-        What::Dns => {
-            if let Some(workload) = next.workload {
-                dns::redirect4(&ctx, workload, true);
-            }
-            PROCEED
-        }
+        What::Dns => match next.workload {
+            Some(workload) => dns::redirect4(&ctx, workload, true),
+            None => PROCEED,
+        },
     }
 }
 
@@ -78,12 +76,10 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
             ctx.set_port(next.to.port);
             PROCEED
         }
-        What::Dns => {
-            if let Some(workload) = next.workload {
-                dns::redirect6(&ctx, workload, true);
-            }
-            PROCEED
-        }
+        What::Dns => match next.workload {
+            Some(workload) => dns::redirect6(&ctx, workload, true),
+            None => PROCEED,
+        },
     }
 }
 
@@ -185,7 +181,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         return Next::PASS;
     }
     if protocol == IPPROTO_UDP {
-        return if destination.port == mesh_common::DNS_PORT && !dns::left_alone(ctx, workload) {
+        return if destination.port == mesh_common::DNS_PORT {
             Next {
                 workload: Some(workload),
                 ..Next::only(What::Dns)
@@ -308,7 +304,7 @@ fn bound_device(sk: *mut bpf_sock) -> u32 {
 
 /// The application sees what a closed port gives it, not EPERM.
 #[inline(always)]
-fn refuse() -> i32 {
+pub fn refuse() -> i32 {
     // SAFETY: available to cgroup programs since Linux 5.18.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL

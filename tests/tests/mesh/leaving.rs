@@ -144,6 +144,59 @@ fn a_workload_that_fails_open_is_left_alone_while_no_agent_runs() {
     assert_eq!(mesh.sleep.curl(&[&format!("http://{VIP4}/")]).status, 200);
 }
 
+/// Says what arrives at the UDP port that it is told.
+const UDP_SQUAT: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    print("heard", s.recv(2048), flush=True)
+"#;
+
+/// Asks name servers of either family, on sockets of their own; says how it goes.
+const UDP_REFUSED: &str = r#"
+import errno, socket, sys
+for family, server in (socket.AF_INET, sys.argv[1]), (socket.AF_INET6, "::ffff:" + sys.argv[1]):
+    for connected in (False, True):
+        s = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if connected:
+                s.connect((server, 53))
+                s.send(b"x")
+            else:
+                s.sendto(b"x", (server, 53))
+            print("sent")
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+"#;
+
+#[test]
+fn nobody_gets_the_questions_that_a_killed_agent_would_have_answered() {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    let mut agent = Agent::start(&lab, Node::A);
+    let dump = bpftool(&["map", "dump", "pinned", &pin(&lab, "workloads")]);
+    let port = dump[0]["formatted"]["value"]["dns4_port"].to_string();
+    agent.kill();
+
+    let mut squat = client.command("/usr/bin/python3");
+    squat.args(["-c", UDP_SQUAT, &port]);
+    let log = lab.folder().join("udp-squat.log");
+    let squat = Process::spawn(&mut squat, log).expect("python starts");
+    assert!(
+        wait_until(BACK, || squat.log().contains("ready")),
+        "{}",
+        squat.log()
+    );
+    let said = client
+        .run("/usr/bin/python3", &["-c", UDP_REFUSED, "192.0.2.53"])
+        .success();
+    assert_eq!(said.lines().collect::<Vec<_>>(), ["ECONNREFUSED"; 4]);
+    assert!(!squat.log().contains("heard"), "{}", squat.log());
+}
+
 #[test]
 fn what_happens_without_an_agent_is_a_flag_that_a_workload_overrides() {
     let lab = Lab::new();
