@@ -6,7 +6,11 @@ use crate::admin::api::CheckItem;
 use crate::datapath::{Datapath, Tier};
 use crate::identity::Certificates;
 
-pub(super) fn checks(datapath: &Datapath, certificates: &Certificates) -> Vec<CheckItem> {
+pub(super) fn checks(
+    datapath: &Datapath,
+    certificates: &Certificates,
+    ends_connections: bool,
+) -> Vec<CheckItem> {
     let folder = datapath.folder().display();
     let attached = datapath.attached().len();
     let verdicts = datapath.verdicts();
@@ -27,6 +31,7 @@ pub(super) fn checks(datapath: &Datapath, certificates: &Certificates) -> Vec<Ch
             "short-circuit to applications",
             tier(&tiers.to_application, datapath),
         ),
+        direct(ends_connections),
         account(datapath),
         CheckItem::ok(
             "agent",
@@ -36,6 +41,21 @@ pub(super) fn checks(datapath: &Datapath, certificates: &Certificates) -> Vec<Ch
     ];
     items.extend(authority(certificates));
     items
+}
+
+/// Whether connections may go past the agent.
+fn direct(ends_connections: bool) -> CheckItem {
+    let what = "direct connections can be ended";
+    if ends_connections {
+        CheckItem::ok("agent", what, "a new policy ends those that it forbids")
+    } else {
+        CheckItem::warning(
+            "agent",
+            what,
+            "the kernel lacks CONFIG_INET_DIAG_DESTROY: no connection goes past the agent",
+            "undermesh.io/direct has no effect on this kernel; policies hold",
+        )
+    }
 }
 
 /// Whether an authority elsewhere gives certificates.

@@ -43,7 +43,7 @@ use crate::datapath::{Datapath, cgroup2_mount};
 use crate::health::Start;
 use crate::identity::certificate_service::ServiceClient;
 use crate::identity::{Authority, Certificates};
-use crate::netns::NamespaceWatch;
+use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
 use crate::proxy::application::{self, Reports};
 use crate::proxy::hbone::TunnelPool;
@@ -81,6 +81,8 @@ struct Agent {
     /// Configurations that were refused.
     refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
+    /// Whether the kernel ends connections that a new policy forbids.
+    ends_connections: bool,
 }
 
 /// `mesh-agent run`: until SIGTERM or SIGINT, or until another agent has taken over.
@@ -184,6 +186,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         refused: Mutex::default(),
         refusals: 0.into(),
         resources: 0.into(),
+        ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
     });
     let renewal = tokio::spawn({
@@ -521,6 +524,7 @@ impl Agent {
             snapshot,
             locals: &locals,
             tiers: self.node.datapath.tiers(),
+            ends_connections: self.ends_connections,
             short_circuit: self.options.short_circuit,
         };
         let store = || self.node.snapshot.store(snapshot.clone());

@@ -24,6 +24,9 @@ pub(super) struct Verdicts<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) locals: &'a [LocalWorkload],
     pub(super) tiers: &'a Tiers,
+    /// Whether the kernel ends connections. Where it does not, a policy to come
+    /// could not end those that go past the agent: then none does.
+    pub(super) ends_connections: bool,
     /// The short-circuit of workloads that do not say.
     pub(super) short_circuit: ShortCircuit,
 }
@@ -73,6 +76,7 @@ impl Verdicts<'_> {
                         });
                     }
                 } else if client.workload.direct
+                    && self.ends_connections
                     && serving
                         .iter()
                         .all(|endpoint| self.is_attested(client, endpoint))
@@ -259,6 +263,14 @@ spec:
     }
 
     fn verdicts(snapshot: &Snapshot, here: &[&str]) -> Vec<WorkloadVerdict> {
+        verdicts_where(true, snapshot, here)
+    }
+
+    fn verdicts_where(
+        ends_connections: bool,
+        snapshot: &Snapshot,
+        here: &[&str],
+    ) -> Vec<WorkloadVerdict> {
         let locals: Vec<LocalWorkload> = (snapshot.registry.workloads.iter().enumerate())
             .filter(|(_, workload)| here.contains(&&*workload.name.name))
             .map(|(number, workload)| LocalWorkload {
@@ -274,6 +286,7 @@ spec:
                 to_agent: Tier::Automatic,
                 to_application: Tier::OptIn { reason },
             },
+            ends_connections,
             short_circuit: ShortCircuit::Auto,
         }
         .all()
@@ -379,6 +392,14 @@ spec:
             all.iter().all(|verdict| verdict.netns_cookie == 1),
             "{all:?}"
         );
+    }
+
+    #[test]
+    fn where_the_kernel_cannot_end_connections_none_goes_past_the_agent() {
+        assert_eq!(verdicts_where(false, &snapshot(""), &ALL), []);
+        // What is refused from the beginning has not to be ended.
+        let deny = authorization("DENY", "[{from: [{source: {namespaces: [default]}}]}]");
+        assert_eq!(verdicts_where(false, &snapshot(&deny), &ALL).len(), 9);
     }
 
     #[test]

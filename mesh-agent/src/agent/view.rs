@@ -117,7 +117,11 @@ impl api::Agent for Agent {
     }
 
     fn checks(&self) -> Vec<CheckItem> {
-        super::checks::checks(&self.node.datapath, &self.certificates)
+        super::checks::checks(
+            &self.node.datapath,
+            &self.certificates,
+            self.ends_connections,
+        )
     }
 
     fn kernel_log(&self) -> KernelLogView {

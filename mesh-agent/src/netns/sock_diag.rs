@@ -116,6 +116,18 @@ impl SockDiag {
             Err(error) => Err(error),
         }
     }
+
+    /// Whether this kernel ends connections ([`SockDiag::destroy`]).
+    pub fn can_destroy(&self) -> bool {
+        let nobodys = TcpSocket {
+            cookie: 0,
+            state: 0,
+            counters: None,
+            family: libc::AF_INET as u8,
+            id: [0; ID],
+        };
+        self.destroy(&nobodys).is_ok()
+    }
 }
 
 /// `struct inet_diag_req_v2`.
@@ -205,6 +217,7 @@ mod tests {
     #[test]
     fn counters_are_those_of_this_moment_and_a_socket_can_be_ended() {
         let diag = SockDiag::here().unwrap();
+        assert!(diag.can_destroy());
         let loopback = |ip: IpAddr| TcpListener::bind(SocketAddr::new(ip, 0)).unwrap();
         let v4 = loopback(Ipv4Addr::LOCALHOST.into());
         let v6 = loopback(Ipv6Addr::LOCALHOST.into());
