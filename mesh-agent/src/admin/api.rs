@@ -286,8 +286,22 @@ pub struct ClusterView {
     pub retries: GaugeView,
     /// Ejections that `maxEjectionPercent` forbade.
     pub refused_ejections: u64,
+    /// Routes that have bounds of their own.
+    #[serde(default)]
+    pub routes: Vec<RouteGaugesView>,
     /// Endpoints.
     pub endpoints: Vec<ClusterEndpointView>,
+}
+
+/// What a route with bounds of its own has under way to a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteGaugesView {
+    /// `namespace/name of the VirtualService/name of the route`.
+    pub route: String,
+    /// Requests on their way, those included that wait for a connection.
+    pub requests: GaugeView,
+    /// Retries under way.
+    pub retries: GaugeView,
 }
 
 /// How many there are of something that is bounded.

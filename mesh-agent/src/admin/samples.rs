@@ -274,6 +274,11 @@ pub fn endpoints() -> Vec<ClusterView> {
         requests: gauge(100, None, 0),
         retries: gauge(0, None, 0),
         refused_ejections: 4,
+        routes: vec![RouteGaugesView {
+            route: "default/reviews/slow".to_owned(),
+            requests: gauge(2, Some(2), 5),
+            retries: gauge(0, None, 0),
+        }],
         endpoints: vec![
             endpoint("10.0.2.3:8080", "reviews-v2.default", 100, 4711, None),
             endpoint("10.0.2.4:8080", "reviews-v3.default", 0, 15, Some(out)),

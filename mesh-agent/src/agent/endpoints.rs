@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use crate::admin::api::{ClusterEndpointView, ClusterView, EjectionView, GaugeView};
+use crate::admin::api::{
+    ClusterEndpointView, ClusterView, EjectionView, GaugeView, RouteGaugesView,
+};
 use crate::balance::{Clusters, Gauge};
 use crate::proxy::http::{HttpCluster, HttpPool};
 
@@ -62,6 +64,13 @@ fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
         requests: gauge(&gauges.requests, policy.http.max_requests),
         retries: gauge(&gauges.retries, cluster.max_retries()),
         refused_ejections: cluster.refused_ejections(),
+        routes: (cluster.routes().iter())
+            .map(|route| RouteGaugesView {
+                route: route.route.clone(),
+                requests: gauge(&route.requests, route.max_requests()),
+                retries: gauge(&route.retries, route.max_retries()),
+            })
+            .collect(),
         endpoints: endpoints.collect(),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCs
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rand::Rng;
 use tokio::sync::Notify;
 
@@ -17,6 +17,7 @@ use super::guard::{Active, Overflow, Pending, Retrying, Slot};
 use super::host::{EndpointAddress, Host, Member};
 use super::limits::Gauges;
 use super::outlier::{Cause, Detector};
+use super::route::RouteGauges;
 use super::set::Draw;
 use super::state::State;
 use super::window::Window;
@@ -123,6 +124,8 @@ pub struct Cluster<P> {
     begun: Window,
     /// Milliseconds from `created` to the last use.
     used_ms: AtomicU64,
+    /// Routes with bounds.
+    pub(super) routes: RwLock<Vec<Arc<RouteGauges>>>,
     /// Requests that wait until a connection becomes free.
     pub(super) waiting: AtomicU32,
     pub(super) freed: Notify,
@@ -153,6 +156,7 @@ impl<P: EndpointPool> Cluster<P> {
             turns: AtomicU64::new(0),
             begun: Window::default(),
             used_ms: AtomicU64::new(0),
+            routes: RwLock::default(),
             waiting: AtomicU32::new(0),
             freed: Notify::new(),
         };

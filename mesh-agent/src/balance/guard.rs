@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::cluster::{Cluster, EndpointPool};
 use super::host::Member;
+use super::route::InRoute;
 
 /// A bound is reached: the answer is 503, flag `UO`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,12 +15,23 @@ pub struct Overflow;
 pub struct Active<P: EndpointPool> {
     cluster: Arc<Cluster<P>>,
     member: Arc<Member<P>>,
+    /// Of a route with bounds.
+    in_route: Option<InRoute>,
 }
 
 impl<P: EndpointPool> Active<P> {
     pub(super) fn new(cluster: Arc<Cluster<P>>, member: Arc<Member<P>>) -> Self {
         member.host.enter();
-        Self { cluster, member }
+        Self {
+            cluster,
+            member,
+            in_route: None,
+        }
+    }
+
+    /// Counts it among those of its route as long as this is held.
+    pub fn hold(&mut self, in_route: InRoute) {
+        self.in_route = Some(in_route);
     }
 
     /// Where it goes.

@@ -10,6 +10,7 @@ mod host;
 mod limits;
 mod locality;
 pub mod outlier;
+mod route;
 mod set;
 mod state;
 mod table;
@@ -22,6 +23,7 @@ pub use guard::{Active, Overflow, Pending, Retrying, Slot};
 pub use host::{EndpointAddress, Host, Member};
 pub use limits::{Gauge, Gauges};
 pub use outlier::Report;
+pub use route::{InRoute, RouteGauges};
 pub use table::hash_of;
 
 #[cfg(test)]

@@ -122,6 +122,19 @@ fn text(clusters: &[ClusterView], wide: bool) -> String {
                 ));
             }
         }
+        for route in &cluster.routes {
+            for (gauge, what) in [
+                (route.requests, "requests of route"),
+                (route.retries, "retries of route"),
+            ] {
+                if gauge.refused > 0 {
+                    text.push_str(&format!(
+                        "{} to {}:{}: {} {what} {} were refused: its route-limits were reached\n",
+                        cluster.client, cluster.service, cluster.port, gauge.refused, route.route
+                    ));
+                }
+            }
+        }
     }
     text
 }

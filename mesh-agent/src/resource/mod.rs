@@ -2,6 +2,7 @@
 //! checked field by field. Every message names file, document, object, field
 //! and reason.
 
+mod annotation;
 pub mod authorization_policy;
 pub mod destination_rule;
 mod documents;

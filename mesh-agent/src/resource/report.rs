@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::annotation::Problem;
 use super::value::{GoDuration, Percent};
 use super::{Finding, Meta};
 
@@ -47,6 +48,15 @@ impl<'a> Report<'a> {
     pub(super) fn not_applied(&mut self, present: bool, field: impl Into<String>) {
         if present {
             self.warning(field, "not applied by this version");
+        }
+    }
+
+    /// What is wrong with an annotation of ours.
+    pub(super) fn annotation(&mut self, key: &str, problem: Problem) {
+        let field = format!("metadata.annotations[{key}]");
+        match problem {
+            Problem::Unknown(reason) => self.warning(field, reason),
+            Problem::Value(reason) => self.error(field, reason),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Istio `VirtualService` (`networking.istio.io`, every version): the fields of
 //! its schema. What they mean is decided in `route`.
 
+pub(crate) mod limits;
 mod validate;
 
 use std::collections::BTreeMap;

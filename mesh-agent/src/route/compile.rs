@@ -12,7 +12,7 @@ use super::edit::{PathRewrite, RouteEdits};
 use super::hosts::expand;
 use super::matching::Match;
 use super::model::{
-    Action, DirectResponse, Fault, Forward, Rule, Rules, Target, Targets, VirtualHost,
+    Action, DirectResponse, Fault, Forward, RouteLimits, Rule, Rules, Target, Targets, VirtualHost,
 };
 use super::policy::DestinationRules;
 use super::redirect::Redirect;
@@ -26,7 +26,7 @@ use crate::registry::{Registry, Service, Visibility};
 use crate::resource::destination_rule::{Comparisons, DestinationRuleSpec};
 use crate::resource::value::grpc_status_code;
 use crate::resource::virtual_service::{
-    Destination, HttpDirectResponse, HttpFault, HttpRoute, VirtualServiceSpec,
+    Destination, HttpDirectResponse, HttpFault, HttpRoute, VirtualServiceSpec, limits,
 };
 use crate::resource::{Finding, Resource};
 
@@ -287,6 +287,13 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
     let meta = &resource.meta;
     let full_name = |host: &str| expand(host, &meta.namespace, cluster_domain);
     let spec = &resource.spec;
+    // Validation has told of what is wrong with them.
+    let bounds = limits::read(resource).0;
+    let limits = |name: &str| {
+        let bounds = *bounds.get(name)?;
+        let route = format!("{}/{}/{name}", meta.namespace, meta.name);
+        Some(Arc::new(RouteLimits { route, bounds }))
+    };
     Rules {
         origin: format!("VirtualService {}/{}", meta.namespace, meta.name),
         namespace: meta.namespace.clone(),
@@ -295,7 +302,10 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
             .http
             .iter()
             .enumerate()
-            .filter_map(|(i, route)| compile_rule(i, route, &full_name))
+            .filter_map(|(i, route)| {
+                let limits = route.name.as_deref().and_then(limits);
+                compile_rule(i, route, limits, &full_name)
+            })
             .collect(),
         tcp: spec
             .tcp
@@ -311,7 +321,12 @@ fn compile_rules(resource: &Resource<VirtualServiceSpec>, cluster_domain: &str) 
 }
 
 /// `None` for a rule that is not for clients inside the mesh, or not applied.
-fn compile_rule(i: usize, route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> Option<Rule> {
+fn compile_rule(
+    i: usize,
+    route: &HttpRoute,
+    limits: Option<Arc<RouteLimits>>,
+    full_name: &dyn Fn(&str) -> String,
+) -> Option<Rule> {
     let name = route.name.as_deref().unwrap_or_default();
     let blocks = route.r#match.iter();
     let matches: Vec<_> = if route.r#match.is_empty() {
@@ -331,7 +346,10 @@ fn compile_rule(i: usize, route: &HttpRoute, full_name: &dyn Fn(&str) -> String)
     } else if route.route.is_empty() {
         return None;
     } else {
-        Action::Forward(compile_forward(route, full_name))
+        Action::Forward(Forward {
+            limits,
+            ..compile_forward(route, full_name)
+        })
     };
     Some(Rule {
         field: format!("http[{i}]"),
@@ -365,6 +383,7 @@ fn compile_forward(route: &HttpRoute, full_name: &dyn Fn(&str) -> String) -> For
             .map(|timeout| timeout.0)
             .filter(|timeout| !timeout.is_zero()),
         retries: Retries::compile(route.retries.as_ref()),
+        limits: None,
         mirrors: compile_mirrors(route, full_name),
     }
 }

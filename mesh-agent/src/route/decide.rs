@@ -11,7 +11,7 @@ use super::cors::{Allowed, CrossOrigin};
 use super::edit::{Edits, Rewritten};
 use super::hosts::host_of;
 use super::matching::{Match, Text};
-use super::model::{Action, DirectResponse, Fault, Rule, Rules, Target};
+use super::model::{Action, DirectResponse, Fault, RouteLimits, Rule, Rules, Target};
 use super::policy::Subset;
 use super::redirect::Redirection;
 use super::retry::Retries;
@@ -132,6 +132,8 @@ pub struct Plan<'r> {
     pub timeout: Option<Duration>,
     /// Retries.
     pub retries: &'r Retries,
+    /// Bounds of the route.
+    pub limits: Option<&'r RouteLimits>,
     /// Where copies go.
     pub mirrors: Vec<Plan<'r>>,
     /// Edits of the destination, then of the rule.
@@ -308,6 +310,7 @@ impl Routes {
                                 plan.rewritten =
                                     rewritten(rule, forward, target, request, block.path.as_ref());
                                 plan.timeout = forward.timeout;
+                                plan.limits = forward.limits.as_deref();
                                 plan.retries = &forward.retries;
                                 plan.mirrors = mirrors;
                                 plan.edits = [&target.edits, &rule.edits]
@@ -384,6 +387,7 @@ impl Routes {
             destination_rule: rule.map(|rule| rule.name.as_str()),
             rewritten: Rewritten::default(),
             timeout: None,
+            limits: None,
             retries: &DEFAULT_RETRIES,
             mirrors: Vec::new(),
             edits: [None, None],

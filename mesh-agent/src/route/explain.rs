@@ -151,6 +151,16 @@ impl Routes {
                     format!(" of {bound:?} each")
                 });
                 words.push(format!("up to {tries} retries{per_try}"));
+                let bounds = forward.limits.as_ref().map(|limits| limits.bounds);
+                let bounds = bounds.unwrap_or_default();
+                for (bound, what) in [
+                    (bounds.max_requests, "requests"),
+                    (bounds.max_retries, "retries"),
+                ] {
+                    if let Some(bound) = bound {
+                        words.push(format!("at most {bound} {what} of the route at a time"));
+                    }
+                }
                 for (percent, target) in forward.targets.shares() {
                     let note = self.destination(target, percent, client, port, registry);
                     explanation.destinations.push(note);

@@ -31,7 +31,7 @@ pub use explain::{DestinationNote, Explanation, RuleNote};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
 pub use hosts::host_of;
 pub use locality::{LocalitySetting, Shares, lies_in};
-pub use model::DirectResponse;
+pub use model::{DirectResponse, RouteLimits};
 pub use policy::{DestinationRule, Subset};
 pub use redirect::Redirection;
 pub use retry::{AskedRetries, Retries, RetryOn};

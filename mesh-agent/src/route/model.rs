@@ -17,6 +17,7 @@ use super::tls::TlsRule;
 use super::view::ClientView;
 use crate::registry::Visibility;
 use crate::resource::virtual_service::Destination;
+use crate::resource::virtual_service::limits::RouteBounds;
 
 /// The rules of one VirtualService, shared by its hosts.
 #[derive(Clone, Debug)]
@@ -64,8 +65,19 @@ pub(super) struct Forward {
     pub(super) authority: Option<http::HeaderValue>,
     pub(super) timeout: Option<Duration>,
     pub(super) retries: Retries,
+    /// Bounds of the route.
+    pub(super) limits: Option<Arc<RouteLimits>>,
     /// Where copies go, with their shares in millionths.
     pub(super) mirrors: Vec<(u32, Target)>,
+}
+
+/// Bounds of one route's requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// `namespace/name of the VirtualService/name of the route`.
+    pub route: String,
+    /// How many there may be.
+    pub bounds: RouteBounds,
 }
 
 /// A destination.

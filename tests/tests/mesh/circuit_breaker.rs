@@ -273,3 +273,56 @@ fn an_endpoint_comes_back_after_a_minute_at_a_sweep() {
     assert_eq!(out[0]["count"], 2);
     let _ = &mesh.lab;
 }
+
+const ROUTES: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: backend
+  annotations:
+    undermesh.io/route-limits: "slow: max-requests=3"
+spec:
+  hosts: [backend-service]
+  http:
+  - name: slow
+    match: [{uri: {prefix: /delay/}}]
+    route: [{destination: {host: backend-service}}]
+  - name: rest
+    route: [{destination: {host: backend-service}}]
+"#;
+
+#[test]
+fn a_route_that_is_full_does_not_concern_the_others() {
+    let mesh = start(&[false]);
+    mesh.lab.configure("routes.yaml", ROUTES);
+    let question = ["routes", "client", "http://backend-service/delay/1"];
+    eventually(Duration::from_secs(10), "the rules are in force", || {
+        let said = mesh.agent().meshctl(&question).success();
+        let told = said.contains("at most 3 requests of the route at a time");
+        told.then_some(()).ok_or(said)
+    });
+    let refused = std::thread::scope(|scope| {
+        let served = scope.spawn(|| mesh.at_once(3, "/delay/5000"));
+        eventually(Duration::from_secs(4), "three are on their way", || {
+            let clusters = mesh.agent().meshctl_json(&["endpoints"]);
+            let now = clusters[0]["routes"][0]["requests"]["now"].as_u64();
+            (now == Some(3))
+                .then_some(())
+                .ok_or_else(|| clusters.to_string())
+        });
+        let refused = mesh.at_once(5, "/delay/1");
+        // The same service, by the other route.
+        let others = mesh.at_once(20, "/");
+        assert_eq!(others, BTreeMap::from([("200".to_owned(), 20)]));
+        let served = served.join().expect("no panic");
+        assert_eq!(served, BTreeMap::from([("200".to_owned(), 3)]));
+        refused
+    });
+    assert_eq!(refused, BTreeMap::from([("503 true".to_owned(), 5)]));
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    let line = "5 requests of route default/backend/slow were refused";
+    assert!(table.contains(line), "{table}");
+    // What has ended makes room.
+    let again = mesh.at_once(3, "/delay/1");
+    assert_eq!(again, BTreeMap::from([("200".to_owned(), 3)]));
+}

@@ -1,6 +1,6 @@
 //! What each client knows of services and their endpoints, as metrics.
 
-use crate::admin::api::{ClusterEndpointView, ClusterView};
+use crate::admin::api::{ClusterEndpointView, ClusterView, RouteGaugesView};
 
 /// One metric: name, type, and what it says.
 type Family<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
@@ -97,7 +97,29 @@ const OF_ENDPOINTS: [Family<ClusterEndpointView>; 5] = [
     ),
 ];
 
-/// Clusters and their endpoints in Prometheus' text format, with the prefix `undermesh_cluster_`.
+/// Of a route with bounds of its own.
+const OF_ROUTES: [Family<RouteGaugesView>; 3] = [
+    (
+        "route_rq_active",
+        "gauge",
+        "Requests of a route on their way.",
+        |route| route.requests.now.into(),
+    ),
+    (
+        "route_rq_overflow_total",
+        "counter",
+        "Requests refused by max-requests of the route.",
+        |route| route.requests.refused,
+    ),
+    (
+        "route_rq_retry_overflow_total",
+        "counter",
+        "Retries refused by max-retries of the route.",
+        |route| route.retries.refused,
+    ),
+];
+
+/// Clusters, their routes and endpoints in Prometheus' text format, with the prefix `undermesh_cluster_`.
 pub fn of_clusters(clusters: &[ClusterView]) -> String {
     let mut text = String::new();
     let head = |name: &str, kind: &str, help: &str| {
@@ -108,6 +130,18 @@ pub fn of_clusters(clusters: &[ClusterView]) -> String {
         for cluster in clusters {
             let (labels, value) = (labels(cluster), value(cluster));
             text.push_str(&format!("undermesh_cluster_{name}{{{labels}}} {value}\n"));
+        }
+    }
+    for (name, kind, help, value) in OF_ROUTES {
+        text.push_str(&head(name, kind, help));
+        for cluster in clusters {
+            let labels = labels(cluster);
+            for route in &cluster.routes {
+                let (name_of_route, value) = (escaped(&route.route), value(route));
+                text.push_str(&format!(
+                    "undermesh_cluster_{name}{{{labels},route=\"{name_of_route}\"}} {value}\n"
+                ));
+            }
         }
     }
     for (name, kind, help, value) in OF_ENDPOINTS {

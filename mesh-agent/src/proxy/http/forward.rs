@@ -22,7 +22,7 @@ use super::record::Record;
 use super::request_body::{BodySource, RequestBody};
 use super::upstream::{self, ConnectError, Ended, HttpCluster, Sent, Unsent, Wanted};
 use super::{ConnectionContext, message, mirror};
-use crate::balance::{self, Choice, EndpointAddress, Member, Overflow, Report, Retrying};
+use crate::balance::{self, Choice, EndpointAddress, InRoute, Member, Overflow, Report, Retrying};
 use crate::registry::{Protocol, Resolution};
 use crate::route::{Balancer, Plan, ProtocolPolicy, Retries};
 
@@ -52,6 +52,9 @@ enum Trouble {
     Gone,
 }
 
+/// A retry, counted among those of its destination and of its route.
+type Counted = (Retrying<HttpPool>, Option<InRoute>);
+
 /// What all attempts have in common.
 struct Attempts<'a> {
     /// Of the one that is under way, from 1.
@@ -71,6 +74,13 @@ impl<C: Connector> Exchange<'_, C> {
         &mut self,
         mut request: Request<Incoming>,
     ) -> Result<Forwarded, Failure> {
+        let in_route = match self.plan.limits {
+            None => None,
+            Some(limits) => {
+                let entered = self.cluster.enter_route(limits);
+                Some(entered.map_err(|_| Failure::overflow())?)
+            }
+        };
         let protocol = protocol(
             self.plan,
             request.version(),
@@ -113,7 +123,10 @@ impl<C: Connector> Exchange<'_, C> {
                 .await
                 .unwrap_or_else(|_| Err(self.timed_out())),
         };
-        let sent = result?;
+        let mut sent = result?;
+        if let Some(in_route) = in_route {
+            sent.lease.hold(in_route);
+        }
         body.commit();
         // The time runs from the end of the request to the end of the response.
         let deadline = timeout.and_then(|timeout| Some(body.ended_at(began)? + timeout));
@@ -250,11 +263,16 @@ impl<C: Connector> Exchange<'_, C> {
     }
 
     /// Whether one more may be retrying; counts it from then on.
-    fn may_retry(&mut self, retrying: &mut Option<Retrying<HttpPool>>) -> bool {
+    fn may_retry(&mut self, retrying: &mut Option<Counted>) -> bool {
         if retrying.is_some() {
             return true;
         }
-        match self.cluster.retry() {
+        let limits = self.plan.limits;
+        let of_route = limits.map(|limits| self.cluster.retry_route(limits));
+        let counted = of_route
+            .transpose()
+            .and_then(|of_route| Ok((self.cluster.retry()?, of_route)));
+        match counted {
             Ok(counted) => {
                 *retrying = Some(counted);
                 true

@@ -14,7 +14,9 @@ use super::connector::{Connector, Target};
 use super::pool::{Http1, HttpPool, Stream, UpstreamProtocol};
 use super::request_body::RequestBody;
 use crate::balance::outlier::Cause;
-use crate::balance::{Active, Cluster, Clusters, EndpointAddress, Member, Overflow, Report, Slot};
+use crate::balance::{
+    Active, Cluster, Clusters, EndpointAddress, InRoute, Member, Overflow, Report, Slot,
+};
 use crate::registry::WorkloadName;
 use crate::route::UpstreamPolicy;
 
@@ -360,6 +362,11 @@ impl Lease {
     /// Tells what became of the request.
     pub(super) fn report(&self, report: Report) {
         self::report(self.active.cluster(), self.active.member(), report);
+    }
+
+    /// Counts the exchange among those of its route until it ends.
+    pub(super) fn hold(&mut self, in_route: InRoute) {
+        self.active.hold(in_route);
     }
 
     /// The connection has become a tunnel: what is left is to be counted while it lasts.

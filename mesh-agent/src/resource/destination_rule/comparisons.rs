@@ -4,16 +4,13 @@
 use std::time::Duration;
 
 use crate::resource::Meta;
+use crate::resource::annotation::{PREFIX, Problem, count, settings, unknown};
 use crate::resource::value::GoDuration;
 
-/// Prefix of the annotations below.
-const PREFIX: &str = "undermesh.io/";
 /// Ejection of endpoints that fail more often than the others.
 const SUCCESS_RATE: &str = "undermesh.io/success-rate-ejection";
 /// Ejection of endpoints that are slower than the others.
 const LATENCY: &str = "undermesh.io/latency-ejection";
-/// Greatest number of endpoints or requests that an interval can be asked to have.
-const MAX_COUNT: u32 = 1_000_000;
 /// Greatest factor.
 const MAX_FACTOR: f64 = 1000.0;
 
@@ -71,14 +68,6 @@ impl Default for LatencyPolicy {
     }
 }
 
-/// What is wrong with an annotation.
-pub(crate) enum Problem {
-    /// Nobody knows it.
-    Unknown(String),
-    /// Its value cannot be.
-    Value(String),
-}
-
 impl Comparisons {
     /// What the annotations of a rule say, and what is wrong with which of them.
     pub(crate) fn read(meta: &Meta) -> (Self, Vec<(&str, Problem)>) {
@@ -89,10 +78,7 @@ impl Comparisons {
                 SUCCESS_RATE => success_rate(value).map(|policy| read.success_rate = policy),
                 LATENCY => latency(value).map(|policy| read.latency = policy),
                 _ => {
-                    let known = [SUCCESS_RATE, LATENCY].join(", ");
-                    let reason =
-                        format!("is not an annotation that the mesh knows; it knows {known}");
-                    problems.push((key.as_str(), Problem::Unknown(reason)));
+                    problems.push((key.as_str(), unknown(&[SUCCESS_RATE, LATENCY])));
                     continue;
                 }
             };
@@ -107,7 +93,7 @@ impl Comparisons {
 fn success_rate(value: &str) -> Result<Option<SuccessRatePolicy>, String> {
     let mut policy = SuccessRatePolicy::default();
     let names = ["minimum-hosts", "request-volume", "stdev-factor"];
-    let is_on = settings(value, &names, |name, value| {
+    let is_on = on_or(value, &names, |name, value| {
         match name {
             "minimum-hosts" => policy.minimum_hosts = count(value)?,
             "request-volume" => policy.request_volume = count(value)?,
@@ -126,7 +112,7 @@ fn latency(value: &str) -> Result<Option<LatencyPolicy>, String> {
         "factor",
         "minimum-difference",
     ];
-    let is_on = settings(value, &names, |name, value| {
+    let is_on = on_or(value, &names, |name, value| {
         match name {
             "minimum-hosts" => policy.minimum_hosts = count(value)?,
             "request-volume" => policy.request_volume = count(value)?,
@@ -141,41 +127,17 @@ fn latency(value: &str) -> Result<Option<LatencyPolicy>, String> {
     Ok(is_on.then_some(policy))
 }
 
-/// `on`, `off`, or `name=value` with commas between; returns whether it is on.
-fn settings<'v>(
+/// `on`, `off`, or settings; returns whether it is on.
+fn on_or<'v>(
     value: &'v str,
     names: &[&str],
-    mut set: impl FnMut(&str, &'v str) -> Result<(), String>,
+    set: impl FnMut(&str, &'v str) -> Result<(), String>,
 ) -> Result<bool, String> {
     match value {
-        "on" => return Ok(true),
-        "off" => return Ok(false),
-        _ => {}
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => settings(value, names, set).map(|()| true),
     }
-    let mut seen: Vec<&str> = Vec::new();
-    for setting in value.split(',').map(str::trim) {
-        let Some((name, value)) = setting.split_once('=') else {
-            return Err(format!(
-                "{setting:?} is not name=value; \"on\" and \"off\" stand alone"
-            ));
-        };
-        if !names.contains(&name) {
-            return Err(format!("{name:?} is none of {}", names.join(", ")));
-        }
-        if seen.contains(&name) {
-            return Err(format!("{name:?} stands twice"));
-        }
-        seen.push(name);
-        set(name, value).map_err(|reason| format!("{name}: {reason}"))?;
-    }
-    Ok(true)
-}
-
-fn count(value: &str) -> Result<u32, String> {
-    let number = value.parse().ok();
-    number
-        .filter(|number| (1..=MAX_COUNT).contains(number))
-        .ok_or_else(|| format!("{value:?} is not a number from 1 to {MAX_COUNT}"))
 }
 
 fn factor(value: &str) -> Result<f64, String> {

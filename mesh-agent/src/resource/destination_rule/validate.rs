@@ -1,6 +1,5 @@
 //! Which DestinationRules can be used, field by field.
 
-use super::comparisons::Problem;
 use super::*;
 use crate::resource::report::Report;
 use crate::resource::{Finding, Resource};
@@ -46,11 +45,7 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
     }
     let (comparisons, problems) = Comparisons::read(&resource.meta);
     for (key, problem) in problems {
-        let field = format!("metadata.annotations[{key}]");
-        match problem {
-            Problem::Unknown(reason) => report.warning(field, reason),
-            Problem::Value(reason) => report.error(field, reason),
-        }
+        report.annotation(key, problem);
     }
     if comparisons != Comparisons::default() && !detects_outliers(spec) {
         report.warning(

@@ -52,6 +52,9 @@ pub fn validate(resource: &Resource<VirtualServiceSpec>) -> Vec<Finding> {
     for (i, route) in spec.tls.iter().enumerate() {
         tls_route(&mut report, route, &spec.hosts, &format!("spec.tls[{i}]"));
     }
+    for (key, problem) in limits::read(resource).1 {
+        report.annotation(key, problem);
+    }
     report.into_findings()
 }
 

@@ -188,7 +188,7 @@ fn endpoints_can_be_compared_by_annotation() {
         (
             "success-rate-ejection",
             "true",
-            "[undermesh.io/success-rate-ejection]: \"true\" is not name=value; \"on\" and \"off\" stand alone",
+            "[undermesh.io/success-rate-ejection]: \"true\" is not name=value",
         ),
         (
             "success-rate-ejection",

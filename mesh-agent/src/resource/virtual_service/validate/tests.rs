@@ -384,3 +384,46 @@ tcp:
         Some("c")
     );
 }
+
+#[test]
+fn routes_are_bounded_by_annotation() {
+    let with = |key: &str, value: &str| {
+        let spec = "{hosts: [a], http: [{name: slow, match: [{uri: {prefix: /s}}], route: [{destination: {host: a}}]}, \
+            {name: moved, redirect: {uri: /}}]}";
+        let mut rules = resource("VirtualService", "default/test", spec);
+        let (key, value) = (format!("undermesh.io/{key}"), value.to_owned());
+        rules.meta.annotations.insert(key, value);
+        let findings = validate(&rules);
+        let text = |finding: &Finding| finding.reason.clone();
+        findings.iter().map(text).collect::<Vec<_>>()
+    };
+    let limits = |value: &str| with("route-limits", value);
+    assert_eq!(limits("slow: max-requests=3, max-retries=1"), [""; 0]);
+    for (value, expected) in [
+        ("slow", "\"slow\" is not NAME: name=value, ..."),
+        (
+            "fast: max-requests=1",
+            "no http route that forwards has the name \"fast\"",
+        ),
+        (
+            "moved: max-requests=1",
+            "no http route that forwards has the name \"moved\"",
+        ),
+        (
+            "slow: max-request=1",
+            "slow: \"max-request\" is none of max-requests, max-retries",
+        ),
+        (
+            "slow: max-requests=0",
+            "slow: max-requests: \"0\" is not a number from 1 to 1000000",
+        ),
+        (
+            "slow: max-requests=1; slow: max-retries=1",
+            "\"slow\" stands twice",
+        ),
+    ] {
+        assert_eq!(limits(value), [expected]);
+    }
+    let reason = "is not an annotation that the mesh knows; it knows undermesh.io/route-limits";
+    assert_eq!(with("limits", "on"), [reason]);
+}
