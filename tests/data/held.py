@@ -28,6 +28,11 @@ def end_of(connection, answer):
                 answer.read(connection, source)
 
 
+def say(*words):
+    """In one write: threads that end at the same time would mix their words otherwise."""
+    os.write(1, (" ".join(words) + "\n").encode())
+
+
 class Echo:
     inputs = []
 
@@ -39,7 +44,7 @@ class Lines:
     inputs = [sys.stdin]
 
     def received(self, connection, data):
-        print("echo", data.decode().strip(), flush=True)
+        say("echo", data.decode().strip())
 
     def read(self, connection, source):
         data = os.read(source.fileno(), 4096)
@@ -53,7 +58,7 @@ def serve(port):
     listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
 
     def one(connection, peer):
-        print("ended", peer[0], end_of(connection, Echo()), flush=True)
+        say("ended", peer[0], end_of(connection, Echo()))
 
     while True:
         connection, peer = listener.accept()
@@ -66,8 +71,8 @@ def hold(kind, address, port):
     connection = socket.socket(family)
     connection.connect(("::ffff:" + address if kind == "mapped" else address, int(port)))
     connection.setblocking(False)
-    print("open", flush=True)
-    print("ended", end_of(connection, Lines()), flush=True)
+    say("open")
+    say("ended", end_of(connection, Lines()))
 
 
 if sys.argv[1] == "serve":
