@@ -395,10 +395,21 @@ fn cgroup(options: &RunOptions, mount: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A configuration and the number of its resources, or what is wrong with it.
-type Compiled = Result<(Snapshot, usize), Vec<Finding>>;
+/// A configuration that can be put in force.
+struct Compiled {
+    snapshot: Snapshot,
+    /// How many resources it is made of.
+    resources: usize,
+    /// How long that took.
+    took: Duration,
+}
 
-fn compile(options: &RunOptions, generation: u64, loaded: Loaded) -> Compiled {
+fn compile(
+    options: &RunOptions,
+    generation: u64,
+    loaded: Loaded,
+) -> Result<Compiled, Vec<Finding>> {
+    let began = Instant::now();
     let options = Options {
         trust_domain: options.trust_domain.clone(),
         cluster_domain: options.cluster_domain.clone(),
@@ -410,7 +421,11 @@ fn compile(options: &RunOptions, generation: u64, loaded: Loaded) -> Compiled {
     };
     let resources = loaded?;
     let snapshot = Snapshot::compile(generation, &resources, &options)?;
-    Ok((snapshot, resources.len()))
+    Ok(Compiled {
+        snapshot,
+        resources: resources.len(),
+        took: began.elapsed(),
+    })
 }
 
 impl Agent {
@@ -420,9 +435,14 @@ impl Agent {
     }
 
     /// Puts a configuration in force, or keeps the one before and says why.
-    fn put_in_force(&self, compiled: Compiled) {
+    fn put_in_force(&self, compiled: Result<Compiled, Vec<Finding>>) {
+        let began = Instant::now();
         match compiled {
-            Ok((mut snapshot, resources)) => {
+            Ok(Compiled {
+                mut snapshot,
+                resources,
+                took,
+            }) => {
                 let generation = snapshot.generation;
                 let destinations = snapshot.destinations();
                 if let Err(error) = self
@@ -447,7 +467,8 @@ impl Agent {
                 self.resources
                     .store(resources, std::sync::atomic::Ordering::Relaxed);
                 *self.refused.lock() = None;
-                tracing::info!(generation, resources, "configuration is in force");
+                let took_ms = (took + began.elapsed()).as_micros() as f64 / 1e3;
+                tracing::info!(generation, resources, took_ms, "configuration is in force");
                 self.enrol();
             }
             Err(errors) => {
@@ -469,7 +490,7 @@ impl Agent {
     /// wrong with it the agent says that has taken over.
     fn follow(&self, loaded: Loaded) {
         let generation = self.node.snapshot.load().generation + 1;
-        let Ok((mut snapshot, _)) = compile(&self.options, generation, loaded) else {
+        let Ok(Compiled { mut snapshot, .. }) = compile(&self.options, generation, loaded) else {
             return;
         };
         (snapshot.authorization).succeed(&self.node.snapshot.load().authorization, generation);

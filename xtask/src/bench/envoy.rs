@@ -65,7 +65,7 @@ pub fn start(
         first_port: OUTBOUND,
         to: server.v4,
     };
-    let mut processes = vec![envoy(lab, client, &outbound.configuration())?];
+    let mut processes = vec![run(lab, client, OUTBOUND, &outbound.configuration())?];
     for (index, port) in [(0, HTTP_SERVICE_PORT), (1, BULK_PORT)] {
         redirect(client, "OUTPUT", vip, port, OUTBOUND + index)?;
     }
@@ -78,7 +78,7 @@ pub fn start(
             first_port: INBOUND,
             to: Ipv4Addr::LOCALHOST,
         };
-        processes.push(envoy(lab, server, &inbound.configuration())?);
+        processes.push(run(lab, server, INBOUND, &inbound.configuration())?);
         for (index, port) in [(0, HTTP_PORT), (1, BULK_PORT)] {
             redirect(server, "PREROUTING", server.v4, port, INBOUND + index)?;
         }
@@ -86,14 +86,10 @@ pub fn start(
     Ok(processes)
 }
 
-fn envoy(lab: &Lab, place: &Workload, configuration: &Value) -> Result<Process> {
+/// Starts it with this configuration, and waits until it listens on `port`.
+pub fn run(lab: &Lab, place: &Workload, port: u16, configuration: &Value) -> Result<Process> {
     let file = lab.folder().join(format!("{}-envoy.json", place.name));
     fs::write(&file, configuration.to_string())?;
-    let port = if place.name.ends_with("client") {
-        OUTBOUND
-    } else {
-        INBOUND
-    };
     Ok(place.serve(
         port,
         &needs::envoy_binary().to_string_lossy(),
@@ -206,7 +202,7 @@ impl Side {
     }
 }
 
-fn socket(address: Ipv4Addr, port: u16) -> Value {
+pub fn socket(address: Ipv4Addr, port: u16) -> Value {
     json!({ "socket_address": { "address": address, "port_value": port } })
 }
 

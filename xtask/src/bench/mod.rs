@@ -2,6 +2,7 @@
 //! in the same run. `docs/benchmark.md` says what each row means.
 
 mod certificates;
+mod configuration;
 mod drive;
 mod envoy;
 mod figures;

@@ -28,18 +28,39 @@ fn ticks(stat: &str) -> Option<u64> {
 }
 
 /// Resident memory, bytes.
-pub fn resident(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    resident_in(&status).with_context(|| format!("{path} has no VmRSS"))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it (VmRSS).
+    pub resident: u64,
+    /// What the process has written (RssAnon).
+    pub anonymous: u64,
+    /// What is mapped from files, such as the program itself (RssFile).
+    pub files: u64,
 }
 
-fn resident_in(status: &str) -> Option<u64> {
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
+/// What a process holds.
+pub fn memory(pid: u32) -> Result<Memory> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    memory_in(&status).with_context(|| format!("{path} is not as proc(5) says"))
+}
+
+/// Resident memory, bytes.
+pub fn resident(pid: u32) -> Result<u64> {
+    Ok(memory(pid)?.resident)
+}
+
+fn memory_in(status: &str) -> Option<Memory> {
+    let field = |name: &str| -> Option<u64> {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kib * 1024)
+    };
+    Some(Memory {
+        resident: field("VmRSS:")?,
+        anonymous: field("RssAnon:")?,
+        files: field("RssFile:")?,
+    })
 }
 
 #[cfg(test)]
@@ -50,7 +71,13 @@ mod tests {
     fn proc_is_read_by_position_and_name() {
         let stat = "42 (a (strange) name) S 1 42 42 0 -1 4194560 100 0 0 0 7 5 0 0 20 0 3 0";
         assert_eq!(ticks(stat), Some(12));
-        let status = "Name:\tx\nVmHWM:\t  900 kB\nVmRSS:\t   12 kB\n";
-        assert_eq!(resident_in(status), Some(12 * 1024));
+        let status =
+            "Name:\tx\nVmHWM:\t  900 kB\nVmRSS:\t   12 kB\nRssAnon:\t  8 kB\nRssFile:\t  4 kB\n";
+        let memory = Memory {
+            resident: 12 * 1024,
+            anonymous: 8 * 1024,
+            files: 4 * 1024,
+        };
+        assert_eq!(memory_in(status), Some(memory));
     }
 }

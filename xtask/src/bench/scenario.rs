@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::drive::Load;
 use super::envoy::Kind;
 use super::figures::{DIRECT, Figures};
-use super::{Options, memory, rounds};
+use super::stage::Stage;
+use super::{Options, configuration, memory, rounds};
 
 /// Variants that are measured beside one another.
 pub struct Scenario {
@@ -27,6 +28,8 @@ pub enum Measured {
     Flows,
     /// Memory at rest, and of tunnels at rest.
     Idle,
+    /// A large configuration: start, changes, memory.
+    Configuration,
 }
 
 /// One way from client to server.
@@ -45,6 +48,8 @@ pub enum Mesh {
     Undermesh(Setting),
     /// Envoy with iptables.
     Envoy(Kind),
+    /// Envoy that has a large configuration, and nothing to do.
+    IdleEnvoy,
 }
 
 /// How ours is set.
@@ -225,6 +230,20 @@ pub const ALL: &[Scenario] = &[
         variants: &[undermesh(), envoy("envoy-tcp-pair", Kind::TcpPair)],
         measured: Measured::Idle,
     },
+    Scenario {
+        name: "configuration",
+        about: "1,000 services with routes in two versions, 100 workloads on one node",
+        two_nodes: false,
+        http: true,
+        variants: &[
+            undermesh(),
+            Variant {
+                name: "envoy-of-one-workload",
+                mesh: Mesh::IdleEnvoy,
+            },
+        ],
+        measured: Measured::Configuration,
+    },
 ];
 
 impl Scenario {
@@ -235,11 +254,14 @@ impl Scenario {
             .iter()
             .filter(|variant| options.wants_variant(variant.name))
             .collect();
-        let stage = super::stage::Stage::build(self, &variants, figures)?;
+        let stage = |figures: &mut Figures| Stage::build(self, &variants, figures);
         match &self.measured {
-            Measured::Speed(loads) => rounds::measure(&stage, loads, options, figures),
-            Measured::Flows => memory::flows(&stage, figures),
-            Measured::Idle => memory::idle(&stage, figures),
+            Measured::Speed(loads) => rounds::measure(&stage(figures)?, loads, options, figures),
+            Measured::Flows => memory::flows(&stage(figures)?, figures),
+            Measured::Idle => memory::idle(&stage(figures)?, figures),
+            Measured::Configuration => {
+                configuration::measure(self.name, &variants, options.rounds, figures)
+            }
         }
     }
 }

@@ -97,14 +97,14 @@ impl Stage {
 fn pair(lab: &Lab, scenario: &Scenario, variant: &Variant, host: u8) -> Result<Pair> {
     let nodes = match variant.mesh {
         // Programs are attached to the control groups of the nodes alone.
-        Mesh::None | Mesh::Envoy(_) => [Node::Outside, Node::Outside],
+        Mesh::None | Mesh::Envoy(_) | Mesh::IdleEnvoy => [Node::Outside, Node::Outside],
         Mesh::NotEnrolled | Mesh::Undermesh(_) if scenario.two_nodes => [Node::A, Node::B],
         Mesh::NotEnrolled | Mesh::Undermesh(_) => [Node::A, Node::A],
     };
     let mut pair = Pair::new(lab, variant.name, nodes[0], nodes[1])?;
     let vip = vip(host);
     match &variant.mesh {
-        Mesh::None | Mesh::NotEnrolled => {}
+        Mesh::None | Mesh::NotEnrolled | Mesh::IdleEnvoy => {}
         Mesh::Undermesh(setting) => {
             for (key, value) in setting.annotations {
                 pair.client = pair.client.annotated(key, value);
