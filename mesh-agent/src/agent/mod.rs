@@ -2,7 +2,9 @@
 
 mod authz;
 mod checks;
+mod configuring;
 mod direct_flows;
+mod draining;
 mod endpoints;
 mod enrolment;
 mod flow_keeper;
@@ -25,16 +27,14 @@ pub(crate) use options::cert_lifetime;
 pub use options::{RunOptions, UninstallOptions};
 pub use uninstall::uninstall;
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,28 +45,19 @@ use crate::identity::certificate_service::ServiceClient;
 use crate::identity::{Authority, Certificates};
 use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
-use crate::proxy::application::{self, Reports};
+use crate::proxy::application::Reports;
 use crate::proxy::hbone::TunnelPool;
 use crate::proxy::http::Upstreams;
 use crate::proxy::notes::Notes;
 use crate::proxy::upstream::Upstream;
-use crate::resource::Finding;
-use crate::snapshot::{Options, Snapshot};
-use crate::source::{Loaded, directory};
+use crate::snapshot::Snapshot;
+use crate::source::directory;
+use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::FlowKeeper;
 use observing::Observing;
 use supervisor::Supervisor;
-use takeover::{Estate, Handed, Offer, Predecessor, Successor, TakeoverSocket};
-
-/// How long tunnels may take to end in order when nobody uses them any more.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What was wrong with the configuration that was refused last.
-struct Refused {
-    at: Instant,
-    errors: Vec<Finding>,
-}
+use takeover::{Draining, Estate, Handed, Predecessor, TakeoverSocket};
 
 /// The running agent.
 struct Agent {
@@ -78,6 +69,8 @@ struct Agent {
     upstreams: Arc<Upstreams<Upstream>>,
     observing: Observing,
     refused: Mutex<Option<Refused>>,
+    /// The configuration that is in force wherever connections are decided.
+    acknowledged: std::sync::atomic::AtomicU64,
     /// Configurations that were refused.
     refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
@@ -113,11 +106,15 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut configurations = directory::watch(&options.config)
         .await
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
-    let first = configurations
-        .recv()
-        .await
-        .map(|loaded| compile(&options, 1, loaded));
-    if let (Some(predecessor), Some(Err(errors))) = (&predecessor, &first) {
+    // Also the agent before, which is going to drain.
+    let draining = Draining::find(&control_path);
+    let first = configurations.recv().await.map(|state| {
+        (
+            compile(&options, 1, state.loaded),
+            draining.with(state.texts),
+        )
+    });
+    if let (Some(predecessor), Some((Err(errors), _))) = (&predecessor, &first) {
         let error = errors.first().map(ToString::to_string).unwrap_or_default();
         bail!(
             "the configuration is refused, and the agent that runs (process {}) stays in charge: {error}",
@@ -184,6 +181,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         enrolment,
         upstreams,
         refused: Mutex::default(),
+        acknowledged: 0.into(),
         refusals: 0.into(),
         resources: 0.into(),
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
@@ -202,14 +200,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // The first configuration is in force before anybody is told that the agent runs.
-    if let Some(first) = first {
-        let is_known = first.is_ok();
-        agent.put_in_force(first);
-        if is_known {
-            let claimed = agent.enrolment.claimed();
-            agent.node.datapath.leave_others(&claimed);
-        }
-    }
+    let mut first = first.and_then(|(compiled, draining)| {
+        let change = agent.put_in_force(compiled)?;
+        let claimed = agent.enrolment.claimed();
+        agent.node.datapath.leave_others(&claimed);
+        Some((change, draining))
+    });
     if predecessor.is_some()
         && let Some(reason) = agent.enrolment.failed_to_inherit()
     {
@@ -223,6 +219,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     let takeovers = TakeoverSocket::bind(&control_path)?;
     agent.enrolment.accept();
+    if predecessor.is_none()
+        && let Some((change, draining)) = first.take()
+    {
+        agent.acknowledge(change, draining).await;
+    }
     let admin = tokio::spawn(admin::serve(socket, agent.clone(), stop.clone()));
     if let Some(predecessor) = &predecessor {
         tracing::info!(
@@ -232,6 +233,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         if let Err(error) = predecessor.relieve().await {
             tracing::warn!(%error, "the agent before is gone already");
         }
+    }
+    // The agent before is told of this configuration, too, if it is another one.
+    if let Some((change, draining)) = first {
+        agent.acknowledge(change, draining).await;
     }
     let metrics = tokio::spawn(admin::metrics::serve(
         agent.options.metrics_address,
@@ -258,9 +263,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
-    let successor = loop {
+    let relieved = loop {
         tokio::select! {
-            Some(loaded) = configurations.recv() => agent.configure(loaded),
+            Some(state) = configurations.recv() => agent.configure(state).await,
             () = namespaces.changed() => agent.enrol(),
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
@@ -289,7 +294,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 // Meanwhile this one changes nothing.
                 tokio::select! {
                     handed = agent.hand_over(successor, &shared.0) => match handed {
-                        Ok(successor) => break Some(successor),
+                        Ok(relieved) => break Some(relieved),
                         Err(error) => tracing::warn!(
                             reason = one_line(&error),
                             "the other agent has not taken over, this one goes on"
@@ -303,9 +308,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = interrupt.recv() => break None,
         }
     };
-    if successor.is_some() {
-        // Files and programs are the other agent's now.
+    if relieved.is_some() {
+        // Files and programs are the other agent's now. Whoever finds the control socket's file
+        // after a crash of that one must not take this one for alive.
         shared.1.give_away();
+        drop(shared);
         agent.node.datapath.give_away_lock();
         agent.enrolment.give_away();
     } else {
@@ -314,57 +321,21 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             "agent stops; enrolled workloads are refused until it runs again, or `mesh-agent uninstall`"
         );
     }
+    // What is to be read comes from the other agent now.
+    drop(configurations);
     stop.cancel();
-    if successor.is_some() {
+    if let Some(relieved) = &relieved {
         tokio::select! {
-            () = drain(&agent, &agent.upstreams) => {}
-            () = follow(&agent, &mut configurations) => {}
+            () = draining::drain(&agent, &agent.upstreams) => {}
+            () = agent.follow(relieved) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     }
     let _ = tokio::join!(admin, metrics, renewal);
+    // Only now: the other agent takes the end of it for the end of all connections.
+    drop(relieved);
     Ok(())
-}
-
-/// Waits until the last connection has ended, or their time has.
-async fn drain(agent: &Agent, upstreams: &Upstreams<Upstream>) {
-    let connections = &agent.node.connections;
-    connections.close();
-    let limit = agent.options.drain_timeout;
-    tracing::info!(
-        open = connections.len(),
-        "another agent has taken over: this one drains"
-    );
-    let ended = async {
-        connections.wait().await;
-        // Connections that wait for further requests hold tunnels; and what the last ones have
-        // written may still be on its way into theirs.
-        for name in agent.node.locals.load().names() {
-            upstreams.forget(name);
-        }
-        let closed = upstreams.connector().close_tunnels();
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            tracing::debug!("tunnels are closed by force");
-        }
-    };
-    match tokio::time::timeout(limit, ended).await {
-        Ok(()) => tracing::info!("drained"),
-        Err(_) => tracing::warn!(
-            open = connections.len(),
-            "--drain-timeout has passed: open connections are cut"
-        ),
-    }
-}
-
-/// Keeps the connections that an agent still carries under the configuration in
-/// force. Files are watched by both agents; the kernel's maps and the workloads
-/// are the other one's.
-async fn follow(agent: &Agent, configurations: &mut mpsc::Receiver<Loaded>) {
-    while let Some(loaded) = configurations.recv().await {
-        agent.follow(loaded);
-    }
-    std::future::pending().await
 }
 
 async fn gone(predecessor: Option<&Predecessor>) {
@@ -395,128 +366,7 @@ fn cgroup(options: &RunOptions, mount: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// A configuration that can be put in force.
-struct Compiled {
-    snapshot: Snapshot,
-    /// How many resources it is made of.
-    resources: usize,
-    /// How long that took.
-    took: Duration,
-}
-
-fn compile(
-    options: &RunOptions,
-    generation: u64,
-    loaded: Loaded,
-) -> Result<Compiled, Vec<Finding>> {
-    let began = Instant::now();
-    let options = Options {
-        trust_domain: options.trust_domain.clone(),
-        cluster_domain: options.cluster_domain.clone(),
-        root_namespace: options.root_namespace.clone(),
-        trust_domain_aliases: options.trust_domain_aliases.clone(),
-        path_normalization: options.path_normalization,
-        same_node: options.same_node,
-        outbound_traffic_policy: options.outbound_traffic_policy,
-    };
-    let resources = loaded?;
-    let snapshot = Snapshot::compile(generation, &resources, &options)?;
-    Ok(Compiled {
-        snapshot,
-        resources: resources.len(),
-        took: began.elapsed(),
-    })
-}
-
 impl Agent {
-    fn configure(&self, loaded: Loaded) {
-        let generation = self.node.snapshot.load().generation + 1;
-        self.put_in_force(compile(&self.options, generation, loaded));
-    }
-
-    /// Puts a configuration in force, or keeps the one before and says why.
-    fn put_in_force(&self, compiled: Result<Compiled, Vec<Finding>>) {
-        let began = Instant::now();
-        match compiled {
-            Ok(Compiled {
-                mut snapshot,
-                resources,
-                took,
-            }) => {
-                let generation = snapshot.generation;
-                let destinations = snapshot.destinations();
-                if let Err(error) = self
-                    .node
-                    .datapath
-                    .set_destinations(&destinations, generation as u32)
-                {
-                    tracing::error!(%error, "the kernel does not know all addresses of the mesh");
-                }
-                for warning in &snapshot.warnings {
-                    tracing::warn!("{warning}");
-                }
-                (snapshot.authorization)
-                    .succeed(&self.node.snapshot.load().authorization, generation);
-                let is_here = |name: &_| self.enrolment.is_to_be_here(&snapshot.registry, name);
-                snapshot.registry = self.observing.over(&snapshot.registry, is_here);
-                let snapshot = Arc::new(snapshot);
-                self.replace_verdicts(&snapshot);
-                application::recheck(&self.node, &snapshot);
-                let is_new = snapshot.authorization.epoch == snapshot.generation;
-                self.recheck_direct(is_new);
-                self.resources
-                    .store(resources, std::sync::atomic::Ordering::Relaxed);
-                *self.refused.lock() = None;
-                let took_ms = (took + began.elapsed()).as_micros() as f64 / 1e3;
-                tracing::info!(generation, resources, took_ms, "configuration is in force");
-                self.enrol();
-            }
-            Err(errors) => {
-                for error in &errors {
-                    tracing::error!("configuration refused: {error}");
-                }
-                self.refusals
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                *self.refused.lock() = Some(Refused {
-                    at: Instant::now(),
-                    errors,
-                });
-            }
-        }
-        process::give_back_memory();
-    }
-
-    /// Puts a configuration in force for the connections that are left. What is
-    /// wrong with it the agent says that has taken over.
-    fn follow(&self, loaded: Loaded) {
-        let generation = self.node.snapshot.load().generation + 1;
-        let Ok(Compiled { mut snapshot, .. }) = compile(&self.options, generation, loaded) else {
-            return;
-        };
-        (snapshot.authorization).succeed(&self.node.snapshot.load().authorization, generation);
-        let snapshot = Arc::new(snapshot);
-        self.node.snapshot.store(snapshot.clone());
-        application::recheck(&self.node, &snapshot);
-        tracing::info!(
-            generation,
-            "configuration is in force for the connections that are left"
-        );
-    }
-
-    async fn hand_over(
-        &self,
-        successor: Successor,
-        control: &OwnedFd,
-    ) -> anyhow::Result<Successor> {
-        let offer = Offer {
-            bpffs: self.options.bpffs.clone(),
-            control: control.try_clone()?,
-            lock: self.node.datapath.share_lock()?,
-            workloads: self.enrolment.share()?,
-        };
-        successor.hand_over(offer).await
-    }
-
     /// Ends direct connections that the policies in force forbid.
     fn recheck_direct(&self, is_reported: bool) {
         let snapshot = self.node.snapshot.load();
@@ -535,25 +385,5 @@ impl Agent {
             self.replace_verdicts(&self.node.snapshot.load_full());
         }
         self.observing.probe(&self.node.locals.load());
-    }
-
-    /// Puts a configuration in force together with the verdicts that follow
-    /// from it: none of an older one counts afterwards.
-    fn replace_verdicts(&self, snapshot: &Arc<Snapshot>) {
-        let locals = self.enrolment.locals();
-        let verdicts = verdicts::Verdicts {
-            snapshot,
-            locals: &locals,
-            tiers: self.node.datapath.tiers(),
-            ends_connections: self.ends_connections,
-            short_circuit: self.options.short_circuit,
-        };
-        let store = || self.node.snapshot.store(snapshot.clone());
-        let result = self.node.datapath.replace_verdicts(&verdicts.all(), store);
-        if let Err(error) = result {
-            // The snapshot counts in any case: every connection goes to the agent.
-            self.node.snapshot.store(snapshot.clone());
-            tracing::error!(%error, "no connection goes past the agent");
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use super::UninstallOptions;
-use super::takeover::TakeoverSocket;
+use super::takeover::{Draining, TakeoverSocket};
 use crate::datapath::{Datapath, DatapathError};
 use crate::identity::AUTHORITY_FILES;
 
@@ -27,7 +27,8 @@ pub fn uninstall(options: &UninstallOptions) -> anyhow::Result<()> {
     Datapath::uninstall(&options.bpffs)
         .with_context(|| format!("cannot remove {}", options.bpffs.display()))?;
     let control = options.admin_socket();
-    for socket in [TakeoverSocket::path(&control), control] {
+    let drained = Draining::sockets(&control).into_iter();
+    for socket in drained.chain([TakeoverSocket::path(&control), control]) {
         remove_file(&socket)?;
         // The directory may be of other agents, too.
         if let Some(directory) = socket.parent() {

@@ -140,7 +140,7 @@ impl api::Agent for Agent {
         let refused = self.refused.lock();
         ConfigView {
             source: self.options.config.display().to_string(),
-            generation: snapshot.generation,
+            generation: self.acknowledged.load(Ordering::Relaxed),
             resources: self.resources.load(Ordering::Relaxed),
             warnings: snapshot.warnings.iter().map(FindingView::from).collect(),
             refused: refused.as_ref().map(|refused| RefusedView {

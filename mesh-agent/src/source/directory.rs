@@ -4,8 +4,6 @@
 //! finds what it does not tell of: files behind links that lead out of the
 //! directory, file systems without inotify, a directory that was replaced.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +15,8 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Loaded;
-use crate::resource::{Cache, Finding, MAX_FILE_BYTES, Origin, Reading, Severity};
+use super::{Loaded, State, Texts};
+use crate::resource::{Cache, MAX_FILE_BYTES, Reading};
 
 /// How long the directory must be at rest before it is read: writers often
 /// change several files, or one file in several steps.
@@ -43,7 +41,7 @@ pub fn load(dir: &Path) -> Loaded {
 ///
 /// # Errors
 /// When `dir` is not a directory that can be listed. Later errors are findings.
-pub async fn watch(dir: impl Into<PathBuf>) -> io::Result<mpsc::Receiver<Loaded>> {
+pub async fn watch(dir: impl Into<PathBuf>) -> io::Result<mpsc::Receiver<State>> {
     let dir = dir.into();
     fs::read_dir(&dir)?;
     // One state waits; a slow receiver gets the newest after it.
@@ -52,21 +50,21 @@ pub async fn watch(dir: impl Into<PathBuf>) -> io::Result<mpsc::Receiver<Loaded>
     Ok(receiver)
 }
 
-async fn follow(dir: PathBuf, sender: mpsc::Sender<Loaded>) {
+async fn follow(dir: PathBuf, sender: mpsc::Sender<State>) {
     let changed = Arc::new(Notify::new());
     // Watching starts before the first reading, so that nothing falls between.
     let mut watcher = watcher(&dir, &changed);
     let mut last = Last::default();
     let mut cache = Cache::default();
     loop {
-        let (listing, files) = read(dir.clone()).await;
-        let fingerprint = files.fingerprint();
+        let (listing, texts) = read(dir.clone()).await;
+        let fingerprint = texts.fingerprint();
         if last.fingerprint != Some(fingerprint) {
-            let loaded;
-            (loaded, cache) = blocking(move || (files.parse(&mut cache), cache)).await;
+            let state;
+            (state, cache) = blocking(move || (State::of(texts, &mut cache), cache)).await;
             let Reading { read, reused } = cache.last();
             tracing::debug!(read, reused, "configuration files read");
-            if sender.send(loaded).await.is_err() {
+            if sender.send(state).await.is_err() {
                 return;
             }
         }
@@ -106,7 +104,7 @@ async fn wait(
     dir: &Path,
     changed: &Notify,
     last: &Listing,
-    sender: &mpsc::Sender<Loaded>,
+    sender: &mpsc::Sender<State>,
 ) -> Change {
     loop {
         tokio::select! {
@@ -130,11 +128,11 @@ async fn wait(
     }
 }
 
-async fn read(dir: PathBuf) -> (Listing, Files) {
+async fn read(dir: PathBuf) -> (Listing, Texts) {
     blocking(move || {
         let listing = Listing::of(&dir);
-        let files = listing.read();
-        (listing, files)
+        let texts = listing.read();
+        (listing, texts)
     })
     .await
 }
@@ -262,23 +260,23 @@ impl Listing {
         self.errors.push((name.to_owned(), reason));
     }
 
-    fn read(&self) -> Files {
-        let mut files = Files {
-            texts: Vec::with_capacity(self.files.len()),
-            errors: self.errors.clone(),
+    fn read(&self) -> Texts {
+        let mut texts = Texts {
+            files: Vec::with_capacity(self.files.len()),
+            unread: self.errors.clone(),
         };
         for file in &self.files {
             match read_text(file) {
-                Ok(text) => files.texts.push((file.name.clone(), text)),
+                Ok(text) => texts.files.push((file.name.clone(), text)),
                 // Gone since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let reason = format!("cannot be read: {error}");
-                    files.errors.push((file.name.clone(), reason));
+                    texts.unread.push((file.name.clone(), reason));
                 }
             }
         }
-        files
+        texts
     }
 }
 
@@ -293,42 +291,6 @@ fn read_text(file: &Entry) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     fs::read_to_string(&file.path)
-}
-
-/// The texts of a directory's files, by name, and what could not be read.
-#[derive(Debug, Hash)]
-struct Files {
-    texts: Vec<(String, String)>,
-    errors: Vec<(String, String)>,
-}
-
-impl Files {
-    fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        hasher.finish()
-    }
-
-    fn parse(&self, cache: &mut Cache) -> Loaded {
-        let texts = self.texts.iter();
-        let parsed = cache.parse(texts.map(|(name, text)| (name.as_str(), text.as_str())));
-        if self.errors.is_empty() {
-            return parsed;
-        }
-        // A file that cannot be read may hold what forbids something.
-        let unread = self.errors.iter().map(|(name, reason)| Finding {
-            severity: Severity::Error,
-            origin: Origin {
-                file: name.as_str().into(),
-                document: 0,
-            },
-            object: String::new(),
-            field: String::new(),
-            reason: reason.clone(),
-            code: None,
-        });
-        Err(unread.chain(parsed.err().into_iter().flatten()).collect())
-    }
 }
 
 #[cfg(test)]
@@ -358,11 +320,9 @@ mod tests {
             .collect()
     }
 
-    async fn next(states: &mut mpsc::Receiver<Loaded>) -> Loaded {
-        timeout(LIVE, states.recv())
-            .await
-            .expect("a state in time")
-            .unwrap()
+    async fn next(states: &mut mpsc::Receiver<State>) -> Loaded {
+        let state = timeout(LIVE, states.recv()).await;
+        state.expect("a state in time").unwrap().loaded
     }
 
     #[test]
@@ -486,7 +446,7 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(names(&found), ["two"]);
+        assert_eq!(names(&found.loaded), ["two"]);
     }
 
     #[tokio::test]

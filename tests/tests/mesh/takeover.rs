@@ -1,9 +1,12 @@
 //! One agent takes over from another, and nobody notices.
 
+use std::io::{Read, Write};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_tests::{Node, Process, ServicePort, Workload, eventually, outcome, service, wait_until};
+use mesh_tests::{
+    Agent, Node, Process, ServicePort, Workload, eventually, outcome, service, wait_until,
+};
 use serde_json::Value;
 
 use crate::bookinfo::{Bookinfo, VIP4};
@@ -233,6 +236,173 @@ fn a_change_of_policy_holds_for_the_connections_of_an_agent_that_drains() {
         "it carries the other: {}",
         before.log()
     );
+}
+
+/// Forbids `outside` to call `reviews`.
+fn deny(mesh: &Bookinfo, outside: &Workload) {
+    mesh.lab.configure(
+        "deny.yaml",
+        &format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\n\
+             spec: {{selector: {{matchLabels: {{app: reviews}}}}, action: DENY, \
+             rules: [{{from: [{{source: {{ipBlocks: [{}]}}}}]}}]}}\n",
+            outside.v4
+        ),
+    );
+}
+
+/// The configuration that `meshctl` says to be in force.
+fn generation(agent: &Agent) -> u64 {
+    let config = agent.meshctl_json(&["config"]);
+    config["generation"].as_u64().expect("a number")
+}
+
+/// Requests without a pause on connections that stay open.
+struct Asking {
+    process: Process,
+    stop: std::path::PathBuf,
+}
+
+impl Asking {
+    /// From now on through the agent that is in charge now.
+    fn start(name: &str, from: &Workload, to: &Workload) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/ask.py");
+        let log = from.file(&format!("{name}.log"), "");
+        let stop = log.with_extension("stop");
+        let mut command = from.command("/usr/bin/python3");
+        command
+            .args([script, &to.v4.to_string(), "9080", "8"])
+            .arg(&stop);
+        let process = Process::spawn(&mut command, log).expect("python starts");
+        let asks = wait_until(DRAINED, || process.log().contains("asking"));
+        assert!(asks, "{}", process.log());
+        Self { process, stop }
+    }
+
+    /// What came of it.
+    fn stop(mut self) -> Value {
+        std::fs::write(&self.stop, "").expect("the lab's folder is writable");
+        let ends = wait_until(Duration::from_secs(40), || !self.process.is_running());
+        let log = self.process.log();
+        assert!(ends, "{log}");
+        let line = log.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {log}"))
+    }
+}
+
+#[test]
+fn no_request_passes_by_an_old_policy_once_the_new_one_is_acknowledged() {
+    let mut mesh = Bookinfo::start();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    // Connections through three agents, two of which drain.
+    let mut asking = vec![Asking::start("first", &outside, &mesh.v1)];
+    let first = mesh.b.take_over(&[]);
+    asking.push(Asking::start("second", &outside, &mesh.v1));
+    let second = mesh.b.take_over(&[]);
+    asking.push(Asking::start("third", &outside, &mesh.v1));
+    let before = generation(&mesh.b);
+
+    first.signal(libc::SIGSTOP);
+    deny(&mesh, &outside);
+    let url = format!("http://{}:9080/", mesh.v1.v4);
+    eventually(DRAINED, "the agent in charge refuses", || {
+        match outside.curl(&[&url]).exit {
+            0 => Err("it answers".to_owned()),
+            _ => Ok(()),
+        }
+    });
+    std::thread::sleep(A_WHILE);
+    assert_eq!(
+        generation(&mesh.b),
+        before,
+        "the first one still carries connections under the old policy"
+    );
+    first.signal(libc::SIGCONT);
+    let is_in_force = wait_until(DRAINED, || generation(&mesh.b) > before);
+    let acknowledged = SystemTime::now().duration_since(UNIX_EPOCH);
+    assert!(is_in_force, "{}", mesh.b.log());
+    let acknowledged = acknowledged.expect("after 1970").as_secs_f64();
+    std::thread::sleep(Duration::from_millis(500));
+    for (agent, asking) in asking.into_iter().enumerate() {
+        let said = asking.stop();
+        assert!(said["answered"].as_u64() > Some(100), "{said}");
+        let last = said["last"].as_f64().expect("a time");
+        let late = last - acknowledged;
+        assert!(late < 0.0, "agent {agent}, {late} s too late: {said}");
+        assert_eq!(said["left"], 0, "agent {agent}: {said}");
+    }
+    for agent in [&first, &second] {
+        let log = agent.log();
+        assert!(log.contains("in force for the connections"), "{log}");
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_while_it_drains_does_not_go_on_by_an_old_policy() {
+    let (mut mesh, _servers) = with_echo();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    let mut held = Held::open(&outside, "v4", &mesh.v1.v4.to_string(), ECHO_PORT);
+    let mut first = mesh.b.take_over(&[]);
+    let before = generation(&mesh.b);
+    first.signal(libc::SIGSTOP);
+    deny(&mesh, &outside);
+    let is_in_force = wait_until(Duration::from_secs(20), || generation(&mesh.b) > before);
+    assert!(is_in_force, "{}", mesh.b.log());
+    assert!(!first.is_running());
+    assert!(mesh.b.log().contains("it is killed"), "{}", mesh.b.log());
+    held.ends(DRAINED);
+}
+
+#[test]
+fn an_agent_that_starts_after_a_crash_finds_the_one_that_drains() {
+    let (mut mesh, _servers) = with_echo();
+    let outside = mesh.lab.workload(Node::Outside, "outside", &[]);
+    let hold = |to: &Workload| Held::open(&outside, "v4", &to.v4.to_string(), ECHO_PORT);
+    let (mut forbidden, mut allowed) = (hold(&mesh.v1), hold(&mesh.v2));
+    let mut first = mesh.b.take_over(&[]);
+    mesh.b.kill();
+    deny(&mesh, &outside);
+    let only_v1 = std::fs::read_to_string(mesh.lab.config().join("deny.yaml"))
+        .expect("it was written")
+        .replace("app: reviews", "version: v1");
+    mesh.lab.configure("deny.yaml", &only_v1);
+    // By nobody's word, and for whom nobody else may speak.
+    forbidden.echoes("second");
+    mesh.b.restart();
+    assert!(wait_until(DRAINED, || generation(&mesh.b) > 0));
+    let log = first.log();
+    assert!(log.contains("in force for the connections"), "{log}");
+    forbidden.ends(DRAINED);
+    allowed.echoes("second");
+    assert!(first.is_running(), "{}", first.log());
+}
+
+#[test]
+fn an_agent_that_drains_and_cannot_read_a_configuration_cuts_what_it_carries() {
+    let (mut mesh, _servers) = with_echo();
+    let mut held = Held::open(&mesh.sleep, "v4", &mesh.v1.v4.to_string(), ECHO_PORT);
+    let mut first = mesh.b.take_over(&[]);
+    held.echoes("second");
+    // What a newer version could say in its place.
+    let entries = std::fs::read_dir(mesh.lab.folder()).expect("the lab's folder");
+    let socket = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.to_string_lossy().contains("agent-b.sock.drain."))
+        .expect("the first one drains");
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it is heard");
+    let texts = r#"{"files": [["new.yaml", "kind: ["]], "unread": []}"#;
+    stream.write_all(texts.as_bytes()).expect("it reads");
+    stream
+        .shutdown(std::net::Shutdown::Write)
+        .expect("it is connected");
+    held.ends(DRAINED);
+    assert!(wait_until(DRAINED, || !first.is_running()));
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{answer:?}");
+    assert!(first.log().contains("cannot read the configuration"));
+    assert!(!socket.exists());
 }
 
 #[test]

@@ -11,11 +11,15 @@
 //!   (starts, enrols, serves)
 //!   Ready                            ───▶   accepts no more, drains, ends
 //! ```
+//!
+//! While the other drains it is told of every configuration ([`Draining`]).
 
 mod channel;
+mod drained;
 mod file;
 mod handed;
 
+pub(super) use drained::{DrainSocket, Draining};
 pub(super) use file::TakeoverSocket;
 pub(super) use handed::{Handed, ListenerRole, Sockets};
 
