@@ -338,16 +338,17 @@ impl Enrolment {
         });
         // Until all is in place, dropping the guard undoes what was begun.
         let guard = drain.clone().drop_guard();
+        let before = datapath.ports(sockets.location());
         let mut ports = ListenerPorts::default();
         let mut waiting: Vec<BoxFuture<'static, ()>> = Vec::new();
-        for family in [&Family::V4, &Family::V6] {
+        for (family, dns_before) in [(&Family::V4, before.dns4), (&Family::V6, before.dns6)] {
             let listener = match listeners.tcp(family.outbound) {
                 Ok(listener) => listener,
                 // IPv6 can be off in a namespace.
                 Err(_) if family == &Family::V6 => continue,
                 Err(error) => return Err(error.into()),
             };
-            let questions = listeners.udp(family.dns)?;
+            let questions = listeners.udp(family.dns, dns_before)?;
             let (outbound_port, dns_port) = (
                 listener.local_addr()?.port(),
                 questions.local_addr()?.port(),

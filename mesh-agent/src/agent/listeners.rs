@@ -35,7 +35,9 @@ impl<'a> Listeners<'a> {
         Ok(listener)
     }
 
-    pub(super) fn udp(&mut self, role: ListenerRole) -> io::Result<UdpSocket> {
+    /// `before` is the port that the agent before had, which has died: sockets that are
+    /// connected to it work again where this one gets it.
+    pub(super) fn udp(&mut self, role: ListenerRole, before: u16) -> io::Result<UdpSocket> {
         let socket = match self.inherited.remove(&role) {
             Some(socket) => UdpSocket::from_std(socket.into())?,
             None => {
@@ -44,7 +46,7 @@ impl<'a> Listeners<'a> {
                     IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                     v6 => v6,
                 };
-                self.sockets.listen_udp(address)?
+                self.sockets.listen_udp(address, before)?
             }
         };
         self.keep(role, &socket)?;

@@ -54,6 +54,11 @@ impl HostWorkloads {
             .map_err(|error| refused("host", &error))
     }
 
+    pub(super) fn get(&self, cgroup_id: u64) -> Option<Workload> {
+        let maps = self.maps.lock();
+        maps.workloads.get(&CgroupKey { cgroup_id }, 0).ok()
+    }
+
     /// Changes what the kernel knows of a workload, where it knows it.
     pub(super) fn change(
         &self,

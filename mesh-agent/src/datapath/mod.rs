@@ -344,6 +344,20 @@ impl Datapath {
         inbound::attach(&self.folder, &self.kernel, namespace, log.level())
     }
 
+    /// The listeners for a workload that the kernel knows of, from this agent or one before.
+    pub fn ports(&self, location: &Location) -> ListenerPorts {
+        let known = match &location.cgroup {
+            Some(cgroup) => self.maps.host.get(cgroup.id),
+            None => self.maps.workload(location.namespace.cookie()),
+        };
+        known.map_or_else(ListenerPorts::default, |value| ListenerPorts {
+            outbound4: value.outbound4_port,
+            outbound6: value.outbound6_port,
+            dns4: value.dns4_port,
+            dns6: value.dns6_port,
+        })
+    }
+
     /// Whether the connections of an enrolled workload to addresses that the mesh does not
     /// know go to the agent, too, from now on.
     ///

@@ -51,15 +51,16 @@ impl WorkloadSockets {
         TcpListener::from_std(socket.into())
     }
 
-    /// A UDP socket on a port that the kernel chooses, which hears only the
-    /// namespace itself: bound to `address` (or any) on the device `lo`.
+    /// A UDP socket which hears only the namespace itself: bound to `address` (or any)
+    /// on the device `lo`, at `port` where that is to be had, or one that the kernel chooses.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn listen_udp(&self, address: IpAddr) -> io::Result<UdpSocket> {
+    pub fn listen_udp(&self, address: IpAddr, port: u16) -> io::Result<UdpSocket> {
         let socket = self.open(address, Type::DGRAM, Protocol::UDP, None)?;
         socket.bind_device(Some(b"lo"))?;
-        socket.bind(&SocketAddr::new(address, 0).into())?;
+        let bind = |port| socket.bind(&SocketAddr::new(address, port).into());
+        bind(port).or_else(|error| if port == 0 { Err(error) } else { bind(0) })?;
         UdpSocket::from_std(socket.into())
     }
 

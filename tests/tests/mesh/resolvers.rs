@@ -1,0 +1,141 @@
+//! Resolvers are as different as programs: sockets that are connected to a name
+//! server for good, and one socket for several servers.
+
+use std::io::Write;
+use std::process::{ChildStdin, Stdio};
+use std::time::Duration;
+
+use mesh_tests::{Process, Workload, wait_until};
+
+use crate::bookinfo::{Bookinfo, VIP4};
+
+const RESOLVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/resolver.py");
+const NAME: &str = "reviews.default.svc.cluster.local";
+/// Within which a question is answered, or refused; the resolver itself waits for 3 s.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// A program with a socket that is connected to a name server.
+struct Resolver {
+    process: Process,
+    input: ChildStdin,
+    asked: usize,
+}
+
+impl Resolver {
+    fn connect(from: &Workload, server: &str) -> Self {
+        let log = from.file(&format!("resolver-{}.log", server.replace(':', "_")), "");
+        let mut command = from.command("/usr/bin/python3");
+        command.args([RESOLVER, server, NAME]).stdin(Stdio::piped());
+        let mut process = Process::spawn(&mut command, log).expect("python starts");
+        let input = process.stdin().expect("piped");
+        let connected = wait_until(AT_ONCE, || process.log().contains("connected"));
+        assert!(connected, "{}", process.log());
+        Self {
+            process,
+            input,
+            asked: 0,
+        }
+    }
+
+    /// What comes of a question.
+    fn ask(&mut self) -> String {
+        self.input.write_all(b"\n").expect("python reads");
+        let start = format!("{} ", self.asked);
+        self.asked += 1;
+        let answer = || {
+            let log = self.process.log();
+            let line = log.lines().find_map(|line| line.strip_prefix(&start));
+            line.map(str::to_owned)
+        };
+        assert!(
+            wait_until(AT_ONCE, || answer().is_some()),
+            "{}",
+            self.process.log()
+        );
+        answer().unwrap_or_default()
+    }
+}
+
+/// Answers of the mesh, whoever is asked: nobody is at these addresses.
+const SERVERS: [&str; 3] = ["192.0.2.53", "::ffff:192.0.2.54", "2001:db8::53"];
+
+#[test]
+fn a_connected_resolver_is_refused_while_no_agent_runs_and_answered_by_the_next() {
+    let mut mesh = Bookinfo::start();
+    let mut resolvers = SERVERS.map(|server| (server, Resolver::connect(&mesh.sleep, server)));
+    let mut all_are_answered = |when: &str| {
+        for (server, resolver) in &mut resolvers {
+            let expected = format!("{VIP4} from {server}");
+            assert_eq!(resolver.ask(), expected, "{when}");
+        }
+    };
+    all_are_answered("at first");
+    // Under another agent, which has the socket of the first.
+    let mut before = mesh.a.take_over(&[]);
+    assert!(wait_until(Duration::from_secs(10), || !before.is_running()));
+    all_are_answered("after the takeover");
+    mesh.a.kill();
+    for (server, resolver) in &mut resolvers {
+        // At once, and not by silence.
+        assert_eq!(resolver.ask(), "ECONNREFUSED", "{server}");
+    }
+    mesh.a.restart();
+    for (server, resolver) in &mut resolvers {
+        let expected = format!("{VIP4} from {server}");
+        assert_eq!(resolver.ask(), expected, "after the crash");
+    }
+}
+
+/// One socket asks two servers, as musl does, and says who has answered what.
+const BOTH: &str = r#"
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM)
+s.settimeout(5)
+servers = [(address, 53) for address in sys.argv[1:]]
+for number, server in enumerate(servers):
+    s.sendto(b"\0" + bytes([number]) + b"\1\0\0\1\0\0\0\0\0\0\4from\4test\0\0\1\0\1", server)
+for _ in servers:
+    answer, (address, port, *_) = s.recvfrom(2048)
+    print(address, port, answer[1], socket.inet_ntoa(answer[-4:]))
+"#;
+
+#[test]
+fn answers_come_from_the_server_that_was_asked_also_when_one_socket_asks_two() {
+    let mesh = Bookinfo::start();
+    let outside = mesh.lab.nameserver();
+    let second = mesh.lab.workload(mesh_tests::Node::Outside, "second", &[]);
+    let serve = |workload: &Workload, says: &str| {
+        let address = format!("--address=/from.test/{says}");
+        let fixed = [
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--pid-file=",
+        ];
+        let arguments = [&fixed[..], &[&*address]].concat();
+        workload.serve(53, "dnsmasq", &arguments)
+    };
+    let _servers = [serve(&outside, "192.0.2.1"), serve(&second, "192.0.2.2")];
+    for prefix in ["", "::ffff:"] {
+        let addresses = [&outside, &second].map(|server| format!("{prefix}{}", server.v4));
+        let said = mesh
+            .sleep
+            .run(
+                "/usr/bin/python3",
+                &["-c", BOTH, &addresses[0], &addresses[1]],
+            )
+            .success();
+        let mut lines: Vec<_> = said.lines().collect();
+        lines.sort_by_key(|line| line.contains("192.0.2.2"));
+        assert_eq!(
+            lines,
+            [
+                format!("{} 53 0 192.0.2.1", addresses[0]),
+                format!("{} 53 1 192.0.2.2", addresses[1]),
+            ]
+        );
+    }
+}
