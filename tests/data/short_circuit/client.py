@@ -52,6 +52,13 @@ def exchanges():
     print("\n".join(failed) or "all equal")
 
 
+def ten():
+    """Ten megabytes each way at once."""
+    connection = connect(f"exchange 1 {10 * MiB} {1 << 17}")
+    exchange(connection, 1, 2, 10 * MiB, 1 << 17)
+    print("equal")
+
+
 def stopped():
     """Writes without end to a reader that has stopped: must be told to wait, and go on in time."""
     connection = connect("stop 3000")

@@ -17,7 +17,7 @@ struct Calls {
     client: Workload,
     agents: Vec<Agent>,
     _serving: Process,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Calls {
@@ -44,7 +44,7 @@ impl Calls {
             agents: nodes.iter().map(|node| Agent::start(&lab, *node)).collect(),
             client,
             _serving: serving,
-            _lab: lab,
+            lab,
         }
     }
 
@@ -107,6 +107,31 @@ fn the_record_of_an_open_connection_is_whole_however_it_travels() {
             is_whole(&calls.flow(calls.agents.len() - 1, "inbound"), more);
         }
     }
+}
+
+#[test]
+fn connections_that_find_the_account_full_work_and_are_counted() {
+    let calls = Calls::start(Node::A, false);
+    let dropped = || {
+        let check = calls.agents[0].meshctl(&["check"]).stdout;
+        let line = check.lines().find(|line| line.contains("in the account"));
+        line.unwrap_or_default().to_owned()
+    };
+    assert!(dropped().contains("√"), "{}", dropped());
+    let flows = calls.lab.bpffs(Node::A).join("flows");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/fill.py");
+    let mut fill = std::process::Command::new("python3");
+    let said = mesh_tests::outcome(fill.arg(script).arg(flows))
+        .expect("python starts")
+        .success();
+    println!("{said}");
+    let mut held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
+    held.echoes("second");
+    let line = dropped();
+    assert!(
+        line.contains("flows have no record: the map flows was full"),
+        "{line}"
+    );
 }
 
 #[test]

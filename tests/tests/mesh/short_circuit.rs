@@ -11,6 +11,8 @@ use mesh_tests::{
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/client.py");
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/server.py");
+/// A proxy of its own, behind another service.
+const PROXY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/proxy.py");
 const VIP: &str = "10.96.0.40";
 
 /// Two workloads of one node.
@@ -187,6 +189,44 @@ fn by_default_an_application_sees_what_it_sees_without_the_mesh() {
     assert!(without.contains("restart b'after the signal'"), "{without}");
     for pair in through {
         assert_eq!(pair.sees("recv-flags"), without);
+    }
+}
+
+#[test]
+fn a_proxy_that_moves_bytes_by_splice_works_by_default() {
+    for direct in [false, true] {
+        let pair = pair(direct, "auto");
+        let mut proxy = pair.lab.workload(Node::A, "proxy", &[("app", "proxy")]);
+        if direct {
+            proxy = proxy.annotated("undermesh.io/direct", "true");
+        }
+        let _process = proxy.serve(7100, "python3", &[PROXY, "7100", VIP]);
+        let port = ServicePort {
+            name: "tcp",
+            port: 80,
+            target: 7100,
+        };
+        pair.lab
+            .configure("proxy.yaml", &service("proxy", 41, &[port]));
+        let all = [&pair.client, &pair.server, &proxy];
+        pair.lab
+            .configure("workloads.yaml", &workload_entries(&all));
+        let enrolled = mesh_tests::wait_until(std::time::Duration::from_secs(5), || {
+            let workloads = pair.agent.meshctl_json(&["workloads"]);
+            let all = workloads.as_array().cloned().unwrap_or_default();
+            all.len() == 3 && all.iter().all(|workload| workload["state"] == "enrolled")
+        });
+        assert!(enrolled, "{}", pair.agent.log());
+        let said = pair.run("ten", "10.96.0.41").success();
+        assert_eq!(said, "equal\n", "direct: {direct}");
+        let flows = pair.agent.meshctl_json(&["flows"]);
+        let flows = flows.as_array().cloned().unwrap_or_default();
+        let verdict = if direct { "direct" } else { "proxy" };
+        let large = flows.iter().filter(|flow| {
+            flow["verdict"] == verdict && flow["bytes_sent"].as_u64() >= Some(10 << 20)
+        });
+        // Both hops, at both ends.
+        assert_eq!(large.count(), 4, "{flows:?}");
     }
 }
 
