@@ -86,6 +86,7 @@ fn decide<'a>(
         address: client,
         identity: identity.and_then(|uri| uri.parse::<Identity>().ok()),
         transport: Transport::SameNode,
+        is_probe: false,
     };
     let connection = Connection {
         source: caller.identity.as_ref(),

@@ -48,6 +48,7 @@ use crate::proxy::Node;
 use crate::proxy::application::Reports;
 use crate::proxy::hbone::TunnelPool;
 use crate::proxy::http::Upstreams;
+use crate::proxy::node_probes::NodeProbes;
 use crate::proxy::notes::Notes;
 use crate::proxy::upstream::Upstream;
 use crate::snapshot::Snapshot;
@@ -136,6 +137,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     for line in datapath.attached() {
         tracing::debug!(program = line, "attached");
     }
+    let probes = NodeProbes::here(options.node_probes).unwrap_or_else(|error| {
+        tracing::warn!(%error, "probes of the node are connections like any other");
+        NodeProbes::none()
+    });
     let node = Arc::new(Node {
         snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
         datapath,
@@ -143,6 +148,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         notes: Notes::default(),
         admissions: Arc::default(),
         reports: Reports::default(),
+        probes,
         plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),

@@ -12,6 +12,7 @@ use crate::admin::metrics::MetricsAddress;
 use crate::datapath::AttachOrder;
 use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
+use crate::proxy::node_probes::ProbePolicy;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::route::OutboundPolicy;
 use crate::snapshot::SameNode;
@@ -87,6 +88,10 @@ pub struct RunOptions {
     /// ends) or encrypt (mutual TLS, as between nodes)
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub same_node: SameNode,
+    /// Connections in the clear that root of the node's own network namespace makes to its
+    /// workloads, such as kubelet's probes: pass (whatever the policies say) or check (like any other)
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub node_probes: ProbePolicy,
     /// What becomes of connections to what is no service, where no Sidecar says: ALLOW_ANY (they go
     /// where the application wanted) or REGISTRY_ONLY (they are refused)
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]

@@ -40,6 +40,16 @@ impl Netlink {
         self.receive(&mut buffer, |_, _| Ok(())).map(drop)
     }
 
+    /// Asks for one thing, and calls `each` as [`dump`](Self::dump) does with what is said of it.
+    pub(super) fn ask(
+        &self,
+        message: &Message,
+        each: impl FnMut(u16, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.send(message)?;
+        self.receive(&mut [0; BUFFER / 32], each).map(drop)
+    }
+
     /// Asks for a list, and calls `each` with the type and the content of its messages.
     pub(super) fn dump(
         &self,

@@ -3,6 +3,7 @@
 //! tcp.h; fields are read at their offsets.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Namespace;
 use super::netlink::{Message, Netlink, attributes, u32_at, u64_at};
@@ -14,6 +15,11 @@ const INET_DIAG_INFO: u16 = 2;
 const ENTRY: usize = 72;
 /// `struct inet_diag_sockid`.
 const ID: usize = 48;
+/// `INET_DIAG_NOCOOKIE`: whatever its cookie is.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+/// States in which the end that has connected may be while it can still be answered:
+/// `TCP_ESTABLISHED`, `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2`, `TCP_CLOSE_WAIT`.
+const ANSWERABLE: [u8; 4] = [1, 4, 5, 8];
 /// TCP states that are neither of listeners nor of what has ended: `TCP_ESTABLISHED` to
 /// `TCP_FIN_WAIT2`, `TCP_CLOSE_WAIT` to `TCP_LAST_ACK`, `TCP_CLOSING`.
 const CONNECTED: u32 = 0b1011_0011_1110;
@@ -102,6 +108,29 @@ impl SockDiag {
         Ok(())
     }
 
+    /// The user whose process holds the socket that is connected from `local` to `remote`; `None`
+    /// where the namespace has none, or no process holds it any more.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn owner(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+        let Some((family, id)) = connection(local, remote) else {
+            return Ok(None);
+        };
+        let message = Message::new(SOCK_DIAG_BY_FAMILY, 0, &request(family, 0, &id));
+        let mut owner = None;
+        let asked = self.0.ask(&message, |kind, content| {
+            if kind == SOCK_DIAG_BY_FAMILY {
+                owner = holder(content);
+            }
+            Ok(())
+        });
+        match asked {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            asked => asked.map(|()| owner),
+        }
+    }
+
     /// Ends a connection: this end hears `ECONNABORTED`, the other a reset.
     /// `false` where it has ended already.
     ///
@@ -136,6 +165,36 @@ fn request(family: u8, extensions: u8, id: &[u8; ID]) -> Vec<u8> {
     request.extend(CONNECTED.to_ne_bytes());
     request.extend(id);
     request
+}
+
+/// Family and `struct inet_diag_sockid` of a connection.
+fn connection(local: SocketAddr, remote: SocketAddr) -> Option<(u8, [u8; ID])> {
+    let mut id = [0; ID];
+    id[..2].copy_from_slice(&local.port().to_be_bytes());
+    id[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    id[ID - 8..].copy_from_slice(&NO_COOKIE);
+    let family = match (local.ip().to_canonical(), remote.ip().to_canonical()) {
+        (IpAddr::V4(local), IpAddr::V4(remote)) => {
+            id[4..8].copy_from_slice(&local.octets());
+            id[20..24].copy_from_slice(&remote.octets());
+            libc::AF_INET
+        }
+        (IpAddr::V6(local), IpAddr::V6(remote)) => {
+            id[4..20].copy_from_slice(&local.octets());
+            id[20..36].copy_from_slice(&remote.octets());
+            libc::AF_INET6
+        }
+        _ => return None,
+    };
+    Some((family as u8, id))
+}
+
+/// The user of a socket that a process holds. Where there is no connection the kernel tells of a
+/// listener with the same local end; and where no process holds one any more (it has no inode),
+/// the user that is told is root, whoever it was.
+fn holder(content: &[u8]) -> Option<u32> {
+    let is_held = u32_at(content, 68)? != 0 && ANSWERABLE.contains(content.get(1)?);
+    u32_at(content, 64).filter(|_| is_held)
 }
 
 fn entry(content: &[u8]) -> Option<TcpSocket> {
@@ -260,10 +319,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_owner_of_a_connection_is_found_and_a_listener_owns_none() {
+        let diag = SockDiag::here().unwrap();
+        // SAFETY: no preconditions.
+        let user = unsafe { libc::getuid() };
+        for ip in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ] {
+            let listener = TcpListener::bind(SocketAddr::new(ip, 0)).unwrap();
+            let to = listener.local_addr().unwrap();
+            let (client, server) = pair(TcpStream::connect(to).unwrap(), &listener);
+            let from = client.local_addr().unwrap();
+            assert_eq!(diag.owner(from, to).unwrap(), Some(user));
+            let nobody = SocketAddr::new(ip, 1);
+            assert_eq!(diag.owner(to, nobody).unwrap(), None, "the listener");
+            assert_eq!(diag.owner(nobody, to).unwrap(), None);
+            // Half closed it can still be answered; then nobody holds it any more.
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(diag.owner(from, to).unwrap(), Some(user));
+            drop(client);
+            assert_eq!(diag.owner(from, to).unwrap(), None, "an orphan");
+            drop(server);
+            assert_eq!(diag.owner(from, to).unwrap(), None, "time-wait");
+        }
+        let mixed = (Ipv4Addr::LOCALHOST, 1).into();
+        let owner = diag.owner(mixed, (Ipv6Addr::LOCALHOST, 1).into());
+        assert_eq!(owner.unwrap(), None);
+    }
+
     proptest! {
         #[test]
         fn no_entry_makes_it_panic(content in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = entry(&content);
+            let _ = holder(&content);
         }
     }
 }

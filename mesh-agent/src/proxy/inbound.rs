@@ -19,6 +19,8 @@ use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;
 use crate::policy::MtlsMode;
+use crate::registry::Workload;
+use crate::snapshot::Snapshot;
 
 /// Pause after a failed accept, such as on too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -95,30 +97,30 @@ impl Inbound {
     async fn plaintext(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
         // No NAT: the local address is the one that was asked for.
         let application = stream.local_addr()?;
-        let (mode, policy) = {
-            let snapshot = self.node.snapshot.load();
-            let (mode, policy) = snapshot
-                .peer_authentication
-                .mode(&self.local.workload, application.port());
-            (mode, policy.map(str::to_owned))
-        };
-        if mode == MtlsMode::Strict {
+        let workload = &self.local.workload;
+        let is_probe = workload.addresses.contains(&application.ip())
+            && self.node.probes.is_one(client, application);
+        if is_probe {
+            tracing::debug!(workload = %workload.name, %client, %application, "probe of the node");
+        } else if let Err(policy) = takes_plaintext(&self.node.snapshot.load(), workload, application.port()) {
             stream.abort();
             tracing::info!(
-                workload = %self.local.workload.name,
+                workload = %workload.name,
                 %client,
                 port = application.port(),
                 policy = policy.as_deref().unwrap_or("-"),
                 "plaintext refused"
             );
             return Ok(());
+        } else {
+            (self.node.plaintext).add(&workload.name, application.port(), client.ip());
         }
-        (self.node.plaintext).add(&self.local.workload.name, application.port(), client.ip());
         let _ = stream.set_nodelay(true);
         let caller = Caller {
             address: client,
             identity: None,
             transport: Transport::Plain,
+            is_probe,
         };
         match application::open(&self.node, &self.local, caller, application).await {
             Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
@@ -129,6 +131,19 @@ impl Inbound {
                 Err(error.into())
             }
         }
+    }
+}
+
+/// Whether a port takes connections in the clear; the name of the policy by
+/// which it does not.
+pub(super) fn takes_plaintext(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    port: u16,
+) -> Result<(), Option<String>> {
+    match (snapshot.peer_authentication).mode(workload, port) {
+        (MtlsMode::Strict, policy) => Err(policy.map(str::to_owned)),
+        _ => Ok(()),
     }
 }
 
@@ -154,6 +169,7 @@ impl TunnelHandler for Inbound {
                 address: tunnel.forwarded_for.unwrap_or(tunnel.peer_address),
                 identity: Some(tunnel.peer_identity),
                 transport: Transport::Hbone,
+                is_probe: false,
             };
             application::open(&self.node, &self.local, caller, application)
                 .await

@@ -10,6 +10,7 @@ mod destination;
 pub mod hbone;
 pub mod http;
 pub mod inbound;
+pub mod node_probes;
 pub mod notes;
 mod one_of;
 mod originate;
@@ -51,6 +52,8 @@ pub struct Node {
     pub reports: application::Reports,
     /// Connections that are open: an agent that drains waits for them.
     pub connections: TaskTracker,
+    /// Which of them are made by the node itself.
+    pub probes: node_probes::NodeProbes,
     /// Who speaks plaintext to them.
     pub plaintext: plaintext::PlaintextClients,
     /// Handshakes of the last minute.

@@ -18,7 +18,8 @@ use super::notes::Path;
 use super::one_of::one_of;
 use super::originate::{Originator, Server};
 use super::proxy_protocol::proxy_header;
-use super::{Local, Node};
+use super::{Local, Locals, Node, inbound};
+use crate::identity::Identity;
 use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
 use crate::registry::{Location, Tunnel, Workload};
@@ -78,10 +79,18 @@ impl Upstream {
         let from = source.workload.address_like(target.address.ip());
         let io = match (transport, destination) {
             (Transport::SameNode, Some(destination)) => {
-                Io::Application(Box::new(self.same_node(destination, target).await?))
+                let identity = Some(target.client.identity.clone());
+                let application = self.same_node(destination, target, identity, transport);
+                Io::Application(Box::new(application.await?))
             }
             (Transport::Hbone, _) => Io::Tunnel(Box::new(self.tunnel(source, target).await?)),
-            _ => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
+            _ => match plain_of_unit(source, &locals, target, &snapshot) {
+                Some(destination) => {
+                    let application = self.same_node(destination?, target, None, transport);
+                    Io::Application(Box::new(application.await?))
+                }
+                None => Io::Tcp(source.sockets.connect(from, target.address, None).await?),
+            },
         };
         let mut io = io;
         if let (Io::Tcp(stream), Some(keepalive)) = (&io, target.policy.tcp.keepalive) {
@@ -130,11 +139,14 @@ impl Upstream {
         &self,
         destination: &Arc<Local>,
         target: &Target,
+        identity: Option<Identity>,
+        transport: Transport,
     ) -> io::Result<Application> {
         let caller = Caller {
             address: target.client_address,
-            identity: Some(target.client.identity.clone()),
-            transport: Transport::SameNode,
+            identity,
+            transport,
+            is_probe: false,
         };
         Ok(application::open(&self.node, destination, caller, target.address).await?)
     }
@@ -174,6 +186,26 @@ impl Upstream {
             io::Error::new(kind, error)
         })
     }
+}
+
+/// Where a plain connection of `source`, a unit of the host, is to a workload of this node: that
+/// workload, or why it takes none. Were the agent to connect from the host's namespace, it
+/// would seem to be a probe of the node.
+fn plain_of_unit<'a>(
+    source: &Local,
+    locals: &'a Locals,
+    target: &Target,
+    snapshot: &Snapshot,
+) -> Option<io::Result<&'a Arc<Local>>> {
+    let is_unit = |local: &Local| local.sockets.location().cgroup.is_some();
+    let destination = locals.at(target.address.ip())?;
+    if !is_unit(source) || is_unit(destination) {
+        return None;
+    }
+    let port = target.address.port();
+    let taken = inbound::takes_plaintext(snapshot, &destination.workload, port);
+    let refused = |_| io::Error::new(io::ErrorKind::ConnectionReset, "the server takes no plaintext");
+    Some(taken.map(|()| destination).map_err(refused))
 }
 
 /// Probes of a silent connection; the system's own numbers for what is left out.

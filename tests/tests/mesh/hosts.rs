@@ -30,7 +30,7 @@ struct Host {
     lab: Lab,
 }
 
-fn unit_entry(unit: &Workload, name: &str) -> String {
+pub fn unit_entry(unit: &Workload, name: &str) -> String {
     let root = Path::new("/sys/fs/cgroup");
     let mount = unit.cgroup().ancestors().find(|path| {
         path.parent().is_some_and(|parent| parent == root) && path.join("cgroup.procs").exists()

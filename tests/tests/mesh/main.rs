@@ -32,6 +32,7 @@ mod leaving;
 mod lifetime;
 mod meshctl;
 mod mtls;
+mod node_probes;
 mod openssl;
 mod outbound;
 mod outliers;

@@ -134,7 +134,8 @@ impl Admissions {
     /// is in force.
     pub(super) fn recheck(&self, snapshot: &Snapshot) -> Rechecked {
         let mut rechecked = Rechecked::default();
-        for entry in self.entries.lock().1.values() {
+        let entries = self.entries.lock();
+        for entry in (entries.1.values()).filter(|entry| !entry.caller.is_probe) {
             match entry.recheck(snapshot) {
                 Ok(decision) => {
                     let (workload, caller) = (entry.workload.clone(), entry.caller.clone());
@@ -378,6 +379,7 @@ mod tests {
             address: "10.0.0.9:4000".parse().unwrap(),
             identity: identity.map(|identity| identity.parse().unwrap()),
             transport: Transport::Plain,
+            is_probe: false,
         }
     }
 
@@ -445,6 +447,11 @@ mod tests {
             ..caller(sleep)
         };
         let _kept = admissions.bytes(workload.clone(), tunnelled, application);
+        let probe = Caller {
+            is_probe: true,
+            ..caller(None)
+        };
+        let _probe = admissions.bytes(workload.clone(), probe, application);
         let _plain = admissions.bytes(workload, caller(None), application);
         assert_eq!(admissions.recheck(&strict).closed, 1);
     }

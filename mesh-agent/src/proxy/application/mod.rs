@@ -36,6 +36,8 @@ pub struct Caller {
     pub identity: Option<Identity>,
     /// How the bytes came.
     pub transport: Transport,
+    /// A probe of the node itself, which no policy stops ([`super::node_probes`]).
+    pub is_probe: bool,
 }
 
 impl Caller {
@@ -88,6 +90,10 @@ pub async fn open(
     caller: Caller,
     application: SocketAddr,
 ) -> Result<Application, Refused> {
+    if caller.is_probe {
+        let stream = admitted(node, local, caller, application).await?;
+        return Ok(Application::Direct(stream));
+    }
     let decision = {
         let snapshot = node.snapshot.load();
         let connection = caller.connection(application);
