@@ -100,7 +100,8 @@ impl Agent {
         let arguments: Vec<String> = arguments
             .into_iter()
             .filter(|(flag, _)| *flag != "--ca" || !is_elsewhere)
-            .filter(|(flag, _)| *flag != "--metrics-address" || !more.contains(flag))
+            // What is given replaces what all have.
+            .filter(|(flag, _)| !more.contains(flag))
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .chain(more.iter().map(|argument| (*argument).to_owned()))
             .collect();

@@ -355,7 +355,7 @@ async fn gone(predecessor: Option<&Predecessor>) {
 fn certificates(options: &RunOptions) -> anyhow::Result<Certificates> {
     let lifetime = options.cert_lifetime;
     let certificates = match options.ca_service.service()? {
-        Some(service) => Certificates::from_service(ServiceClient::new(service)?, lifetime),
+        Some(service) => Certificates::from_service(ServiceClient::new(service)?, lifetime)?,
         None => {
             let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
             Certificates::new(Arc::new(authority), lifetime)

@@ -125,6 +125,9 @@ pub struct CaServiceOptions {
     /// Name that the authority's certificate must bear [default: the host of --ca-address]
     #[arg(long, value_name = "NAME", requires = "ca_address")]
     pub ca_server_name: Option<String>,
+    /// Lists of certificates that the authority has revoked; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "ca_address")]
+    pub ca_crl: Option<PathBuf>,
     /// File of the bearer token that is shown to the authority; read for each request
     #[arg(long, value_name = "FILE", requires = "ca_address")]
     pub ca_token: Option<PathBuf>,
@@ -166,6 +169,7 @@ impl CaServiceOptions {
             root_cert: root_cert.clone(),
             token: self.ca_token.clone(),
             own: self.ca_client_cert.clone().zip(self.ca_client_key.clone()),
+            crl: self.ca_crl.clone(),
         }))
     }
 }

@@ -20,6 +20,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::identity::pem_files::{FileError, bearer, client_tls};
 
+/// Protocol of the API server that is spoken here (RFC 7301).
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 /// Time for one answer of the API server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Questions at a time; who asks us for certificates waits.
@@ -132,7 +134,7 @@ impl ApiServer {
             questions: Semaphore::new(MAX_QUESTIONS),
             options,
         };
-        client_tls(&server.options.roots, None, b"http/1.1")?;
+        client_tls(&server.options.roots, None, ALPN)?;
         bearer(&server.options.token)?;
         Ok(server)
     }
@@ -239,7 +241,7 @@ impl ApiServer {
             .header(header::ACCEPT, &json)
             .header(header::CONTENT_TYPE, &json)
             .body(Full::new(Bytes::from(body)))?;
-        let config = client_tls(&self.options.roots, None, b"http/1.1")?;
+        let config = client_tls(&self.options.roots, None, ALPN)?;
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         let stream = TlsConnector::from(Arc::new(config))
             .connect(self.name.clone(), stream)

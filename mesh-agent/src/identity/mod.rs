@@ -2,25 +2,22 @@
 //! certificate authority, and the TLS configurations made from them.
 
 pub mod authority;
-mod authority_files;
 pub mod certificate_service;
 pub mod certificates;
 mod leaf;
 pub mod pem_files;
-mod remote;
-mod self_signed;
 mod sessions;
 mod spiffe;
 mod tls;
 mod trust;
 pub mod verify;
+mod watch;
 
 #[cfg(test)]
 mod tests;
 
-pub use authority::{Authority, AuthorityError};
-pub use authority_files::AUTHORITY_FILES;
+pub use authority::{AUTHORITY_FILES, Authority, AuthorityError};
 pub use certificates::{CertificateError, CertificateInfo, Certificates};
 pub use leaf::{CaInfo, Leaf};
 pub use spiffe::{Identity, ParseIdentityError};
-pub use trust::Trust;
+pub use trust::{Trust, TrustWatch, is_revoked};

@@ -1,14 +1,18 @@
 //! Files by which we are clients of servers that are not of the mesh: roots,
-//! certificates, tokens. They are read anew for each use, because others renew them.
+//! certificates, revocation lists, tokens. Others renew them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use http::HeaderValue;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
-use super::verify;
+use super::Trust;
+use super::verify::{self, Names, ServerVerifier};
 
 /// A file that is not there, or not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -20,39 +24,87 @@ pub struct FileError {
     pub reason: String,
 }
 
-/// Verifies servers against the roots in a file, and shows them a certificate
-/// (files of the chain and of its key) where there is one.
+impl From<FileError> for std::io::Error {
+    fn from(error: FileError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// What a file changes with: its number, time and size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp(u64, i64, i64, u64);
+
+/// The stamp of a file, where it is there.
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Some(Stamp(metadata.ino(), seconds, nanoseconds, metadata.len()))
+}
+
+/// Verifies servers against the roots in a file and the name that is dialled, and shows them
+/// a certificate (files of the chain and of its key) where there is one.
 ///
 /// # Errors
 /// Where a file cannot be used.
 pub fn client_tls(
     roots: &Path,
-    own: Option<&(PathBuf, PathBuf)>,
-    alpn: &[u8],
+    own: Option<(&Path, &Path)>,
+    alpn: &[&[u8]],
 ) -> Result<ClientConfig, FileError> {
-    let mut store = RootCertStore::empty();
-    for root in certificates(roots)? {
-        store
-            .add(root)
-            .map_err(|error| unusable(roots, error.to_string()))?;
-    }
+    let trust = trust(Some(roots), None)?;
+    let verifier = ServerVerifier::new(Arc::new(trust), Names(Vec::new()));
+    client_config(Arc::new(verifier), own, alpn)
+}
+
+/// The same with any verifier.
+///
+/// # Errors
+/// As above.
+pub fn client_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    own: Option<(&Path, &Path)>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, FileError> {
+    // rustls refuses versions only where the provider has none of their ciphers.
+    let impossible = |error: rustls::Error| unusable(Path::new("TLS"), error.to_string());
     let builder = ClientConfig::builder_with_provider(verify::provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(roots, error.to_string()))?
-        .with_root_certificates(store);
+        .map_err(impossible)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let text = read(key)?;
-            let secret = PrivateKeyDer::from_pem_slice(text.as_bytes())
+            let secret = PrivateKeyDer::from_pem_slice(read(key)?.as_bytes())
                 .map_err(|error| unusable(key, format!("no private key in PEM: {error}")))?;
             builder
                 .with_client_auth_cert(certificates(chain)?, secret)
                 .map_err(|error| unusable(key, error.to_string()))?
         }
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// Roots and revocation lists from files.
+///
+/// # Errors
+/// Where a file cannot be used.
+pub fn trust(roots: Option<&Path>, revoked: Option<&Path>) -> Result<Trust, FileError> {
+    let mut store = RootCertStore::empty();
+    if let Some(path) = roots {
+        // One that cannot be used does not spoil the others.
+        let (added, _) = store.add_parsable_certificates(certificates(path)?);
+        if added == 0 {
+            return Err(unusable(path, "no root that can be used".to_owned()));
+        }
+    }
+    let trust = Trust::of(store);
+    let Some(path) = revoked else {
+        return Ok(trust);
+    };
+    let trust = trust.with_revoked(revocation_lists(path)?);
+    trust.map_err(|error| unusable(path, error.to_string()))
 }
 
 /// The header `authorization` with the token in a file.
@@ -67,11 +119,30 @@ pub fn bearer(path: &Path) -> Result<HeaderValue, FileError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let found = CertificateDer::pem_slice_iter(read(path)?.as_bytes())
+    all(path, "certificate")
+}
+
+/// The lists of revoked certificates in a file; at least one.
+///
+/// # Errors
+/// Where the file cannot be used.
+pub(super) fn revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
+    let lists = all(path, "list of revoked certificates")?;
+    let nobody = Trust::of(RootCertStore::empty());
+    match nobody.with_revoked(lists.clone()) {
+        Ok(_) => Ok(lists),
+        Err(error) => Err(unusable(path, format!("not a revocation list: {error}"))),
+    }
+}
+
+fn all<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, FileError> {
+    let found = T::pem_slice_iter(read(path)?.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(path, format!("not PEM: {error}")))?;
     if found.is_empty() {
-        return Err(unusable(path, "no certificate in PEM".to_owned()));
+        return Err(unusable(path, format!("no {what} in PEM")));
     }
     Ok(found)
 }

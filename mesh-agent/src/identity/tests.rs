@@ -11,9 +11,10 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::Identity;
 use super::authority::{Authority, AuthorityError};
 use super::certificates::Certificates;
-use super::{Identity, verify};
+use super::verify::{self, Side};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -90,7 +91,9 @@ fn a_leaf_is_a_spiffe_document_for_both_sides() {
     let dir = TempDir::new().unwrap();
     let authority = load(dir.path()).unwrap();
     let leaf = authority.issue(&identity("reviews"), HOUR).unwrap();
-    verify::chain(authority.trust(), &leaf.certified.cert).unwrap();
+    for side in [Side::Server, Side::Client] {
+        verify::chain(authority.trust(), &leaf.certified.cert, side).unwrap();
+    }
     assert_eq!(
         verify::identity_of(&leaf.certified.cert[0]).unwrap(),
         identity("reviews")
@@ -312,7 +315,7 @@ fn while_a_root_is_replaced_both_are_trusted() {
     let (old_root, new_root) = (root(&old), root(&new));
     let leaf = |authority: &Authority| authority.issue(&identity("a"), HOUR).unwrap();
     let verifies = |by: &Authority, of: &Authority| {
-        verify::chain(by.trust(), &leaf(of).certified.cert).is_ok()
+        verify::chain(by.trust(), &leaf(of).certified.cert, Side::Client).is_ok()
     };
     let strangers = (load(old.path()).unwrap(), load(new.path()).unwrap());
     assert!(!verifies(&strangers.0, &strangers.1));

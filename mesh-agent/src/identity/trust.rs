@@ -8,11 +8,13 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, Error, OtherError, RootCertStore};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use tokio::sync::watch;
 use webpki::{
     CertRevocationList, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
 use super::leaf::CaInfo;
+use super::verify::{self, Side};
 
 /// Roots and revocation lists.
 #[derive(Debug)]
@@ -24,12 +26,21 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Trusts what leads to one of `roots`, unless one of `crls` revokes it.
+    /// Trusts what leads to one of `roots`.
+    pub(crate) fn of(roots: RootCertStore) -> Self {
+        Self {
+            roots: Arc::new(roots),
+            crls: Vec::new(),
+            revoked: Vec::new(),
+        }
+    }
+
+    /// Trusts the same, unless one of `crls` revokes it.
     ///
     /// # Errors
     /// Where a list is none.
-    pub(crate) fn new(
-        roots: RootCertStore,
+    pub(crate) fn with_revoked(
+        &self,
         crls: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<Self, webpki::Error> {
         let revoked = crls
@@ -37,7 +48,7 @@ impl Trust {
             .map(|crl| Ok(OwnedCertRevocationList::from_der(crl)?.into()))
             .collect::<Result<_, webpki::Error>>()?;
         Ok(Self {
-            roots: Arc::new(roots),
+            roots: self.roots.clone(),
             crls,
             revoked,
         })
@@ -96,6 +107,30 @@ impl Trust {
     }
 }
 
+/// Hears of changes of what is trusted.
+#[derive(Clone, Debug)]
+pub struct TrustWatch(pub(super) watch::Receiver<Arc<Trust>>);
+
+impl TrustWatch {
+    /// Returns when the certificates of a peer, leaf first, are trusted no more,
+    /// and why. Changes count since `self` was made.
+    pub async fn distrusts(mut self, chain: Vec<CertificateDer<'static>>, peer: Side) -> Error {
+        while self.0.changed().await.is_ok() {
+            let trust = self.0.borrow_and_update().clone();
+            if let Err(error) = verify::chain(&trust, &chain, peer) {
+                return error;
+            }
+        }
+        // There are no certificates any more: the agent stops.
+        std::future::pending().await
+    }
+}
+
+/// Whether somebody has taken a certificate back.
+pub fn is_revoked(error: &Error) -> bool {
+    *error == Error::InvalidCertificate(CertificateError::Revoked)
+}
+
 /// Roots that are trusted, with what people see of them and of the
 /// certificates between them and leaves.
 #[derive(Clone, Debug)]
@@ -106,15 +141,29 @@ pub(super) struct Anchors {
     pub(super) intermediates: Vec<CaInfo>,
 }
 
+impl Anchors {
+    /// The same, where `crls` revoke what they do.
+    ///
+    /// # Errors
+    /// Where a list is none.
+    pub(super) fn with_revoked(
+        &self,
+        crls: &[CertificateRevocationListDer<'static>],
+    ) -> Result<Self, Error> {
+        let trust = self.trust.with_revoked(crls.to_vec());
+        let trust = trust.map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self {
+            trust: Arc::new(trust),
+            ..self.clone()
+        })
+    }
+}
+
 impl Default for Anchors {
     /// Nobody is trusted.
     fn default() -> Self {
         Self {
-            trust: Arc::new(Trust {
-                roots: Arc::new(RootCertStore::empty()),
-                crls: Vec::new(),
-                revoked: Vec::new(),
-            }),
+            trust: Arc::new(Trust::of(RootCertStore::empty())),
             roots: Vec::new(),
             intermediates: Vec::new(),
         }

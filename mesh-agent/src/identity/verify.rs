@@ -1,13 +1,15 @@
 //! Who is at the other end: the chain by webpki, then the SPIFFE identity.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
 use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
 };
+use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::{
@@ -65,13 +67,16 @@ pub fn explain(error: io::Error) -> io::Error {
 /// # Errors
 /// Where the certificate names none, or several.
 pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, Error> {
+    match &uris(certificate)?[..] {
+        [uri] => Ok(uri.parse().map_err(IdentityError::NotAnIdentity)?),
+        uris => Err(IdentityError::UriCount(uris.len()).into()),
+    }
+}
+
+fn uris(certificate: &CertificateDer<'_>) -> Result<Vec<String>, Error> {
     let certificate = webpki::EndEntityCert::try_from(certificate)
         .map_err(|_| Error::from(CertificateError::BadEncoding))?;
-    let uris: Vec<&str> = certificate.valid_uri_names().collect();
-    match uris[..] {
-        [uri] => Ok(uri.parse().map_err(IdentityError::NotAnIdentity)?),
-        _ => Err(IdentityError::UriCount(uris.len()).into()),
-    }
+    Ok(certificate.valid_uri_names().map(str::to_owned).collect())
 }
 
 /// The other end of a connection, as its certificate has it.
@@ -100,15 +105,25 @@ pub fn peer(verified: Option<&[CertificateDer<'_>]>) -> Result<Peer, Error> {
     })
 }
 
-/// Verifies a chain, leaf first, as a client and as a server would at this moment.
-pub(super) fn chain(trust: &Arc<Trust>, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that connects.
+    Client,
+    /// The one that accepts.
+    Server,
+}
+
+/// Verifies the chain of this end, leaf first, as the other would at this moment.
+pub(super) fn chain(trust: &Trust, chain: &[CertificateDer<'_>], of: Side) -> Result<(), Error> {
     let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
     let now = UnixTime::now();
-    let server = ServerVerifier::new(trust.clone(), Arc::from([]));
-    server.chain(leaf, intermediates, now)?;
-    ClientVerifier::new(trust)?
-        .verify_client_cert(leaf, intermediates, now)
-        .map(drop)
+    match of {
+        Side::Server => trust.verify_server(leaf, intermediates, now, &algorithms()),
+        Side::Client => ClientVerifier::new(trust)?
+            .verify_client_cert(leaf, intermediates, now)
+            .map(drop),
+    }
 }
 
 /// The provider of all of the mesh's cryptography; it prefers X25519MLKEM768.
@@ -120,71 +135,113 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
     provider().signature_verification_algorithms
 }
 
-/// A client's view: the server must be one of the expected identities. Where
-/// none is expected, none is accepted.
+/// Whom a client wants to reach.
+pub trait Wanted: fmt::Debug + Send + Sync {
+    /// Whether it is this server, whose chain is good. `dialled` is the name by which it was called.
+    ///
+    /// # Errors
+    /// Where it is somebody else.
+    fn is(&self, server: &CertificateDer<'_>, dialled: &ServerName<'_>) -> Result<(), Error>;
+}
+
+/// One of these identities; where none is given, none is accepted. Peers are known by identity:
+/// the name is only the address that was dialled.
+impl Wanted for Arc<[Identity]> {
+    fn is(&self, server: &CertificateDer<'_>, _dialled: &ServerName<'_>) -> Result<(), Error> {
+        let got = identity_of(server)?;
+        if self.contains(&got) {
+            return Ok(());
+        }
+        let wanted = one_of(self);
+        Err(IdentityError::Unexpected { got, wanted }.into())
+    }
+}
+
+fn one_of(expected: &[Identity]) -> String {
+    let mut text = match expected.len() {
+        0 => return "nobody: the service has no identities".into(),
+        1 => String::new(),
+        _ => "one of ".into(),
+    };
+    for (index, identity) in expected.iter().take(MAX_NAMED).enumerate() {
+        let comma = if index == 0 { "" } else { ", " };
+        let _ = write!(text, "{comma}{identity}");
+    }
+    if let Some(more @ 1..) = expected.len().checked_sub(MAX_NAMED) {
+        let _ = write!(text, " and {more} more");
+    }
+    text
+}
+
+/// A server outside of the mesh: it bears one of these names (DNS names, addresses or URIs), or,
+/// where none is given, the one that was dialled.
 #[derive(Debug)]
-pub struct ServerVerifier {
-    trust: Arc<Trust>,
-    algorithms: WebPkiSupportedAlgorithms,
-    expected: Arc<[Identity]>,
-}
+pub struct Names(pub Vec<String>);
 
-impl ServerVerifier {
-    /// Accepts servers that prove one of `expected` by a chain that `trust` accepts.
-    pub fn new(trust: Arc<Trust>, expected: Arc<[Identity]>) -> Self {
-        Self {
-            trust,
-            algorithms: algorithms(),
-            expected,
+impl Wanted for Names {
+    fn is(&self, server: &CertificateDer<'_>, dialled: &ServerName<'_>) -> Result<(), Error> {
+        let parsed = ParsedCertificate::try_from(server)?;
+        if self.0.is_empty() {
+            return verify_server_name(&parsed, dialled);
         }
-    }
-
-    fn chain(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        (self.trust).verify_server(leaf, intermediates, now, &self.algorithms)
-    }
-
-    fn wanted(&self) -> String {
-        let mut text = match self.expected.len() {
-            0 => return "nobody: the service has no identities".into(),
-            1 => String::new(),
-            _ => "one of ".into(),
+        let uris = uris(server)?;
+        let bears = |name: &String| {
+            uris.contains(name)
+                || ServerName::try_from(name.as_str())
+                    .is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
         };
-        for (index, identity) in self.expected.iter().take(MAX_NAMED).enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            let _ = write!(text, "{comma}{identity}");
+        match self.0.iter().any(bears) {
+            true => Ok(()),
+            false => Err(CertificateError::NotValidForName.into()),
         }
-        if let Some(more @ 1..) = self.expected.len().checked_sub(MAX_NAMED) {
-            let _ = write!(text, " and {more} more");
-        }
-        text
     }
 }
 
-impl ServerCertVerifier for ServerVerifier {
+/// A client's view: the server proves by its chain that it is who is wanted.
+#[derive(Debug)]
+pub struct ServerVerifier<W> {
+    /// `None` accepts everybody.
+    trust: Option<Arc<Trust>>,
+    algorithms: WebPkiSupportedAlgorithms,
+    wanted: W,
+}
+
+impl<W: Wanted> ServerVerifier<W> {
+    /// Accepts servers that `wanted` is and whose chain `trust` accepts.
+    pub fn new(trust: Arc<Trust>, wanted: W) -> Self {
+        Self {
+            trust: Some(trust),
+            algorithms: algorithms(),
+            wanted,
+        }
+    }
+}
+
+impl ServerVerifier<Names> {
+    /// Accepts everybody.
+    pub fn blind() -> Self {
+        Self {
+            trust: None,
+            algorithms: algorithms(),
+            wanted: Names(Vec::new()),
+        }
+    }
+}
+
+impl<W: Wanted> ServerCertVerifier for ServerVerifier<W> {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        // Peers are known by identity; the name is only the address dialled.
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.chain(leaf, intermediates, now)?;
-        let got = identity_of(leaf)?;
-        if self.expected.contains(&got) {
-            return Ok(ServerCertVerified::assertion());
+        if let Some(trust) = &self.trust {
+            trust.verify_server(leaf, intermediates, now, &self.algorithms)?;
+            self.wanted.is(leaf, server_name)?;
         }
-        Err(IdentityError::Unexpected {
-            got,
-            wanted: self.wanted(),
-        }
-        .into())
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

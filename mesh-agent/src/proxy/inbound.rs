@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
 use super::copy::{Duplex, Transferred, copy_both};
-use super::hbone::{self, IncomingTunnel, Refusal, TunnelHandler};
+use super::hbone::{self, IncomingTunnel, Refusal, ServerTls, TunnelHandler};
 use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;
@@ -49,11 +49,11 @@ pub async fn serve_plaintext(listener: TcpListener, inbound: Arc<Inbound>) {
 pub async fn serve_hbone(listener: TcpListener, inbound: Arc<Inbound>) {
     accept(listener, inbound, |inbound, stream, client| async move {
         let identity = &inbound.local.workload.identity;
-        let tls = inbound
-            .certificates
-            .server_config(identity)
-            .await
-            .map_err(io::Error::other)?;
+        let certificates = &inbound.certificates;
+        let trust = certificates.watch_trust();
+        let config = certificates.server_config(identity).await;
+        let config = config.map_err(io::Error::other)?;
+        let tls = ServerTls { config, trust };
         let drain = inbound.drain.clone();
         hbone::serve(stream, client, tls, inbound, drain)
             .await
@@ -102,7 +102,9 @@ impl Inbound {
             && self.node.probes.is_one(client, application);
         if is_probe {
             tracing::debug!(workload = %workload.name, %client, %application, "probe of the node");
-        } else if let Err(policy) = takes_plaintext(&self.node.snapshot.load(), workload, application.port()) {
+        } else if let Err(policy) =
+            takes_plaintext(&self.node.snapshot.load(), workload, application.port())
+        {
             stream.abort();
             tracing::info!(
                 workload = %workload.name,

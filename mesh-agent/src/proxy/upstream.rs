@@ -204,7 +204,12 @@ fn plain_of_unit<'a>(
     }
     let port = target.address.port();
     let taken = inbound::takes_plaintext(snapshot, &destination.workload, port);
-    let refused = |_| io::Error::new(io::ErrorKind::ConnectionReset, "the server takes no plaintext");
+    let refused = |_| {
+        io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            "the server takes no plaintext",
+        )
+    };
     Some(taken.map(|()| destination).map_err(refused))
 }
 

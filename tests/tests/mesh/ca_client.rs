@@ -11,22 +11,22 @@ use mesh_tests::{
 const PORT: u16 = 15012;
 const TOKEN: &str = "a-token-of-some-length";
 const NAME: &str = "istiod.istio-system.svc";
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `sleep` on node a, `far` on node b; the authority and both agents run in the
 /// namespace of `host`.
-struct Stage {
-    lab: Lab,
-    host: Workload,
-    sleep: Workload,
-    far: Workload,
+pub struct Stage {
+    pub lab: Lab,
+    pub host: Workload,
+    pub sleep: Workload,
+    pub far: Workload,
     _server: Process,
-    token: String,
+    pub token: String,
     address: String,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let lab = Lab::new();
         let host = lab.workload(Node::Outside, "host", &[]);
         let sleep = lab.workload(Node::A, "sleep", &[("app", "sleep")]);
@@ -52,7 +52,7 @@ impl Stage {
         }
     }
 
-    fn authority(&self) -> Process {
+    pub fn authority(&self) -> Process {
         let identities =
             ["sleep", "far"].map(|name| format!("spiffe://cluster.local/ns/default/sa/{name}"));
         let tokens = self
@@ -74,23 +74,27 @@ impl Stage {
     }
 
     fn agent(&self, node: Node, lifetime: &str) -> Agent {
+        let proof = ["--ca-token", &self.token, "--cert-lifetime", lifetime];
+        self.agent_with(node, &proof)
+    }
+
+    /// An agent that asks the authority, and shows who it is by these flags.
+    pub fn agent_with(&self, node: Node, proof: &[&str]) -> Agent {
         let root = self.lab.ca().join("root-cert.pem");
+        let root = root.to_string_lossy();
         let flags = [
             "--ca-address",
             &self.address,
             "--ca-root-cert",
-            &root.to_string_lossy(),
+            &root,
             "--ca-server-name",
             NAME,
-            "--ca-token",
-            &self.token,
-            "--cert-lifetime",
-            lifetime,
         ];
+        let flags = [&flags, proof].concat();
         Agent::start_in(&self.lab, node, Some(&self.host), &flags).expect("an agent")
     }
 
-    fn reaches(&self) {
+    pub fn reaches(&self) {
         eventually(PATIENCE, "far is reached", || {
             let reply = self.sleep.curl(&["http://far/"]);
             if reply.status == 200 {
@@ -103,7 +107,7 @@ impl Stage {
 }
 
 /// Serial and issuer of the agent's leaf certificates.
-fn leaves(agent: &Agent) -> Vec<(String, String)> {
+pub fn leaves(agent: &Agent) -> Vec<(String, String)> {
     let all = agent.meshctl_json(&["certs"]);
     let leaves = all.as_array().expect("a list").iter();
     leaves
@@ -113,7 +117,7 @@ fn leaves(agent: &Agent) -> Vec<(String, String)> {
 }
 
 /// What `meshctl check` says of the authority.
-fn check(agent: &Agent) -> String {
+pub fn check(agent: &Agent) -> String {
     let said = agent.meshctl(&["check"]).stdout;
     let line = said
         .lines()

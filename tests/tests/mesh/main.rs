@@ -44,3 +44,4 @@ mod short_circuit;
 mod sockets;
 mod takeover;
 mod traffic;
+mod trust;

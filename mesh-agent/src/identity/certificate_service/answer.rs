@@ -9,9 +9,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::identity::Identity;
 use crate::identity::leaf::{self, Leaf, info};
 use crate::identity::trust::{Anchors, Trust};
-use crate::identity::{Identity, verify};
+use crate::identity::verify::{self, Side};
 
 /// Certificate and roots in a chain in PEM, leaf first, roots last. Each text
 /// may hold several certificates.
@@ -68,9 +69,11 @@ pub(super) fn read(
     if roots.is_empty() {
         return Err("no root above the certificate".to_owned());
     }
-    anchors.trust = Arc::new(Trust::new(roots, Vec::new()).map_err(|error| error.to_string())?);
-    verify::chain(&anchors.trust, &sent)
-        .map_err(|error| format!("the certificate does not verify: {error}"))?;
+    anchors.trust = Arc::new(Trust::of(roots));
+    for side in [Side::Server, Side::Client] {
+        verify::chain(&anchors.trust, &sent, side)
+            .map_err(|error| format!("the certificate does not verify: {error}"))?;
+    }
     let of_leaf = info(first);
     let certified = leaf::certified(sent, key).map_err(|error| error.to_string())?;
     let leaf = Leaf {

@@ -1,6 +1,6 @@
 //! Asks an authority for certificates. Keys are made here and stay here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct ServiceOptions {
     pub token: Option<PathBuf>,
     /// Files of our certificate and of its key.
     pub own: Option<(PathBuf, PathBuf)>,
+    /// File of the certificates that it has revoked.
+    pub crl: Option<PathBuf>,
 }
 
 /// Why there is no certificate from the authority.
@@ -117,6 +119,11 @@ impl ServiceClient {
     /// Host and port of the authority.
     pub fn address(&self) -> &str {
         &self.options.address
+    }
+
+    /// File of revoked certificates.
+    pub(in crate::identity) fn crl(&self) -> Option<&Path> {
+        self.options.crl.as_deref()
     }
 
     /// A new key, and a certificate for it.
@@ -252,5 +259,7 @@ impl ServiceClient {
 
 /// From the files as they are now.
 fn tls(options: &ServiceOptions) -> Result<ClientConfig, FileError> {
-    client_tls(&options.root_cert, options.own.as_ref(), ALPN)
+    let own = options.own.as_ref();
+    let own = own.map(|(chain, key)| (chain.as_path(), key.as_path()));
+    client_tls(&options.root_cert, own, &[ALPN])
 }

@@ -21,8 +21,8 @@ use super::{
     STREAM_WINDOW_BYTES, keep_alive,
 };
 use crate::identity::certificates::{ALPN, Certificates, remaining};
-use crate::identity::verify::{self, Peer};
-use crate::identity::{CertificateError, Identity};
+use crate::identity::verify::{self, Peer, Side};
+use crate::identity::{CertificateError, Identity, is_revoked};
 use crate::netns::Sockets;
 
 /// Why there is no connection to a peer.
@@ -138,7 +138,8 @@ impl Usage {
 
 /// Connects. The second value drives the connection until it is closed; it
 /// calls `retire` when no more tunnels are to be opened on it: when it was idle
-/// for `idle_timeout`, a certificate has ended, or the connection is gone.
+/// for `idle_timeout`, a certificate has ended or is not trusted any more, or the
+/// connection is gone. Where a certificate is revoked, the connection ends.
 pub async fn connect<R: FnOnce() + Send + 'static>(
     number: u64,
     key: &Key,
@@ -148,6 +149,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     retire: R,
 ) -> Result<(Connection, impl Future<Output = ()> + Send + use<R>), ConnectError> {
     let node = key.node;
+    let trust = certificates.watch_trust();
     let config = certificates
         .client_config(&key.source_identity, &key.expected)
         .await?;
@@ -173,6 +175,12 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         node,
         source: io::Error::other(error),
     })?;
+    let chain = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .to_vec();
     let (sender, mut http2) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW_BYTES)
@@ -199,8 +207,10 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
                     () = tokio::time::sleep(valid) => {}
                 }
             };
-            tokio::pin!(lost, outlived, http2);
+            let distrust = trust.distrusts(chain, Side::Server);
+            tokio::pin!(lost, outlived, distrust, http2);
             let mut retire = Some(retire);
+            let mut trusted = true;
             loop {
                 tokio::select! {
                     result = &mut http2 => {
@@ -212,6 +222,16 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
                     () = &mut lost => {
                         tracing::info!(peer = %node, "peer does not answer, connection dropped");
                         break;
+                    }
+                    reason = &mut distrust, if trusted => {
+                        trusted = false;
+                        tracing::info!(peer = %node, %reason, "peer is not trusted any more");
+                        if is_revoked(&reason) {
+                            break;
+                        }
+                        if let Some(retire) = retire.take() {
+                            retire();
+                        }
                     }
                     () = &mut outlived, if retire.is_some() => {
                         if let Some(retire) = retire.take() {

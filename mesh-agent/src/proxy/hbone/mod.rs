@@ -18,7 +18,7 @@ pub use client::{OPEN_TIMEOUT, TunnelError, TunnelPool, TunnelRequest};
 pub use connection::ConnectError;
 pub use handshakes::Handshakes;
 pub use refusal::Refusal;
-pub use server::{IncomingTunnel, ServeError, TunnelHandler, serve};
+pub use server::{IncomingTunnel, ServeError, ServerTls, TunnelHandler, serve};
 pub use stream::TunnelStream;
 
 /// Where HBONE is spoken.

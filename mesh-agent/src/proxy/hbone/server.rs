@@ -11,6 +11,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -24,9 +25,9 @@ use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
     STREAM_WINDOW_BYTES, forwarded, keep_alive,
 };
-use crate::identity::Identity;
 use crate::identity::certificates::{ALPN, remaining};
-use crate::identity::verify::{self, Peer};
+use crate::identity::verify::{self, Peer, Side};
+use crate::identity::{Identity, TrustWatch, is_revoked};
 use crate::netns::BoxFuture;
 use crate::proxy::copy::{CopyError, Duplex, Transferred, copy_both};
 
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// HTTP/2 failed.
     #[error("HTTP/2 failed: {0}")]
     Http2(#[from] h2::Error),
+    /// A certificate of the client has been revoked meanwhile.
+    #[error("the client's certificate is revoked")]
+    Revoked,
     /// The client does not answer pings.
     #[error("the client does not answer any more")]
     Lost,
@@ -96,20 +100,30 @@ pub trait TunnelHandler: Send + Sync + 'static {
     fn closed(&self, _tunnel: &IncomingTunnel, _result: Result<(), CopyError>) {}
 }
 
+/// How a server talks TLS, and how it learns that a client is not to be trusted any more.
+pub struct ServerTls {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    /// Made before `config`.
+    pub trust: TrustWatch,
+}
+
 /// Serves one connection from another node until it is closed. After `drain`
 /// is cancelled no more tunnels are accepted, and it returns when the last has
-/// ended. Drop the future to abort them all.
+/// ended. A client whose certificate is revoked meanwhile is cut off; one that is not trusted
+/// any more for another reason gets no more tunnels. Drop the future to abort them all.
 ///
 /// # Errors
 /// Where the connection ends otherwise than by an orderly close.
 pub async fn serve(
     stream: TcpStream,
     peer_address: SocketAddr,
-    tls: Arc<ServerConfig>,
+    tls: ServerTls,
     handler: Arc<impl TunnelHandler>,
     drain: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (mut http2, peer) = timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake(stream, tls)))
+    let handshake = Box::pin(handshake(stream, tls.config));
+    let (mut http2, peer, chain) = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
     let peer_address = forwarded::canonical(peer_address);
@@ -123,7 +137,9 @@ pub async fn serve(
             () = tokio::time::sleep(remaining(peer.not_after)) => {}
         }
     };
-    tokio::pin!(lost, outlived);
+    let distrust = tls.trust.distrusts(chain, Side::Client);
+    tokio::pin!(lost, outlived, distrust);
+    let mut trusted = true;
     let mut idle_check = tokio::time::interval(IDLE_TIMEOUT);
     let mut idle_checks = 0;
     let mut draining = false;
@@ -145,6 +161,17 @@ pub async fn serve(
                 None => break Ok(()),
             },
             () = &mut lost => break Err(ServeError::Lost),
+            reason = &mut distrust, if trusted => {
+                trusted = false;
+                tracing::info!(peer = %peer_address, %reason, "client is not trusted any more");
+                if is_revoked(&reason) {
+                    break Err(ServeError::Revoked);
+                }
+                if !draining {
+                    draining = true;
+                    http2.graceful_shutdown();
+                }
+            }
             () = &mut outlived, if !draining => {
                 draining = true;
                 http2.graceful_shutdown();
@@ -172,7 +199,13 @@ pub async fn serve(
 
 type Http2 = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
 
-async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, Peer), ServeError> {
+/// The certificates of a peer, leaf first.
+type Chain = Vec<CertificateDer<'static>>;
+
+async fn handshake(
+    stream: TcpStream,
+    tls: Arc<ServerConfig>,
+) -> Result<(Http2, Peer, Chain), ServeError> {
     stream.set_nodelay(true).map_err(ServeError::Tls)?;
     let tls = TlsAcceptor::from(tls)
         .accept(stream)
@@ -191,6 +224,7 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
         let error = rustls::Error::InvalidCertificate(expired);
         return Err(ServeError::Tls(io::Error::other(error)));
     }
+    let chain = session.peer_certificates().unwrap_or_default().to_vec();
     let http2 = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -201,7 +235,7 @@ async fn handshake(stream: TcpStream, tls: Arc<ServerConfig>) -> Result<(Http2, 
         .max_pending_accept_reset_streams(MAX_GIVEN_UP)
         .handshake(tls)
         .await?;
-    Ok((http2, peer))
+    Ok((http2, peer, chain))
 }
 
 /// A tunnel whose CONNECT has been answered.

@@ -23,6 +23,16 @@ async fn connected(trust: &Trust, mesh: &Mesh) -> TlsStream<TcpStream> {
     connector.connect(name, tcp).await.unwrap()
 }
 
+/// The serial of the certificate in force for an identity.
+fn serial(trust: &Trust, name: &str) -> Vec<u8> {
+    let all = trust.certificates.certificates();
+    let own = all.iter().find(|one| one.identity == identity(name));
+    let serial = &own.unwrap().serial;
+    (0..serial.len() / 2)
+        .map(|at| u8::from_str_radix(&serial[2 * at..][..2], 16).unwrap())
+        .collect()
+}
+
 /// The authority, after these certificates were revoked.
 fn revoked(trust: &Trust, serials: &[Vec<u8>]) -> Authority {
     let read = |name| std::fs::read_to_string(trust.dir.path().join(name)).unwrap();
@@ -55,11 +65,7 @@ async fn revoked_certificates_are_refused_on_both_sides() {
     let bad = signed(&trust, |params| {
         params.serial_number = Some(SerialNumber::from(4711));
     });
-    let server = &trust.certificates.certificates()[0];
-    assert_eq!(server.identity, identity("server"));
-    let of_server = (0..server.serial.len() / 2)
-        .map(|at| u8::from_str_radix(&server.serial[2 * at..][..2], 16).unwrap())
-        .collect();
+    let of_server = serial(&trust, "server");
     let with_list = Arc::new(revoked(&trust, &[vec![0x12, 0x67], of_server]));
 
     // A client that knows of the list, and a server with a certificate on it.
@@ -76,6 +82,76 @@ async fn revoked_certificates_are_refused_on_both_sides() {
     assert!(error.to_string().contains("Revoked"), "{error}");
     mesh.pool = TunnelPool::new(trust.certificates.clone(), Arc::default());
     mesh.tunnel().await;
+}
+
+#[tokio::test]
+async fn a_revocation_cuts_open_connections_at_either_side() {
+    for name in ["client", "server"] {
+        // One side hears of it, the other goes on as before.
+        let trust = Trust::new();
+        let of_client = Arc::new(Certificates::new(trust.authority.clone(), HOUR));
+        let mut mesh = Mesh::of(&trust).await;
+        mesh.pool = TunnelPool::new(of_client.clone(), Arc::default());
+        let (mut tunnel, mut accepted) = mesh.tunnel().await;
+        let theirs = Trust {
+            certificates: if name == "client" {
+                &of_client
+            } else {
+                &trust.certificates
+            }
+            .clone(),
+            authority: trust.authority.clone(),
+            dir: TempDir::new().unwrap(),
+        };
+        let bad = serial(&theirs, name);
+        let hears = if name == "client" {
+            &trust.certificates
+        } else {
+            &of_client
+        };
+
+        // A list without it changes nothing.
+        hears.replace(Arc::new(revoked(&trust, &[vec![1, 2, 3]])));
+        tunnel.write_all(b"a").await.unwrap();
+        patient(accepted.read_exact(&mut [0])).await.unwrap();
+        hears.replace(Arc::new(revoked(&trust, &[bad])));
+        let ended = patient(accepted.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        let ended = patient(tunnel.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        let ended = mesh.server.end().await;
+        if name == "client" {
+            assert!(matches!(ended, Err(ServeError::Revoked)), "{ended:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn when_a_root_is_gone_open_tunnels_go_on_and_new_ones_take_new_connections() {
+    let (trust, other) = (Trust::new(), Trust::new());
+    let of_client = Arc::new(Certificates::new(trust.authority.clone(), HOUR));
+    let mut mesh = Mesh::of(&trust).await;
+    mesh.pool = TunnelPool::new(of_client.clone(), Arc::default());
+    let (mut tunnel, mut accepted) = mesh.tunnel().await;
+    trust.certificates.replace(other.authority.clone());
+    // The server says so on the connection that is open, and a new one is another root's.
+    until(|| mesh.server.connections() == 1).await;
+    let refused = patient(async {
+        loop {
+            if let Err(error) = mesh.pool.open(mesh.request()).await {
+                return error;
+            }
+        }
+    });
+    let error = refused.await;
+    assert!(matches!(error, TunnelError::Connect(_)), "{error}");
+    assert!(matches!(mesh.server.end().await, Err(ServeError::Tls(_))));
+    tunnel.write_all(b"a").await.unwrap();
+    patient(accepted.read_exact(&mut [0])).await.unwrap();
+    accepted.write_all(b"b").await.unwrap();
+    patient(tunnel.read_exact(&mut [0])).await.unwrap();
+    drop((tunnel, accepted));
+    assert!(mesh.server.end().await.is_ok());
 }
 
 #[tokio::test]

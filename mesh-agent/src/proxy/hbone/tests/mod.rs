@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    IncomingTunnel, Refusal, ServeError, TunnelError, TunnelHandler, TunnelPool, TunnelRequest,
-    TunnelStream, serve,
+    IncomingTunnel, Refusal, ServeError, ServerTls, TunnelError, TunnelHandler, TunnelPool,
+    TunnelRequest, TunnelStream, serve,
 };
 use crate::identity::{Authority, Certificates, Identity};
 use crate::netns::{BoxFuture, HostSockets};
@@ -115,7 +115,8 @@ impl Server {
     }
 
     async fn on(listener: TcpListener, certificates: &Certificates, name: &str) -> Self {
-        let tls = certificates.server_config(&identity(name)).await.unwrap();
+        let trust = certificates.watch_trust();
+        let config = certificates.server_config(&identity(name)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = Arc::new(Handler::default());
         let connections = Arc::new(AtomicUsize::new(0));
@@ -130,7 +131,11 @@ impl Server {
                 loop {
                     let (stream, peer) = listener.accept().await.unwrap();
                     connections.fetch_add(1, Ordering::Relaxed);
-                    let served = serve(stream, peer, tls.clone(), handler.clone(), drain.clone());
+                    let tls = ServerTls {
+                        config: config.clone(),
+                        trust: trust.clone(),
+                    };
+                    let served = serve(stream, peer, tls, handler.clone(), drain.clone());
                     let ended = ended.clone();
                     serving.spawn(async move {
                         let _ = ended.send(served.await);

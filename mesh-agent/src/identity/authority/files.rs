@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::authority::AuthorityError;
+use super::AuthorityError;
+use crate::identity::pem_files::{Stamp, stamp};
 
 /// Trust anchors.
 pub const ROOT_CERT: &str = "root-cert.pem";
@@ -56,15 +57,11 @@ pub fn load_existing(dir: &Path) -> Result<Files, AuthorityError> {
     load(dir, None::<fn() -> Result<Files, AuthorityError>>)
 }
 
-/// Changes whenever one of the files does: their names, times, sizes and numbers.
-pub fn fingerprint(dir: &Path) -> Vec<Option<(u64, i64, i64, u64)>> {
+/// Changes whenever one of the files does.
+pub fn fingerprint(dir: &Path) -> Vec<Option<Stamp>> {
     [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN, CRL]
         .iter()
-        .map(|name| {
-            let metadata = std::fs::metadata(dir.join(name)).ok()?;
-            let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-            Some((metadata.ino(), seconds, nanoseconds, metadata.len()))
-        })
+        .map(|name| stamp(&dir.join(name)))
         .collect()
 }
 

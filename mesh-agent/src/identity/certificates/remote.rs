@@ -9,12 +9,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rand::Rng;
+use rustls_pki_types::CertificateRevocationListDer;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::Identity;
-use super::certificate_service::{ClientError, ServiceClient};
-use super::trust::Anchors;
+use crate::identity::Identity;
+use crate::identity::certificate_service::{ClientError, ServiceClient};
+use crate::identity::pem_files::{FileError, Stamp, revocation_lists, stamp};
+use crate::identity::trust::Anchors;
 
 /// Requests at a time.
 pub(super) const MAX_REQUESTS: usize = 8;
@@ -26,7 +28,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(150);
 /// An authority elsewhere.
 pub(super) struct Remote {
     pub(super) client: ServiceClient,
-    /// As the last answer had them.
+    /// Certificates that count no more, from a file of ours.
+    pub(super) revoked: ArcSwap<Vec<CertificateRevocationListDer<'static>>>,
+    /// When that file was read.
+    pub(super) revoked_at: Option<Stamp>,
+    /// As the last answer had them, without those that are revoked.
     pub(super) anchors: ArcSwap<Anchors>,
     asks: Mutex<Asks>,
     /// There is something to ask for.
@@ -65,14 +71,21 @@ impl Ask {
 }
 
 impl Remote {
-    pub(super) fn new(client: ServiceClient) -> Self {
-        Self {
+    /// # Errors
+    /// Where the file of revoked certificates cannot be used.
+    pub(super) fn new(client: ServiceClient) -> Result<Self, FileError> {
+        // Before it is read: what changes meanwhile is seen later.
+        let revoked_at = client.crl().and_then(stamp);
+        let revoked = client.crl().map(revocation_lists).transpose()?;
+        Ok(Self {
             client,
+            revoked: ArcSwap::from_pointee(revoked.unwrap_or_default()),
+            revoked_at,
             anchors: ArcSwap::default(),
             asks: Mutex::default(),
             asked: Notify::new(),
             answered: watch::Sender::new(()),
-        }
+        })
     }
 
     /// Certificates of these identities, and of no others, are kept without

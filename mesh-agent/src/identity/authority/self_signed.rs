@@ -7,8 +7,8 @@ use rcgen::{
     KeyUsagePurpose, SerialNumber,
 };
 
-use super::authority::{AuthorityError, CLOCK_SKEW};
-use super::authority_files::Files;
+use super::files::Files;
+use super::{AuthorityError, CLOCK_SKEW};
 
 /// How long a self-signed root and its intermediate are valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
