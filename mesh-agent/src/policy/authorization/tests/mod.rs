@@ -1,5 +1,7 @@
 //! Tables of policies and what becomes of connections and requests.
 
+mod statements;
+
 use http::HeaderMap;
 
 use super::*;
