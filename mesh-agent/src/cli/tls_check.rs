@@ -26,7 +26,8 @@ enum Format {
     /// STATUS is the effective mode or CONFLICT; names are `name/namespace`
     #[default]
     Mode,
-    /// STATUS is OK, AUTO or CONFLICT; names are `namespace/name`
+    /// As Istio 1.5 wrote it: STATUS is OK, AUTO or CONFLICT, SERVER and CLIENT are modes, names
+    /// are `namespace/name`
     #[value(name = "istio-1.5")]
     Istio15,
 }
@@ -78,9 +79,12 @@ fn text(rows: &[TlsCheckRow], wide: bool, format: Format) -> String {
         let mut cells = vec![
             format!("{}:{}", row.host, row.port),
             status(row, format).to_owned(),
-            row.server.clone(),
-            row.client.clone(),
-            policy(&row.authn_policy, format),
+            server(row, format).to_owned(),
+            client(row, format).to_owned(),
+            match (format, &*row.authn_policy) {
+                (Format::Istio15, "-") => "None".to_owned(),
+                (format, names) => policy(names, format),
+            },
             policy(&row.destination_rule, format),
         ];
         if wide {
@@ -105,6 +109,25 @@ fn status(row: &TlsCheckRow, format: Format) -> &'static str {
         (Format::Mode, TlsCheckStatus::Permissive) => "PERMISSIVE",
         (Format::Mode, TlsCheckStatus::Disable) => "DISABLE",
         (Format::Mode, TlsCheckStatus::Unknown) => "-",
+    }
+}
+
+fn server(row: &TlsCheckRow, format: Format) -> &str {
+    match (format, &*row.server) {
+        (Format::Istio15, "mTLS") => "STRICT",
+        (Format::Istio15, "mTLS/HTTP") => "PERMISSIVE",
+        (Format::Istio15, "HTTP") => "DISABLE",
+        (_, other) => other,
+    }
+}
+
+fn client(row: &TlsCheckRow, format: Format) -> &str {
+    match (format, &*row.client) {
+        // The client does as the server wants it: no rule says how.
+        (Format::Istio15, _) if row.auto_mtls => "-",
+        (Format::Istio15, "mTLS") => "ISTIO_MUTUAL",
+        (Format::Istio15, "HTTP") => "DISABLE",
+        (_, other) => other,
     }
 }
 

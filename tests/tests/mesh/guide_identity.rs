@@ -136,7 +136,7 @@ fn tls_check_says_what_the_guide_prints_and_tells_conflicts() {
     );
     // As Istio printed it when it still had the command.
     let (cells, _) = guide.row(&["--format", "istio-1.5"], "AUTO");
-    assert_eq!(cells[4..], ["/default", "default/reviews"]);
+    assert_eq!(cells[2..], ["STRICT", "-", "/default", "default/reviews"]);
     // One service; each subset has a row; the proof is there.
     let rows = guide
         .a
