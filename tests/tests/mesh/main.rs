@@ -23,6 +23,7 @@ mod grpc;
 mod guide_identity;
 mod health;
 mod held;
+mod hostile;
 mod hosts;
 mod http2;
 mod identity;

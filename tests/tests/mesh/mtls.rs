@@ -75,6 +75,65 @@ fn strict_refuses_plaintext_and_permissive_passes_it() {
     }
 }
 
+/// An application that speaks TLS itself, to clients in the mesh and outside of it.
+#[test]
+fn an_applications_own_tls_passes_untouched_where_plaintext_may() {
+    let lab = Lab::new();
+    let sleep = lab.workload(Node::A, "sleep", &[("app", "sleep")]);
+    let web = lab.workload(Node::B, "web", &[("app", "web")]);
+    let outside = lab.workload(Node::Outside, "outside", &[]);
+    let folder = lab.folder().display().to_string();
+    let make = format!(
+        "cd {folder} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout own.key \
+         -out own.pem -days 1 -subj /CN=own -addext subjectAltName=IP:{} 2>&1",
+        web.v4
+    );
+    web.run("sh", &["-c", &make]).success();
+    let (certificate, key) = (format!("{folder}/own.pem"), format!("{folder}/own.key"));
+    let _server = web.serve(
+        9443,
+        "openssl",
+        &[
+            "s_server",
+            "-www",
+            "-accept",
+            "9443",
+            "-cert",
+            &certificate,
+            "-key",
+            &key,
+            "-alpn",
+            "http/1.1",
+        ],
+    );
+    lab.configure("workloads.yaml", &workload_entries(&[&sleep, &web]));
+    lab.configure(
+        "peer-authentication.yaml",
+        &peer_authentication("PERMISSIVE"),
+    );
+    let _agents = [Agent::start(&lab, Node::A), Agent::start(&lab, Node::B)];
+    let url = format!("https://{}:9443/", web.v4);
+    for client in [&sleep, &outside] {
+        eventually(
+            Duration::from_secs(10),
+            "its own certificate is shown",
+            || match client.curl(&["--cacert", &certificate, &url]) {
+                reply if reply.status == 200 => Ok(()),
+                reply => Err(format!("{}: {reply:?}", client.name)),
+            },
+        );
+    }
+    lab.configure("peer-authentication.yaml", &peer_authentication("STRICT"));
+    eventually(Duration::from_secs(5), "STRICT", || {
+        match outside.curl(&["--cacert", &certificate, &url]).status {
+            0 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    let reply = sleep.curl(&["--cacert", &certificate, &url]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
 #[test]
 fn the_guides_peer_authentication_is_strict_everywhere_but_in_its_permissive_namespace() {
     let lab = Lab::new();

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod pool;
+mod servers;
 mod trust;
 mod tunnels;
 

@@ -114,7 +114,7 @@ pub(super) fn signed(
     Arc::new(CertifiedKey::new(vec![certificate.der().clone(), ca], key))
 }
 
-fn uri(text: &str) -> SanType {
+pub(super) fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
 }
 

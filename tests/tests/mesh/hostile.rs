@@ -1,0 +1,267 @@
+//! Peers that mean no good, at the port of a running agent.
+
+use std::time::Duration;
+
+use mesh_tests::{Agent, Lab, Node, Process, Workload, eventually, workload_entries};
+
+/// `web` behind our agent, `outside` without one; both have certificates of the mesh.
+struct Stage {
+    agent: Agent,
+    _server: Process,
+    web: Workload,
+    outside: Workload,
+    lab: Lab,
+}
+
+impl Stage {
+    fn start() -> Self {
+        let lab = Lab::new();
+        let web = lab.workload(Node::A, "web", &[("app", "web")]);
+        let outside = lab.workload(Node::Outside, "outside", &[]);
+        let server = web.serve(9080, "bookinfo", &["details"]);
+        lab.configure("workloads.yaml", &workload_entries(&[&web]));
+        let agent = Agent::start(&lab, Node::A);
+        Self {
+            agent,
+            _server: server,
+            web,
+            outside,
+            lab,
+        }
+    }
+
+    /// A certificate with these extensions, as files of the chain and the key, signed
+    /// by the authority in `ca`, valid from now for `days`.
+    fn certificate(&self, name: &str, ca: &str, days: &str, names: &str) -> (String, String) {
+        let folder = self.lab.folder().display();
+        let script = format!(
+            "set -e; cd {folder}\n\
+             openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key \
+               -out {name}.csr -subj /\n\
+             printf 'subjectAltName=critical,{names}\\nextendedKeyUsage=serverAuth,clientAuth\\n' > {name}.ext\n\
+             openssl x509 -req -in {name}.csr -CA {ca}/ca-cert.pem -CAkey {ca}/ca-key.pem \
+               -set_serial 0x$(openssl rand -hex 8) {days} -extfile {name}.ext -out {name}.crt\n\
+             cat {ca}/ca-cert.pem >> {name}.crt\n"
+        );
+        let made = self.outside.run("sh", &["-c", &script]);
+        assert_eq!(made.code, 0, "{made:?}");
+        (
+            format!("{folder}/{name}.crt"),
+            format!("{folder}/{name}.key"),
+        )
+    }
+
+    /// What `PEER` says of `kind` of hostility.
+    fn peer(&self, kind: &str, (chain, key): &(String, String)) -> String {
+        let own = format!("{}:9080", self.web.v4);
+        let host = self.web.v4.to_string();
+        let arguments = ["-c", PEER, kind, &host, chain, key, &own];
+        let said = self.outside.run("/usr/bin/python3", &arguments);
+        assert_eq!(said.code, 0, "{kind}: {said:?}");
+        said.stdout.trim().to_owned()
+    }
+
+    /// Memory of the agent that is in use, KiB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+            .expect("a number")
+    }
+}
+
+/// One kind of hostility; prints what came of it. Status 200 in a header block is
+/// 88 (RFC 7541, appendix A).
+const PEER: &str = r#"
+import socket, ssl, struct, sys, time
+kind, host, chain, key, authority = sys.argv[1:]
+frame = lambda kind, flags, stream, data: struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+text = lambda value: bytes([len(value)]) + value.encode()
+connect = lambda stream, more=b"", flags=4: frame(1, flags, stream, b"\x02" + text("CONNECT") + b"\x01" + text(authority) + more)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+def tcp():
+    return socket.create_connection((host, 15008), 10)
+def tls(of=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if chain != "-": context.load_cert_chain(chain, key)
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(of or tcp())
+def frames(connection):
+    data = b""
+    while True:
+        while len(data) < 9 or len(data) < 9 + int.from_bytes(data[:3], "big"):
+            more = connection.recv(65536)
+            if not more: return
+            data += more
+        length = int.from_bytes(data[:3], "big")
+        yield data[3], int.from_bytes(data[5:9], "big"), data[9:9 + length]
+        data = data[9 + length:]
+def status(connection):
+    for kind, stream, payload in frames(connection):
+        if kind == 1:
+            while payload[0] & 0xe0 == 0x20: payload = payload[1:]
+            return "%02x" % payload[0]
+        if kind == 3: return "reset"
+        if kind == 7: return "goaway"
+    return "closed"
+try:
+    if kind == "good":
+        connection = tls(); connection.sendall(PREFACE + connect(1)); print(status(connection))
+    elif kind == "garbage":
+        connection = tcp(); connection.sendall(b"\x16\x03\x01\xff\xff" + b"\0" * 70000)
+        connection.settimeout(10)
+        while connection.recv(65536): pass
+        print("closed")
+    elif kind in ("silent", "slow"):
+        # Two hundred at once, which never finish.
+        began = time.time()
+        all = [tcp() for _ in range(200)]
+        if kind == "slow":
+            for one in all: one.sendall(b"\x16\x03\x01\x02\x00")
+        connection = tls(); connection.sendall(PREFACE + connect(1)); good = status(connection)
+        for one in all:
+            one.settimeout(10)
+            try:
+                while one.recv(65536): pass
+            except ConnectionError: pass
+        print(good, "cut" if 4 < time.time() - began < 9 else time.time() - began)
+    elif kind == "headers":
+        connection = tls()
+        field = b"\x00" + text("x-large") + b"\x7f\x81\x7c" + b"a" * 16000
+        connection.sendall(PREFACE + connect(1, b"", 0) + b"".join(frame(9, 0, 1, field) for _ in range(3)) + frame(9, 4, 1, b""))
+        print(status(connection))
+    elif kind == "continuation":
+        connection = tls(); connection.sendall(PREFACE + connect(1, b"", 0))
+        field = (b"\x00\x01a\x64" + b"b" * 100) * 150
+        for _ in range(4000): connection.sendall(frame(9, 0, 1, field))
+        print(status(connection))
+    elif kind == "streams":
+        # A thousand tunnels at once, from which nobody reads.
+        connection = tls(); connection.sendall(PREFACE + b"".join(connect(2 * n + 1) for n in range(1000)))
+        opened = refused = 0
+        for number, stream, payload in frames(connection):
+            if number == 1: opened += 1
+            if number == 3: refused += 1
+            if opened + refused == 1000: break
+        print(opened, refused)
+    elif kind == "resets":
+        connection = tls(); connection.sendall(PREFACE)
+        reset = lambda stream: frame(3, 0, stream, struct.pack(">I", 8))
+        for batch in range(400):
+            connection.sendall(b"".join(connect(s) + reset(s) for s in range(200 * batch + 1, 200 * batch + 201, 2)))
+        print(status(connection))
+except (ConnectionError, ssl.SSLError) as error:
+    print(getattr(error, "reason", None) or type(error).__name__)
+"#;
+
+#[test]
+fn certificates_that_prove_nothing_are_refused_and_the_reason_is_told() {
+    let stage = Stage::start();
+    let ca = stage.lab.ca().display().to_string();
+    let other = stage.lab.folder().join("other-ca");
+    std::fs::create_dir(&other).expect("a folder");
+    let other = other.display().to_string();
+    let make = format!(
+        "cd {other} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca-key.pem \
+         -out ca-cert.pem -days 30 -subj /O=other/CN=root -addext basicConstraints=critical,CA:true 2>&1"
+    );
+    stage.outside.run("sh", &["-c", &make]).success();
+    let identity = "URI:spiffe://cluster.local/ns/default/sa/client";
+    let good = stage.certificate("good", &ca, "-days 1", identity);
+    assert_eq!(stage.peer("good", &good), "88");
+
+    for (name, ca, days, names, alerts) in [
+        ("other", &other, "-days 1", identity, &["UNKNOWN_CA"][..]),
+        (
+            "expired",
+            &ca,
+            "-days 0",
+            identity,
+            &["CERTIFICATE_EXPIRED"],
+        ),
+        (
+            "dns",
+            &ca,
+            "-days 1",
+            "DNS:client.default",
+            &["CERTIFICATE"],
+        ),
+        (
+            "two",
+            &ca,
+            "-days 1",
+            "URI:spiffe://cluster.local/ns/default/sa/client,URI:spiffe://cluster.local/ns/default/sa/web",
+            &["CERTIFICATE"],
+        ),
+        (
+            "foreign",
+            &ca,
+            "-days 1",
+            "URI:https://cluster.local/ns/default/sa/client",
+            &["CERTIFICATE"],
+        ),
+    ] {
+        let certificate = stage.certificate(name, ca, days, names);
+        if days == "-days 0" {
+            // It ends in the second in which it was made.
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        let said = stage.peer("good", &certificate);
+        assert!(
+            alerts.iter().any(|alert| said.contains(alert)),
+            "{name}: {said}"
+        );
+    }
+    let none = ("-".to_owned(), "-".to_owned());
+    let said = stage.peer("good", &none);
+    assert!(said.contains("CERTIFICATE_REQUIRED"), "{said}");
+    assert_eq!(stage.peer("good", &good), "88", "the others do not matter");
+}
+
+#[test]
+fn floods_and_slow_handshakes_are_bounded_and_others_are_served() {
+    let stage = Stage::start();
+    let (chain, key) = stage.lab.certificate("client", &stage.outside);
+    let own = (chain.display().to_string(), key.display().to_string());
+    assert_eq!(stage.peer("good", &own), "88");
+    let before = stage.resident();
+    for (kind, expected) in [
+        ("garbage", &["closed", "Connection"][..]),
+        ("silent", &["88 cut"]),
+        ("slow", &["88 cut"]),
+        // 431, or the end of the stream or of the connection.
+        (
+            "headers",
+            &["reset", "goaway", "closed", "Connection", "08", "48"],
+        ),
+        (
+            "continuation",
+            &["goaway", "closed", "Connection", "Broken", "EOF"],
+        ),
+        ("streams", &["100 900"]),
+        (
+            "resets",
+            &["goaway", "closed", "Connection", "Broken", "EOF"],
+        ),
+    ] {
+        let said = stage.peer(kind, &own);
+        assert!(
+            expected.iter().any(|one| said.contains(one)),
+            "{kind}: {said}"
+        );
+        assert_eq!(stage.peer("good", &own), "88", "after {kind}");
+    }
+    let log = stage.agent.log();
+    assert!(!log.contains("panicked"), "{log}");
+    eventually(Duration::from_secs(10), "the memory is given back", || {
+        let grown = stage.resident().saturating_sub(before);
+        // Debug builds; a flood that was kept would be hundreds of MiB.
+        if grown < 64 * 1024 {
+            Ok(())
+        } else {
+            Err(format!("{grown} KiB more than {before} KiB"))
+        }
+    });
+}
