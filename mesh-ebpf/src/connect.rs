@@ -20,9 +20,7 @@ use crate::context::{
     set_origin, socket_cookie,
 };
 use crate::listener::is_served;
-#[cfg(feature = "log")]
-use crate::log::bytes;
-use crate::log::log;
+use crate::log::connect::{Why, say};
 use crate::maps::DESTINATIONS;
 use crate::{account, direct, dns, splice};
 
@@ -83,61 +81,24 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// Log lines about what is done.
-#[inline(always)]
-#[cfg_attr(
-    not(feature = "log"),
-    expect(unused_variables, reason = "for log lines alone")
-)]
-fn say(next: &Next, destination: &SocketIp) {
-    match next.what {
-        What::Pass => {
-            log!(
-                trace,
-                "connect to {:i} port {} is left alone",
-                to = bytes(&destination.ip),
-                port = destination.port
-            );
-        }
-        What::Refuse => {
-            log!(
-                info,
-                "connect to {:i} port {} is refused",
-                to = bytes(&destination.ip),
-                port = destination.port
-            );
-        }
-        What::Redirect => {
-            log!(
-                debug,
-                "connect to {:i} port {} goes to {:i} port {}",
-                to = bytes(&destination.ip),
-                port = destination.port,
-                instead = bytes(&next.to.ip),
-                its_port = next.to.port
-            );
-        }
-        What::Dns => {
-            log!(trace, "DNS by connect to {:i}", to = bytes(&destination.ip));
-        }
-    }
-}
-
 /// What is done with the call. Every field always has a value: those of an
 /// enumeration's other variants would have none, and LLVM computes with them
 /// before it looks at the variant, which the verifier refuses.
-struct Next {
-    what: What,
+pub struct Next {
+    pub what: What,
     /// Redirect: another destination of the same family.
-    to: SocketIp,
+    pub to: SocketIp,
     /// Redirect: the address that the socket gets, unless it is unspecified.
     source: Ip,
     /// DNS: whose question it is.
     workload: Option<&'static Workload>,
+    /// For log lines.
+    #[cfg(feature = "log")]
+    pub why: Why,
 }
 
 #[derive(Clone, Copy)]
-enum What {
+pub enum What {
     Pass,
     Refuse,
     Redirect,
@@ -146,7 +107,6 @@ enum What {
 
 impl Next {
     const PASS: Self = Self::only(What::Pass);
-    const REFUSE: Self = Self::only(What::Refuse);
 
     const fn only(what: What) -> Self {
         Self {
@@ -154,16 +114,37 @@ impl Next {
             to: SocketIp::new(Ip::UNSPECIFIED, 0),
             source: Ip::UNSPECIFIED,
             workload: None,
+            #[cfg(feature = "log")]
+            why: Why::Usual,
         }
     }
 
+    const fn refuse(why: Why) -> Self {
+        Self::only(What::Refuse).because(why)
+    }
+
     #[inline(always)]
-    fn redirect(to: SocketIp, source: Ip) -> Self {
+    fn redirect(to: SocketIp, source: Ip, why: Why) -> Self {
         Self {
             to,
             source,
             ..Self::only(What::Redirect)
         }
+        .because(why)
+    }
+
+    /// Without log lines, nobody wants to know.
+    #[cfg(not(feature = "log"))]
+    #[inline(always)]
+    const fn because(self, _: Why) -> Self {
+        self
+    }
+
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    const fn because(mut self, why: Why) -> Self {
+        self.why = why;
+        self
     }
 }
 
@@ -211,9 +192,9 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         source_identity: workload.identity,
         ..NO_ORIGIN
     };
-    let deny = || {
+    let deny = |why| {
         account::denied(netns_cookie, origin.flow, destination);
-        Next::REFUSE
+        Next::refuse(why)
     };
     match decided {
         // Sent to the agent by another instance of this program, further down the hierarchy.
@@ -222,7 +203,10 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         }
         Connect::Pass => pass(sk),
         Connect::Unserved if workload.fails_open() => pass(sk),
-        Connect::Unserved | Connect::Deny => deny(),
+        Connect::Unserved | Connect::Deny => deny(match decided {
+            Connect::Deny => Why::Policy,
+            _ => Why::NoAgent,
+        }),
         Connect::Proxy { port } => {
             let (loopback, own) = if destination.ip.is_v4() {
                 (Ip::v4(LOOPBACK4), workload.ip4)
@@ -233,17 +217,17 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
                 return if workload.fails_open() {
                     pass(sk)
                 } else {
-                    deny()
+                    deny(Why::NoAgent)
                 };
             }
             if let Some(known) = known {
                 if known.has_nobody() {
-                    return deny();
+                    return deny(Why::Nobody);
                 }
             }
             let way = way(workload, bound_device(sk));
             if matches!(way, Way::None) {
-                return Next::REFUSE;
+                return Next::refuse(Why::Device);
             }
             let origin = Origin {
                 splice: splice::with_agent(workload),
@@ -261,15 +245,15 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
                     } else {
                         own
                     };
-                    Next::redirect(SocketIp::new(ip, port), source)
+                    Next::redirect(SocketIp::new(ip, port), source, Why::Usual)
                 }
-                None => Next::REFUSE,
+                None => Next::refuse(Why::Usual),
             }
         }
         Connect::Direct => {
             let Some(endpoint) = verdict.and_then(direct::choose) else {
                 // The set has gone in this very moment: the next try finds its successor.
-                return Next::REFUSE;
+                return Next::refuse(Why::Nobody);
             };
             let origin = Origin {
                 server_netns: endpoint.netns_cookie,
@@ -281,8 +265,8 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
             };
             match set_origin(sk, &origin) {
                 // The agent gives a destination endpoints of its own family; routing chooses the source.
-                Some(_) => Next::redirect(endpoint.address, Ip::UNSPECIFIED),
-                None => Next::REFUSE,
+                Some(_) => Next::redirect(endpoint.address, Ip::UNSPECIFIED, Why::Direct),
+                None => Next::refuse(Why::Usual),
             }
         }
     }

@@ -118,6 +118,11 @@ pub fn redirect4(ctx: &SockAddr, workload: &Workload, connected: bool) -> i32 {
     if !is_answered(ctx, workload) {
         return unanswered(ctx, workload, &server);
     }
+    log!(
+        debug,
+        "question to {:i} goes to the agent",
+        server = bytes(&server.ip)
+    );
     remember(ctx, alias, &server, connected);
     ctx.set_ip4(alias);
     ctx.set_port(workload.dns4_port);
@@ -143,6 +148,11 @@ pub fn redirect6(ctx: &SockAddr, workload: &Workload, connected: bool) -> i32 {
     if !is_answered(ctx, workload) {
         return unanswered(ctx, workload, &server);
     }
+    log!(
+        debug,
+        "question to {:i} goes to the agent",
+        server = bytes(&server.ip)
+    );
     if is_v4 {
         remember(ctx, alias, &server, connected);
     } else {

@@ -87,7 +87,15 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             match unsafe { LISTENING.get(port) } {
                 Some(count) if *count > 0 => ListenerKind::Inbound,
                 // Nothing listens: the kernel answers as it would without the mesh.
-                _ => return SK_PASS,
+                _ => {
+                    log!(
+                        trace,
+                        "from {:i} to port {}: nobody listens",
+                        from = bytes(&remote),
+                        port = local_port
+                    );
+                    return SK_PASS;
+                }
             }
         }
     };
@@ -108,7 +116,15 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
     }
     // No listener means no agent: plaintext reaches the application only where the operator wants it so.
     match workload {
-        Some(workload) if workload.fails_open() => SK_PASS,
+        Some(workload) if workload.fails_open() => {
+            log!(
+                warn,
+                "from {:i} to port {}: left alone, no agent serves it",
+                from = bytes(&remote),
+                port = local_port
+            );
+            SK_PASS
+        }
         _ => {
             log!(
                 warn,

@@ -9,6 +9,7 @@ use mesh_common::{HandedOver, Splice, SplicePeer, Workload, direction, workload_
 
 use crate::context::{socket_cookie, watch};
 use crate::kernel;
+use crate::log::log;
 use crate::maps::{SPLICE_PEERS, SPLICED_SOCKETS, SPLICES};
 
 const BPF_NOEXIST: u64 = 1;
@@ -19,17 +20,17 @@ const CREATE: u64 = 1;
 /// their bytes over.
 #[inline(always)]
 pub fn with_agent(workload: &Workload) -> u32 {
-    ends(workload, direction::CLIENT, direction::SERVER)
+    allowed(workload, direction::CLIENT, direction::SERVER)
 }
 
 /// The same for a connection that the agent opens to an application.
 #[inline(always)]
 pub fn with_application(workload: &Workload) -> u32 {
-    ends(workload, direction::SERVER, direction::CLIENT)
+    allowed(workload, direction::SERVER, direction::CLIENT)
 }
 
 #[inline(always)]
-fn ends(workload: &Workload, application: u32, agent: u32) -> u32 {
+fn allowed(workload: &Workload, application: u32, agent: u32) -> u32 {
     if !kernel::is_known() {
         return 0;
     }
@@ -84,8 +85,10 @@ fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, splice: Splice) -> bool {
     let added = unsafe { SPLICED_SOCKETS.update(splice.own, &mut *raw, BPF_NOEXIST) };
     if added.is_err() {
         // Full, or a kernel that does not take this socket: TCP carries everything.
+        say(raw, false, 0);
         return false;
     }
+    say(raw, true, splice.sends);
     // SAFETY: a checked socket pointer of the context; the helper copies the value.
     let stored = unsafe {
         generated::bpf_sk_storage_get(
@@ -97,6 +100,39 @@ fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, splice: Splice) -> bool {
     };
     watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG);
     !stored.is_null()
+}
+
+/// A log line, in a frame of its own: that of the program is full.
+#[cfg_attr(feature = "log", inline(never))]
+#[cfg_attr(
+    not(feature = "log"),
+    inline(always),
+    expect(unused_variables, reason = "for log lines alone")
+)]
+fn say(raw: *mut bpf_sock_ops, joined: bool, sends: u32) {
+    // SAFETY: fields of the context; the remote port is in network order.
+    #[cfg(feature = "log")]
+    let (port, its_port) = unsafe {
+        let remote = ptr::read_volatile(&raw const (*raw).remote_port);
+        let local = ptr::read_volatile(&raw const (*raw).local_port);
+        (local, u32::from_be(remote))
+    };
+    if joined {
+        log!(
+            debug,
+            "short-circuit from port {} to port {}: sends {}",
+            port = port,
+            its_port = its_port,
+            sends = sends
+        );
+    } else {
+        log!(
+            debug,
+            "no short-circuit from port {} to port {}: the map is full, or takes no such socket",
+            port = port,
+            its_port = its_port
+        );
+    }
 }
 
 /// This end's storage, with the other end filled in as soon as that is there.

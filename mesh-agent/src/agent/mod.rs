@@ -279,8 +279,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 let busy = keeper.tend(&agent.node.datapath);
                 let pause = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
                 tend = tokio::time::Instant::now() + pause;
-                if let Err(error) = agent.node.datapath.follow_kernel_log() {
-                    tracing::error!(%error, "the kernel programs' log keeps its level");
+                if agent.node.datapath.kernel_log_is_to_change() {
+                    let datapath = agent.node.datapath.clone();
+                    // Nobody waits for the programs to be loaded.
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = datapath.follow_kernel_log() {
+                            tracing::error!(%error, "the kernel programs' log keeps its level");
+                        }
+                    });
                 }
                 let current = agent.node.snapshot.load().generation;
                 if current != generation {

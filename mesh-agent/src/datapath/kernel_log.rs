@@ -7,10 +7,12 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use mesh_common::Knob;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
@@ -88,13 +90,28 @@ impl FromStr for LogLevel {
 #[derive(Default)]
 pub(super) struct KernelLog {
     /// What was asked for last. It is not tried again where it did not work.
-    wanted: LogLevel,
-    /// What the programs that run say.
+    wanted: AtomicU32,
+    /// What the programs that run say. Loading others takes a while: nobody waits
+    /// for the lock who only wants to know.
+    level: AtomicU32,
+    running: Mutex<Running>,
+}
+
+/// Held while programs are loaded.
+#[derive(Default)]
+pub(super) struct Running {
     level: LogLevel,
     reader: Option<AbortOnDropHandle<()>>,
 }
 
 impl KernelLog {
+    /// Nobody replaces the programs meanwhile.
+    pub(super) fn hold(&self) -> MutexGuard<'_, Running> {
+        self.running.lock()
+    }
+}
+
+impl Running {
     /// What programs that are loaded now are to say.
     pub(super) fn level(&self) -> LogLevel {
         self.level
@@ -109,7 +126,7 @@ pub(super) fn pin(folder: &Path) -> PathBuf {
 impl Datapath {
     /// What the kernel programs say.
     pub fn kernel_log(&self) -> LogLevel {
-        self.log.lock().level
+        LogLevel::of(self.log.level.load(Ordering::Relaxed))
     }
 
     /// Changes it. Connections that are being made meet the old programs or the new ones.
@@ -121,18 +138,20 @@ impl Datapath {
         self.follow_kernel_log()
     }
 
-    /// Does what the switch says, where it has been changed. To be called now and then.
+    /// Whether the switch has been changed: [`Self::follow_kernel_log`] has something to do.
+    pub fn kernel_log_is_to_change(&self) -> bool {
+        LogLevel::of(self.knob(Knob::LogLevel)) as u32 != self.log.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Does what the switch says, where it has been changed. Takes as long as loading programs.
     ///
     /// # Errors
     /// As above, once.
     pub fn follow_kernel_log(&self) -> Result<(), DatapathError> {
         let wanted = LogLevel::of(self.knob(Knob::LogLevel));
-        let mut log = self.log.lock();
-        if log.wanted == wanted {
-            return Ok(());
-        }
-        log.wanted = wanted;
-        if log.level == wanted {
+        let before = self.log.wanted.swap(wanted as u32, Ordering::Relaxed);
+        let mut log = self.log.hold();
+        if before == wanted as u32 || log.level == wanted {
             return Ok(());
         }
         if log.reader.is_none() {
@@ -151,6 +170,7 @@ impl Datapath {
         match replaced {
             Ok(()) => {
                 log.level = wanted;
+                self.log.level.store(wanted as u32, Ordering::Relaxed);
                 log.reader = reader;
                 if wanted == LogLevel::Off {
                     let _ = fs::remove_file(pin(&self.folder));

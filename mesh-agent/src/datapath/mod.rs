@@ -192,7 +192,7 @@ pub struct Datapath {
     /// For attaching again.
     cgroup: PathBuf,
     order: Option<AttachOrder>,
-    log: Mutex<KernelLog>,
+    log: KernelLog,
     lock: Mutex<Option<FolderLock>>,
     kernel: KernelLayout,
     tiers: Tiers,
@@ -245,7 +245,7 @@ impl Datapath {
             attached,
             cgroup: cgroup.to_owned(),
             order,
-            log: Mutex::default(),
+            log: KernelLog::default(),
             lock: Mutex::new(Some(lock)),
             kernel,
             tiers,
@@ -340,7 +340,7 @@ impl Datapath {
         };
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
-        let log = self.log.lock();
+        let log = self.log.hold();
         inbound::attach(&self.folder, &self.kernel, namespace, log.level())
     }
 

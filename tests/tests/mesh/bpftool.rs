@@ -170,6 +170,71 @@ fn the_kernel_programs_say_what_they_do_while_a_switch_asks_for_it() {
 }
 
 #[test]
+fn the_kernel_programs_say_why() {
+    let pair = crate::short_circuit::pair(true, "on");
+    let agent = &pair.agent;
+    let level = agent.meshctl(&["kernel-log", "debug"]).success();
+    assert_eq!(level, "debug\n");
+    let call = |vip: &str, port: &str| {
+        let connect =
+            "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)";
+        pair.client
+            .run("/usr/bin/python3", &["-c", connect, vip, port])
+    };
+    let says = |what: &str| {
+        eventually(Duration::from_secs(5), what, || {
+            let log = agent.log();
+            let mut lines = log.lines().filter(|line| line.contains(" kernel: "));
+            match lines.any(|line| line.contains(what)) {
+                true => Ok(()),
+                false => Err(log),
+            }
+        });
+    };
+    assert_eq!(call("10.96.0.40", "80").code, 0);
+    says("connect to ::ffff:10.96.0.40 port 80 goes directly to ");
+    says("short-circuit from port ");
+    let server = pair.server.v4.to_string();
+    says(&format!(
+        "direct from ::ffff:{} to port 7000",
+        pair.client.v4
+    ));
+    pair.client.run("getent", &["hosts", "server"]).success();
+    says("question to ");
+
+    pair.lab.configure(
+        "deny.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\n\
+         spec: {selector: {matchLabels: {app: server}}, action: DENY, \
+         rules: [{from: [{source: {namespaces: [default]}}]}]}\n",
+    );
+    eventually(Duration::from_secs(5), "it is refused", || {
+        match call(&server, "7000").code {
+            0 => Err("it is not".to_owned()),
+            _ => Ok(()),
+        }
+    });
+    says(&format!(
+        "connect to ::ffff:{server} port 7000 is refused by policy"
+    ));
+    pair.lab.unconfigure("deny.yaml");
+    let port = mesh_tests::ServicePort {
+        name: "tcp",
+        port: 80,
+        target: 80,
+    };
+    let nobody = mesh_tests::service("nobody", 50, &[port]);
+    pair.lab.configure("nobody.yaml", &nobody);
+    eventually(Duration::from_secs(5), "nobody is known", || {
+        match call("10.96.0.50", "80").stderr {
+            refused if refused.contains("ConnectionRefusedError") => Ok(()),
+            other => Err(other),
+        }
+    });
+    says("connect to ::ffff:10.96.0.50 port 80 is refused: it has no endpoint");
+}
+
+#[test]
 fn the_object_loads_without_the_agent() {
     let lab = Lab::new();
     let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/undermesh.o");

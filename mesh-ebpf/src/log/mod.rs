@@ -1,6 +1,8 @@
 //! Log lines. They are in an object of their own, which the agent loads while
 //! the operator asks for them; of the object that runs otherwise they are no part.
 
+pub mod connect;
+
 #[cfg(feature = "log")]
 use mesh_common::Ip;
 
