@@ -69,6 +69,32 @@ macro_rules! one_of {
                 }
             }
 
+            fn poll_chunk(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+                buffer: &mut bytes::BytesMut,
+            ) -> std::task::Poll<std::io::Result<$crate::proxy::copy::Chunk>> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::poll_chunk(io, cx, buffer),)+
+                }
+            }
+
+            fn keeps(&self) -> bool {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::keeps(io),)+
+                }
+            }
+
+            fn poll_give(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+                bytes: &mut bytes::Bytes,
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::poll_give(io, cx, bytes),)+
+                }
+            }
+
             fn poll_aborted(
                 &mut self,
                 cx: &mut std::task::Context<'_>,

@@ -4,13 +4,13 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::identity::Identity;
-use crate::proxy::copy::Duplex;
+use crate::proxy::copy::{Chunk, Duplex};
 
 /// A tunnel: shutdown ends our direction, drop before both directions have
 /// ended aborts it.
@@ -52,26 +52,51 @@ impl TunnelStream {
     }
 }
 
-impl AsyncRead for TunnelStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+impl TunnelStream {
+    /// Waits for something to read; nothing is left where the end was read.
+    fn poll_received(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.received_all {
             match ready!(self.receive.poll_data(cx)) {
                 Some(data) => self.unread = data.map_err(io_error)?,
                 None => self.received_all = true,
             }
         }
-        let bytes = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(&self.unread[..bytes]);
-        self.unread.advance(bytes);
-        // The window opens only by what was read: that is the back-pressure.
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what was received. The window opens only by what was read: that is the
+    /// back-pressure.
+    fn read(&mut self, bytes: usize) -> io::Result<Bytes> {
+        let read = self.unread.split_to(bytes);
         self.receive
             .flow_control()
             .release_capacity(bytes)
             .map_err(io_error)?;
+        Ok(read)
+    }
+
+    /// Waits for room in the windows, and says for how many of these bytes there is.
+    fn poll_room(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
+        self.send.reserve_capacity(bytes);
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(capacity) => capacity.map_err(io_error)?,
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            };
+        }
+        Poll::Ready(Ok(bytes.min(self.send.capacity())))
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_received(cx))?;
+        let bytes = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.read(bytes)?);
         Poll::Ready(Ok(()))
     }
 }
@@ -85,14 +110,7 @@ impl AsyncWrite for TunnelStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.send.reserve_capacity(bytes.len());
-        while self.send.capacity() == 0 {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(capacity) => capacity.map_err(io_error)?,
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-        }
-        let taken = bytes.len().min(self.send.capacity());
+        let taken = ready!(self.poll_room(cx, bytes.len()))?;
         self.send
             .send_data(Bytes::copy_from_slice(&bytes[..taken]), false)
             .map_err(io_error)?;
@@ -117,6 +135,30 @@ impl Duplex for TunnelStream {
     fn abort(&mut self) {
         // Does nothing to a stream that has ended both ways and was sent.
         self.send.send_reset(Reason::CANCEL);
+    }
+
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        _buffer: &mut BytesMut,
+    ) -> Poll<io::Result<Chunk>> {
+        ready!(self.poll_received(cx))?;
+        Poll::Ready(self.read(self.unread.len()).map(Chunk::Owned))
+    }
+
+    fn keeps(&self) -> bool {
+        true
+    }
+
+    fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let taken = ready!(self.poll_room(cx, bytes.len()))?;
+        self.send
+            .send_data(bytes.split_to(taken), false)
+            .map_err(io_error)?;
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

@@ -1,0 +1,97 @@
+//! What a stream must be able to do, beside reading and writing, to be copied.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::io::poll_read_buf;
+
+/// Where bytes are that were read.
+#[derive(Debug)]
+pub enum Chunk {
+    /// In the buffer that was lent, which was empty.
+    Lent,
+    /// In memory of their own.
+    Owned(Bytes),
+}
+
+/// A byte stream that can be aborted.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Makes the far end see an abort (a TCP or stream reset) rather than a
+    /// regular end, at the latest when the stream is dropped.
+    fn abort(&mut self);
+
+    /// Reads once, into `buffer` unless the stream has what it received in memory of its
+    /// own: that is passed on without a copy. Nothing is read at the end of the stream.
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<io::Result<Chunk>> {
+        poll_read_buf(Pin::new(self), cx, buffer).map_ok(|_| Chunk::Lent)
+    }
+
+    /// Whether the stream keeps what is written to it until it is sent: what it is given
+    /// it does not have to copy.
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// Writes the beginning of `bytes` and takes it off.
+    fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, bytes).map_ok(|taken| {
+            bytes.advance(taken);
+            taken
+        })
+    }
+
+    /// Ready when the far end aborted, for streams that can tell without being
+    /// read or written.
+    fn poll_aborted(&mut self, _cx: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
+}
+
+impl Duplex for TcpStream {
+    fn abort(&mut self) {
+        // With no time to linger close(2) sends a reset. On failure the
+        // connection is gone already.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Duplex for TlsStream<TcpStream> {
+    fn abort(&mut self) {
+        self.get_mut().0.abort();
+    }
+}
+
+impl<T: Duplex + ?Sized> Duplex for Box<T> {
+    fn abort(&mut self) {
+        (**self).abort();
+    }
+
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<io::Result<Chunk>> {
+        (**self).poll_chunk(cx, buffer)
+    }
+
+    fn keeps(&self) -> bool {
+        (**self).keeps()
+    }
+
+    fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
+        (**self).poll_give(cx, bytes)
+    }
+
+    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        (**self).poll_aborted(cx)
+    }
+}

@@ -1,0 +1,335 @@
+//! Bytes both ways between two streams, exactly as two ends of one TCP
+//! connection would have them: in order, each direction ended on its own, and
+//! an abort passed on as an abort, never as a regular end.
+
+mod duplex;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+
+pub use duplex::{Chunk, Duplex};
+
+/// What is read at once. One buffer per thread serves all streams; a stream has
+/// memory of its own only for what its receiver did not take yet.
+/// Behind the nine bytes that head an HTTP/2 frame it fills four TLS records; a
+/// byte more would travel in a fifth.
+const BUFFER_BYTES: usize = 64 * 1024 - 9;
+/// What fills at least so much of the buffer is given away with it where the writer
+/// keeps it, and the thread gets a new one; less is copied.
+const LARGE_BYTES: usize = BUFFER_BYTES / 2;
+/// After this many full buffers a stream lets others have their turn.
+const MAX_ROUNDS: usize = 16;
+/// How long an end that has sent all to the other, while that other is gone, is
+/// still listened to, so that what it was sent gets through before the abort.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Bytes that were taken by the receiver, readable while the copy runs.
+#[derive(Debug, Default)]
+pub struct Transferred {
+    /// From the first stream to the second.
+    pub first_to_second: AtomicU64,
+    /// From the second stream to the first.
+    pub second_to_first: AtomicU64,
+}
+
+impl Transferred {
+    /// Both counts: first to second, second to first.
+    pub fn bytes(&self) -> (u64, u64) {
+        (
+            self.first_to_second.load(Ordering::Relaxed),
+            self.second_to_first.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// One of the two streams of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The first argument.
+    First,
+    /// The second argument.
+    Second,
+}
+
+/// A copy that did not end regularly; both streams were aborted.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", if *.writing { "write" } else { "read" })]
+pub struct CopyError {
+    /// The stream that failed.
+    pub end: End,
+    /// Whether it failed at writing.
+    pub writing: bool,
+    /// How it failed.
+    pub source: io::Error,
+}
+
+/// Copies until both directions have ended. The end of one direction is passed
+/// on while the other goes on. When a stream fails, and when the future is
+/// dropped, both streams are aborted.
+///
+/// # Errors
+/// The first failure of either stream.
+pub async fn copy_both<A: Duplex, B: Duplex>(
+    first: A,
+    second: B,
+    transferred: &Transferred,
+) -> Result<(), CopyError> {
+    let mut ends = Ends {
+        first,
+        second,
+        finished: false,
+    };
+    let mut forward = Way::default();
+    let mut backward = Way::default();
+    let result = std::future::poll_fn(|cx| {
+        let Ends { first, second, .. } = &mut ends;
+        let a = forward
+            .poll(first, second, &transferred.first_to_second, cx)
+            .map_err(|failure| failure.between(End::First, End::Second))?;
+        let b = backward
+            .poll(second, first, &transferred.second_to_first, cx)
+            .map_err(|failure| failure.between(End::Second, End::First))?;
+        if a.is_ready() && b.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // Where all of a stream is read, only this can tell of its abort.
+        if a.is_ready()
+            && let Poll::Ready(source) = first.poll_aborted(cx)
+        {
+            return Poll::Ready(Err(
+                Failure::reading(source).between(End::First, End::Second)
+            ));
+        }
+        if b.is_ready()
+            && let Poll::Ready(source) = second.poll_aborted(cx)
+        {
+            return Poll::Ready(Err(
+                Failure::reading(source).between(End::Second, End::First)
+            ));
+        }
+        Poll::Pending
+    })
+    .await;
+
+    match &result {
+        Ok(()) => ends.finished = true,
+        Err(CopyError {
+            end: End::First, ..
+        }) if forward.is_done() => {
+            ends.first.abort();
+            discard(&mut ends.second).await;
+        }
+        Err(CopyError {
+            end: End::Second, ..
+        }) if backward.is_done() => {
+            ends.second.abort();
+            discard(&mut ends.first).await;
+        }
+        Err(_) => {}
+    }
+    result
+}
+
+/// Both streams, aborted on drop unless the copy came to its regular end.
+struct Ends<A: Duplex, B: Duplex> {
+    first: A,
+    second: B,
+    finished: bool,
+}
+
+impl<A: Duplex, B: Duplex> Drop for Ends<A, B> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.first.abort();
+            self.second.abort();
+        }
+    }
+}
+
+/// Reads what nobody can take any more, for a while: an abort at once could
+/// overtake the bytes and the end that were sent to this stream before.
+async fn discard(stream: &mut impl Duplex) {
+    let drain = async {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while let Ok(1..) = stream.read(&mut buffer).await {}
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+struct Failure {
+    writing: bool,
+    source: io::Error,
+}
+
+impl Failure {
+    fn reading(source: io::Error) -> Self {
+        Self {
+            writing: false,
+            source,
+        }
+    }
+
+    fn writing(source: io::Error) -> Self {
+        Self {
+            writing: true,
+            source,
+        }
+    }
+
+    fn between(self, reader: End, writer: End) -> CopyError {
+        CopyError {
+            end: if self.writing { writer } else { reader },
+            writing: self.writing,
+            source: self.source,
+        }
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+enum Way {
+    /// Nothing is held; the writer may have to be flushed.
+    #[default]
+    Reading,
+    /// This was read and waits for the writer.
+    Writing(Bytes),
+    /// The reader ended, the writer is being told.
+    Ending,
+    /// The writer was told.
+    Done,
+}
+
+impl Way {
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    fn poll(
+        &mut self,
+        reader: &mut impl Duplex,
+        writer: &mut impl Duplex,
+        count: &AtomicU64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Failure>> {
+        for _ in 0..MAX_ROUNDS {
+            match self {
+                Self::Reading => match poll_pass(reader, writer, count, cx)? {
+                    Poll::Ready(next) => *self = next,
+                    Poll::Pending => {
+                        // Nothing to read: what is on its way shall not wait for more.
+                        let _ = Pin::new(writer).poll_flush(cx).map_err(Failure::writing)?;
+                        return Poll::Pending;
+                    }
+                },
+                Self::Writing(rest) => {
+                    let taken = ready!(writer.poll_give(cx, rest))
+                        .and_then(taken)
+                        .map_err(Failure::writing)?;
+                    count.fetch_add(taken as u64, Ordering::Relaxed);
+                    if rest.is_empty() {
+                        *self = Self::Reading;
+                    }
+                }
+                Self::Ending => {
+                    match ready!(Pin::new(&mut *writer).poll_shutdown(cx)) {
+                        // It has gone after it said all: nothing is left to be told.
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                        other => other.map_err(Failure::writing)?,
+                    }
+                    *self = Self::Done;
+                }
+                Self::Done => return Poll::Ready(Ok(())),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<BytesMut> = Cell::default();
+}
+
+/// Reads once and writes what was read; only what the writer does not take is kept.
+fn poll_pass(
+    reader: &mut impl Duplex,
+    writer: &mut impl Duplex,
+    count: &AtomicU64,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Way, Failure>> {
+    let mut scratch = SCRATCH.take();
+    if scratch.capacity() < BUFFER_BYTES {
+        scratch = BytesMut::with_capacity(BUFFER_BYTES);
+    }
+    let next = match reader.poll_chunk(cx, &mut scratch) {
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::reading(error))),
+        Poll::Ready(Ok(Chunk::Owned(bytes))) => Poll::Ready(give(bytes, writer, count, cx)),
+        Poll::Ready(Ok(Chunk::Lent)) if writer.keeps() && scratch.len() >= LARGE_BYTES => {
+            let bytes = std::mem::take(&mut scratch).freeze();
+            Poll::Ready(give(bytes, writer, count, cx))
+        }
+        Poll::Ready(Ok(Chunk::Lent)) => Poll::Ready(lend(&scratch, writer, count, cx)),
+    };
+    scratch.clear();
+    SCRATCH.set(scratch);
+    next
+}
+
+/// Writes what the writer may keep.
+fn give(
+    mut bytes: Bytes,
+    writer: &mut impl Duplex,
+    count: &AtomicU64,
+    cx: &mut Context<'_>,
+) -> Result<Way, Failure> {
+    if bytes.is_empty() {
+        return Ok(Way::Ending);
+    }
+    if let Poll::Ready(result) = writer.poll_give(cx, &mut bytes) {
+        let taken = result.and_then(taken).map_err(Failure::writing)?;
+        count.fetch_add(taken as u64, Ordering::Relaxed);
+    }
+    Ok(match bytes.is_empty() {
+        true => Way::Reading,
+        false => Way::Writing(bytes),
+    })
+}
+
+/// Writes what is in a buffer that others need, too.
+fn lend(
+    bytes: &[u8],
+    writer: &mut impl Duplex,
+    count: &AtomicU64,
+    cx: &mut Context<'_>,
+) -> Result<Way, Failure> {
+    if bytes.is_empty() {
+        return Ok(Way::Ending);
+    }
+    let taken = match Pin::new(writer).poll_write(cx, bytes) {
+        Poll::Pending => 0,
+        Poll::Ready(result) => result.and_then(taken).map_err(Failure::writing)?,
+    };
+    count.fetch_add(taken as u64, Ordering::Relaxed);
+    Ok(match &bytes[taken..] {
+        [] => Way::Reading,
+        rest => Way::Writing(Bytes::copy_from_slice(rest)),
+    })
+}
+
+fn taken(bytes: usize) -> io::Result<usize> {
+    match bytes {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        bytes => Ok(bytes),
+    }
+}
