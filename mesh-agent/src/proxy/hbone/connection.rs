@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::read_ahead::ReadAhead;
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
     STREAM_WINDOW_BYTES, keep_alive,
@@ -162,7 +163,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     tcp.set_nodelay(true)
         .map_err(|source| ConnectError::Tcp { node, source })?;
     let tls = TlsConnector::from(config)
-        .connect(ServerName::IpAddress(node.ip().into()), tcp)
+        .connect(ServerName::IpAddress(node.ip().into()), ReadAhead::new(tcp))
         .await
         .map_err(|error| ConnectError::Tls {
             node,
@@ -254,6 +255,6 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     Ok((connection, driver))
 }
 
-fn peer(tls: &TlsStream<TcpStream>) -> Result<Peer, rustls::Error> {
+fn peer(tls: &TlsStream<ReadAhead<TcpStream>>) -> Result<Peer, rustls::Error> {
     verify::peer(tls.get_ref().1.peer_certificates())
 }

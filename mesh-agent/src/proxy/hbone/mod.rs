@@ -7,6 +7,7 @@ mod connection;
 mod forwarded;
 mod handshakes;
 mod keep_alive;
+mod read_ahead;
 mod refusal;
 mod server;
 mod stream;

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::read_ahead::ReadAhead;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use super::{
@@ -197,7 +198,7 @@ pub async fn serve(
     result
 }
 
-type Http2 = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+type Http2 = h2::server::Connection<TlsStream<ReadAhead<TcpStream>>, Bytes>;
 
 /// The certificates of a peer, leaf first.
 type Chain = Vec<CertificateDer<'static>>;
@@ -208,7 +209,7 @@ async fn handshake(
 ) -> Result<(Http2, Peer, Chain), ServeError> {
     stream.set_nodelay(true).map_err(ServeError::Tls)?;
     let tls = TlsAcceptor::from(tls)
-        .accept(stream)
+        .accept(ReadAhead::new(stream))
         .await
         .map_err(|error| ServeError::Tls(verify::explain(error)))?;
     let session = tls.get_ref().1;
