@@ -7,8 +7,9 @@ use aya_ebpf::bindings::{BPF_RB_NO_WAKEUP, bpf_map_type::BPF_MAP_TYPE_RINGBUF};
 use aya_ebpf::helpers::generated::bpf_ringbuf_output;
 use mesh_common::FlowEvent;
 
-/// Size in bytes: a power of two and a multiple of the page.
-const BYTES: usize = 2 << 20;
+/// Size in bytes: a power of two and a multiple of the page. The agent maps it twice in
+/// a row, as its reader has to, and all of it counts as memory of the agent.
+const BYTES: usize = 1 << 20;
 
 /// The loaders read the numbers off the types.
 #[repr(C)]

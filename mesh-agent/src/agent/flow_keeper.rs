@@ -12,7 +12,7 @@ use crate::datapath::Datapath;
 const RETENTION: Duration = Duration::from_secs(60);
 /// How many ended flows are remembered at most; the account has room for 65,536 flows in all.
 const MAX_ENDED: usize = 8_192;
-/// While events come, they are taken this often, so that the ring of 2 MiB is
+/// While events come, they are taken this often, so that the ring of 1 MiB is
 /// not filled by 150,000 a second.
 pub(super) const BUSY: Duration = Duration::from_millis(100);
 /// While none come.
