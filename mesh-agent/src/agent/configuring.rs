@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::takeover::Draining;
-use super::{Agent, RunOptions, process, verdicts};
+use super::{Agent, RunOptions, verdicts};
 use crate::proxy::application;
 use crate::resource::Finding;
 use crate::snapshot::{Options, Snapshot};
@@ -72,7 +72,7 @@ impl Agent {
     /// Puts a configuration in force, or keeps the one before and says why.
     pub(super) fn put_in_force(&self, compiled: Result<Compiled, Vec<Finding>>) -> Option<Change> {
         let began = Instant::now();
-        let change = match compiled {
+        match compiled {
             Ok(Compiled {
                 mut snapshot,
                 resources,
@@ -119,9 +119,7 @@ impl Agent {
                 });
                 None
             }
-        };
-        process::give_back_memory();
-        change
+        }
     }
 
     /// Says that a configuration is in force, once it is in agents that drain, too.

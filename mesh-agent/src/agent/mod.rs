@@ -10,6 +10,7 @@ mod enrolment;
 mod flow_keeper;
 mod listeners;
 mod live_flows;
+mod memory;
 mod observing;
 mod one_line;
 mod options;
@@ -92,7 +93,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         bail!(obstacle);
     }
     process::raise_open_files();
-    process::return_large_blocks();
+    memory::tune_allocator();
     let control_path = options.admin_socket();
     let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
     let (control, lock, handed, mut predecessor) = match estate {
@@ -262,20 +263,27 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     if predecessor.is_none() {
         agent.node.datapath.remove_other_links();
     }
-    process::give_back_memory();
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
     let mut keeper = FlowKeeper::default();
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
+    let mut rest = memory::Rest::default();
     let relieved = loop {
         tokio::select! {
-            Some(state) = configurations.recv() => agent.configure(state).await,
-            () = namespaces.changed() => agent.enrol(),
+            Some(state) = configurations.recv() => {
+                agent.configure(state).await;
+                rest.disturbed();
+            }
+            () = namespaces.changed() => {
+                agent.enrol();
+                rest.disturbed();
+            }
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
+                rest.look();
                 let busy = keeper.tend(&agent.node.datapath);
                 let pause = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
                 tend = tokio::time::Instant::now() + pause;

@@ -1,4 +1,4 @@
-//! The agent as a process: how many files it may open, how much memory it keeps.
+//! The agent as a process: how many files it may open.
 
 use std::io;
 
@@ -19,26 +19,5 @@ pub(super) fn raise_open_files() {
     if !raised {
         let error = io::Error::last_os_error();
         tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-}
-
-/// Large blocks come from the system and go back to it at once. glibc otherwise
-/// takes the kernel's types, once read, for a sign that blocks of 10 MB are usual,
-/// keeps them at the end of a thread's heap, and does not give those ends back.
-pub(super) fn return_large_blocks() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes plain numbers.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
-    }
-}
-
-/// Gives memory back to the system that loading programs and compiling a
-/// configuration took for a while. glibc keeps it otherwise.
-pub(super) fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a plain number; the allocator locks what it trims.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }

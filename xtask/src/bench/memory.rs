@@ -109,6 +109,7 @@ fn is_complete(flow: &Value) -> bool {
 /// Memory of proxies at rest, and what a tunnel at rest adds.
 pub fn idle(stage: &Stage, figures: &mut Figures) -> Result<()> {
     let scenario = stage.scenario.name;
+    std::thread::sleep(SETTLE);
     for standing in &stage.standing {
         let variant = standing.variant.name;
         for (pid, name) in standing
