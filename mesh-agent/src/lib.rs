@@ -18,6 +18,7 @@ pub mod dns;
 mod fuzz;
 pub mod health;
 pub mod identity;
+mod memo;
 pub mod netns;
 pub mod policy;
 pub mod proxy;

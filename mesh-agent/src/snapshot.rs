@@ -1,15 +1,21 @@
 //! One immutable state of the whole configuration. The data path holds a
 //! snapshot per connection or request and never a lock.
 
+mod compiler;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::policy::{Authorization, PathNormalization, PeerAuthentications, authorization};
+pub use compiler::{Compiler, Made};
+
+use crate::policy::{Authorization, PathNormalization, PeerAuthentications};
 pub use crate::registry::SameNode;
 use crate::registry::{Protocol, Registry, Resolution, Served, Service, Workload};
-use crate::resource::{Finding, ResourceSet, Severity};
-use crate::route::{OutboundPolicy, Routes, Settings, Sources};
+use crate::resource::{Finding, ResourceSet};
+use crate::route::{OutboundPolicy, Routes};
 
 /// All that the agent decides by, compiled from the resources.
 #[derive(Clone, Debug, Default)]
@@ -72,60 +78,16 @@ impl Snapshot {
         }
     }
 
-    /// Compiles a configuration. It is refused as a whole, with all findings,
-    /// if one of them is an error.
+    /// Compiles a configuration once.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
     pub fn compile(
         generation: u64,
         resources: &ResourceSet,
         options: &Options,
     ) -> Result<Self, Vec<Finding>> {
-        let cluster_domain = &options.cluster_domain;
-        let (registry, of_registry) =
-            Registry::compile(resources, &options.trust_domain, cluster_domain);
-        let (peer_authentication, of_policy) =
-            PeerAuthentications::compile(&resources.peer_authentications, &options.root_namespace);
-        let (authorization, of_authorization) = Authorization::compile(
-            &resources.authorization_policies,
-            &registry,
-            &authorization::Options {
-                root_namespace: options.root_namespace.clone(),
-                trust_domain: options.trust_domain.clone(),
-                trust_domain_aliases: options.trust_domain_aliases.clone(),
-                path_normalization: options.path_normalization,
-            },
-        );
-        let (routes, of_routes) = Routes::compile(
-            &Sources::of(resources),
-            &registry,
-            &Settings {
-                cluster_domain,
-                root_namespace: &options.root_namespace,
-                outbound: options.outbound_traffic_policy,
-            },
-        );
-        let findings = [
-            &resources.warnings,
-            &of_registry,
-            &of_policy,
-            &of_authorization,
-            &of_routes,
-        ];
-        let findings: Vec<Finding> = findings.into_iter().flatten().cloned().collect();
-        if findings
-            .iter()
-            .any(|finding| finding.severity == Severity::Error)
-        {
-            return Err(findings);
-        }
-        Ok(Self {
-            generation,
-            registry: Arc::new(registry),
-            routes: Arc::new(routes),
-            peer_authentication,
-            authorization,
-            same_node: options.same_node,
-            warnings: findings,
-        })
+        Compiler::new(options.clone()).compile(generation, resources)
     }
 
     /// How connections between these two travel on their node: encrypted, where
@@ -167,83 +129,5 @@ impl Snapshot {
             && service.resolution == Resolution::Static
             && !service.ports.iter().any(|port| is_http(port.protocol))
             && !self.routes.may_divert(&service.host)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::resource::parse;
-    use crate::source::directory;
-
-    fn compile(text: &str) -> Result<Snapshot, Vec<Finding>> {
-        let resources = parse([("a.yaml", text)]).unwrap();
-        Snapshot::compile(7, &resources, &Options::default())
-    }
-
-    #[test]
-    fn warnings_of_all_stages_are_kept() {
-        let snapshot = compile(
-            "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n\
-             --- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}], selector: {app: a}}}\n\
-             --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p, namespace: istio-system}, \
-                  spec: {selector: {matchLabels: {app: a}}}}\n",
-        )
-        .unwrap();
-        assert_eq!(snapshot.generation, 7);
-        let fields: Vec<_> = snapshot.warnings.iter().map(|w| w.field.as_str()).collect();
-        assert_eq!(fields, ["kind", "spec.selector", "spec.selector"]);
-    }
-
-    #[test]
-    fn one_error_refuses_the_whole() {
-        let findings = compile(
-            "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a}, spec: {address: 10.0.0.1}}\n\
-             --- {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: b}, spec: {address: 10.0.0.1}}\n",
-        )
-        .unwrap_err();
-        assert_eq!(findings[0].severity, Severity::Error);
-        assert_eq!(findings[0].object, "WorkloadEntry default/b");
-    }
-
-    #[test]
-    fn only_services_that_nobody_serves_and_no_route_diverts_are_marked() {
-        let service = |name: &str, host: u8, port: &str, extra: &str| {
-            format!(
-                "--- {{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: 10.96.0.{host}, \
-                 ports: [{port}], selector: {{app: {name}}}}}}}\n{extra}"
-            )
-        };
-        let text = [
-            service("dead", 1, "{port: 5432, name: tcp}", ""),
-            service("http", 2, "{port: 80, name: http}", ""),
-            service("diverted", 3, "{port: 5432, name: tcp}",
-                "--- {apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: d}, spec: {hosts: [diverted], \
-                 tcp: [{route: [{destination: {host: alive}}]}]}}\n"),
-            service("alive", 4, "{port: 5432, name: tcp}",
-                "--- {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: w}, spec: {address: 10.0.0.1, \
-                 labels: {app: alive}}}\n"),
-        ]
-        .concat();
-        let nobody: Vec<_> = compile(&text)
-            .unwrap()
-            .destinations()
-            .into_iter()
-            .filter(|(_, served)| *served == Served::ByNobody)
-            .map(|(network, _)| network.to_string())
-            .collect();
-        assert_eq!(nobody, ["10.96.0.1/32"]);
-    }
-
-    /// The example that people start with must be without a finding.
-    #[test]
-    fn the_example_compiles() {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/bookinfo/mesh");
-        let resources = directory::load(dir.as_ref()).unwrap();
-        let snapshot = Snapshot::compile(1, &resources, &Options::default()).unwrap();
-        assert_eq!(snapshot.warnings, []);
-        let services = &snapshot.registry.services;
-        assert!(services.iter().any(|service| service.name == "reviews"));
-        assert!(services.iter().all(|service| !service.endpoints.is_empty()));
     }
 }

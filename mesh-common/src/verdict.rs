@@ -80,7 +80,7 @@ assert_layout!(EndpointKey, size = 8, align = 4);
 
 /// Value of the map `endpoints`: a workload of this node.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Cookie of its network namespace.
     pub netns_cookie: u64,

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::takeover::Draining;
-use super::{Agent, RunOptions, verdicts};
+use super::{Agent, verdicts};
 use crate::proxy::application;
 use crate::resource::Finding;
-use crate::snapshot::{Options, Snapshot};
+use crate::snapshot::{Compiler, Snapshot};
 use crate::source::{Loaded, State};
 
 /// What was wrong with the configuration that was refused last.
@@ -35,22 +35,14 @@ pub(super) struct Change {
 }
 
 pub(super) fn compile(
-    options: &RunOptions,
+    compiler: &mut Compiler,
     generation: u64,
     loaded: Loaded,
 ) -> Result<Compiled, Vec<Finding>> {
     let began = Instant::now();
-    let options = Options {
-        trust_domain: options.trust_domain.clone(),
-        cluster_domain: options.cluster_domain.clone(),
-        root_namespace: options.root_namespace.clone(),
-        trust_domain_aliases: options.trust_domain_aliases.clone(),
-        path_normalization: options.path_normalization,
-        same_node: options.same_node,
-        outbound_traffic_policy: options.outbound_traffic_policy,
-    };
     let resources = loaded?;
-    let snapshot = Snapshot::compile(generation, &resources, &options)?;
+    let snapshot = compiler.compile(generation, &resources)?;
+    tracing::debug!(generation, made = ?compiler.made(), "compiled");
     Ok(Compiled {
         snapshot,
         resources: resources.len(),
@@ -63,7 +55,7 @@ impl Agent {
     pub(super) async fn configure(&self, state: State) {
         let draining = Draining::find(&self.options.admin_socket()).with(state.texts);
         let generation = self.node.snapshot.load().generation + 1;
-        let compiled = compile(&self.options, generation, state.loaded);
+        let compiled = compile(&mut self.compiler.lock(), generation, state.loaded);
         if let Some(change) = self.put_in_force(compiled) {
             self.acknowledge(change, draining).await;
         }

@@ -105,7 +105,8 @@ impl Agent {
     /// Puts a configuration in force for the connections that are left; whether that can be done.
     fn follow_one(&self, loaded: Loaded) -> bool {
         let generation = self.node.snapshot.load().generation + 1;
-        let mut snapshot = match compile(&self.options, generation, loaded) {
+        let compiled = compile(&mut self.compiler.lock(), generation, loaded);
+        let mut snapshot = match compiled {
             Ok(Compiled { snapshot, .. }) => snapshot,
             Err(errors) => {
                 let error = errors.first().map(ToString::to_string).unwrap_or_default();

@@ -52,7 +52,7 @@ use crate::proxy::http::Upstreams;
 use crate::proxy::node_probes::NodeProbes;
 use crate::proxy::notes::Notes;
 use crate::proxy::upstream::Upstream;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Compiler, Snapshot};
 use crate::source::directory;
 use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
@@ -70,6 +70,7 @@ struct Agent {
     enrolment: Enrolment,
     upstreams: Arc<Upstreams<Upstream>>,
     observing: Observing,
+    compiler: Mutex<Compiler>,
     refused: Mutex<Option<Refused>>,
     /// The configuration that is in force wherever connections are decided.
     acknowledged: std::sync::atomic::AtomicU64,
@@ -110,9 +111,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
     // Also the agent before, which is going to drain.
     let draining = Draining::find(&control_path);
+    let mut compiler = Compiler::new(options.of_mesh());
     let first = configurations.recv().await.map(|state| {
         (
-            compile(&options, 1, state.loaded),
+            compile(&mut compiler, 1, state.loaded),
             draining.with(state.texts),
         )
     });
@@ -182,6 +184,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let (observing, mut observations) = Observing::new(options.dns_refresh_rate, start);
     let agent = Arc::new(Agent {
         observing,
+        compiler: Mutex::new(compiler),
         started: Instant::now(),
         node,
         certificates: certificates.clone(),

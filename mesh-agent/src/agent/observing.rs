@@ -80,13 +80,6 @@ impl Observing {
             configured: before,
             observed,
         } = &mut *state;
-        let (configured, reused) = configured.reusing(before);
-        let configured = Arc::new(configured);
-        tracing::debug!(
-            services = configured.services.len(),
-            reused,
-            "services compiled"
-        );
         *before = configured.clone();
         let probes = &configured.probes;
         (observed.unhealthy).retain(|name, _| probes.contains_key(name) && is_here(name));

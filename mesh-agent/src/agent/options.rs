@@ -15,7 +15,7 @@ use crate::policy::PathNormalization;
 use crate::proxy::node_probes::ProbePolicy;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::route::OutboundPolicy;
-use crate::snapshot::SameNode;
+use crate::snapshot::{Options, SameNode};
 
 /// Where programs, maps and links are pinned.
 const BPFFS: &str = "/sys/fs/bpf/undermesh";
@@ -178,6 +178,19 @@ impl RunOptions {
     /// Path of the control socket.
     pub fn admin_socket(&self) -> PathBuf {
         admin_socket(self.admin_socket.as_ref(), &self.node)
+    }
+
+    /// What the configuration does not say about the mesh.
+    pub(super) fn of_mesh(&self) -> Options {
+        Options {
+            trust_domain: self.trust_domain.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            root_namespace: self.root_namespace.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone(),
+            path_normalization: self.path_normalization,
+            same_node: self.same_node,
+            outbound_traffic_policy: self.outbound_traffic_policy,
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn views(node: &Node, minutes: u32) -> Vec<PlaintextView> {
         Some(PlaintextView {
             workload: server.name.name.to_string(),
             namespace: server.name.namespace.to_string(),
-            labels: server.labels.clone(),
+            labels: (*server.labels).clone(),
             port: one.port,
             mode: match mode {
                 // Those are cut off already.

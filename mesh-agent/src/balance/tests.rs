@@ -26,11 +26,13 @@ fn service(endpoints: &[(&str, u32, &str)]) -> Arc<Service> {
     let endpoint = |(address, weight, locality): &(&str, u32, &str)| {
         Arc::new(Endpoint {
             address: Some(address.parse().expect("an address")),
-            labels: [(
-                "version".to_owned(),
-                format!("v{}", &address[address.len() - 1..]),
-            )]
-            .into(),
+            labels: Arc::new(
+                [(
+                    "version".to_owned(),
+                    format!("v{}", &address[address.len() - 1..]),
+                )]
+                .into(),
+            ),
             weight: *weight,
             locality: (*locality).to_owned(),
             ..Endpoint::unknown(80, 8080)
@@ -62,7 +64,7 @@ fn client(locality: &str) -> Arc<Workload> {
             name: "sleep".into(),
             namespace: "default".into(),
         },
-        labels: [("network".to_owned(), "one".to_owned())].into(),
+        labels: Arc::new([("network".to_owned(), "one".to_owned())].into()),
         identity: Identity {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),

@@ -133,26 +133,31 @@ impl Maps {
     ) -> Result<(), DatapathError> {
         let failed = |error| refused("destinations", &error);
         let mut destinations = self.destinations.lock();
-        let wanted: std::collections::HashMap<(u32, Ip), Served> = networks
-            .iter()
-            .map(|(network, served)| (prefix(network), *served))
-            .collect();
-        for ((length, ip), served) in &wanted {
+        // What is there already stays untouched: the kernel knows it best, whoever wrote it.
+        let mut known: std::collections::HashMap<(u32, Ip), u32> =
+            (destinations.iter().filter_map(Result::ok))
+                .map(|(key, value)| ((key.prefix_len(), key.data()), value.flags))
+                .collect();
+        let mut written = 0;
+        for (network, served) in networks {
+            let (length, ip) = prefix(network);
             let flags = match served {
                 Served::BySomebody => 0,
                 Served::ByNobody => Destination::NOBODY,
             };
-            let value = Destination { generation, flags };
-            destinations
-                .insert(&Key::new(*length, *ip), value, 0)
-                .map_err(failed)?;
-        }
-        let old: Vec<Key<Ip>> = destinations.keys().filter_map(Result::ok).collect();
-        for key in old {
-            if !wanted.contains_key(&(key.prefix_len(), key.data())) {
-                destinations.remove(&key).map_err(failed)?;
+            if known.remove(&(length, ip)) != Some(flags) {
+                let value = Destination { generation, flags };
+                destinations
+                    .insert(&Key::new(length, ip), value, 0)
+                    .map_err(failed)?;
+                written += 1;
             }
         }
+        let removed = known.len();
+        for (length, ip) in known.into_keys() {
+            destinations.remove(&Key::new(length, ip)).map_err(failed)?;
+        }
+        tracing::debug!(written, removed, "addresses in the kernel");
         Ok(())
     }
 

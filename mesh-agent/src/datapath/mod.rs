@@ -466,8 +466,8 @@ impl Datapath {
         self.maps.account.set_path(flow, value)
     }
 
-    /// Puts these verdicts in the place of all others. `in_between` runs while
-    /// none is in force: whatever it changes, no connection is decided by a
+    /// Puts these verdicts in the place of all others. `in_between` runs while none is in force
+    /// but those that stay as they are: whatever it changes, no connection is decided by another
     /// verdict from before once this has returned.
     ///
     /// # Errors
@@ -478,13 +478,18 @@ impl Datapath {
         in_between: impl FnOnce(),
     ) -> Result<(), DatapathError> {
         let number = |uri: &str| self.maps.identities.number(uri);
-        self.maps
-            .verdicts
-            .replace(verdicts, number, in_between)
-            .map_err(|error| DatapathError::Refused {
+        let verdicts::Replaced {
+            kept,
+            written,
+            removed,
+        } = (self.maps.verdicts.replace(verdicts, number, in_between)).map_err(|error| {
+            DatapathError::Refused {
                 what: "map verdicts".to_owned(),
                 reason: error.to_string(),
-            })
+            }
+        })?;
+        tracing::debug!(kept, written, removed, "verdicts in the kernel");
+        Ok(())
     }
 
     /// How many verdicts are in force.

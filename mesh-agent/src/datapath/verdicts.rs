@@ -1,6 +1,6 @@
-//! The agent's decisions in the kernel's cache, replaced as a whole.
+//! The agent's decisions in the kernel's cache.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
 use aya::maps::{Array, HashMap as BpfMap, MapData, MapError};
@@ -77,67 +77,24 @@ impl Verdicts {
         }))
     }
 
-    /// Puts new verdicts in the place of all old ones. `in_between` runs when
-    /// the old ones do not count any more and the new ones do not count yet:
-    /// every connection of that moment goes to the agent. An error leaves no
-    /// verdict in force, which is slow but right.
+    /// Puts new verdicts in the place of all old ones. Those that stay as they are count all
+    /// the time; `in_between` runs when the others do not count any more and the new ones do
+    /// not count yet: such connections go to the agent. An error leaves no verdict in force,
+    /// which is slow but right.
     pub(super) fn replace(
         &self,
         verdicts: &[WorkloadVerdict],
         number: impl Fn(&str) -> u32,
         in_between: impl FnOnce(),
-    ) -> Result<(), MapError> {
+    ) -> Result<Replaced, MapError> {
         let mut inner = self.0.lock();
-        let current = inner.generation.get(&0, 0)?;
-        // One generation that no verdict has, then the new one.
-        inner.generation.set(0, current + 1, 0)?;
-        in_between();
-        let generation = current + 2;
-        let last = inner.endpoints.keys().filter_map(Result::ok);
-        let mut next_set = last.map(|key| key.set).max().map_or(1, |set| set + 1);
-        let mut sets: HashMap<&[DirectEndpoint], (u32, u32)> = HashMap::new();
-        for verdict in verdicts {
-            let (kind, algorithm, set, count) = match &verdict.decision {
-                Decision::Pass => (VerdictKind::Pass, Algorithm::Random, 0, 0),
-                Decision::Deny => (VerdictKind::Deny, Algorithm::Random, 0, 0),
-                Decision::Direct {
-                    algorithm,
-                    endpoints,
-                } => {
-                    let (set, count) = match sets.get(endpoints.as_slice()) {
-                        Some(known) => *known,
-                        None => {
-                            let slots = slots(endpoints);
-                            for (slot, endpoint) in slots.iter().enumerate() {
-                                let key = EndpointKey {
-                                    set: next_set,
-                                    slot: slot as u32,
-                                };
-                                let value = value(endpoint, number(&endpoint.identity));
-                                inner.endpoints.insert(key, value, 0)?;
-                            }
-                            let new = (next_set, slots.len() as u32);
-                            next_set += 1;
-                            sets.insert(endpoints, new);
-                            new
-                        }
-                    };
-                    (VerdictKind::Direct, *algorithm, set, count)
-                }
-            };
-            let value = Verdict {
-                generation,
-                kind: kind as u32,
-                endpoint_set: set,
-                endpoint_count: count,
-                algorithm: algorithm as u32,
-                turn: 0,
-            };
-            inner.verdicts.insert(key(verdict), value, 0)?;
+        let generation = inner.generation.get(&0, 0)?;
+        let result = inner.replace(generation, verdicts, number, in_between);
+        if result.is_err() {
+            // A generation that no verdict has.
+            inner.generation.set(0, generation + 1, 0)?;
         }
-        inner.generation.set(0, generation, 0)?;
-        inner.forget(generation, sets.values().map(|(set, _)| *set).collect());
-        Ok(())
+        result
     }
 
     /// How many verdicts are in force.
@@ -153,22 +110,161 @@ impl Verdicts {
     }
 }
 
+/// What a change of verdicts came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Verdicts that are as they were.
+    pub kept: usize,
+    /// New and changed ones.
+    pub written: usize,
+    /// Those of nothing any more.
+    pub removed: usize,
+}
+
 impl Inner {
-    /// Removes what does not count any more; what cannot be removed now is later.
-    fn forget(&mut self, generation: u64, sets: Vec<u32>) {
-        let stale: Vec<VerdictKey> = (self.verdicts.iter().filter_map(Result::ok))
-            .filter(|(_, verdict)| verdict.generation != generation)
-            .map(|(key, _)| key)
-            .collect();
-        for key in stale {
-            let _ = self.verdicts.remove(&key);
+    fn replace(
+        &mut self,
+        generation: u64,
+        verdicts: &[WorkloadVerdict],
+        number: impl Fn(&str) -> u32,
+        in_between: impl FnOnce(),
+    ) -> Result<Replaced, MapError> {
+        let mut sets = Sets::read(&self.endpoints);
+        let mut known: HashMap<VerdictKey, Verdict> =
+            self.verdicts.iter().filter_map(Result::ok).collect();
+        let mut changed = Vec::new();
+        for verdict in verdicts {
+            let (kind, algorithm, (set, count)) = match &verdict.decision {
+                Decision::Pass => (VerdictKind::Pass, Algorithm::Random, (0, 0)),
+                Decision::Deny => (VerdictKind::Deny, Algorithm::Random, (0, 0)),
+                Decision::Direct {
+                    algorithm,
+                    endpoints,
+                } => {
+                    let slots = slots(endpoints).into_iter();
+                    let values = slots.map(|one| value(one, number(&one.identity))).collect();
+                    (VerdictKind::Direct, *algorithm, sets.of(values))
+                }
+            };
+            let value = Verdict {
+                generation,
+                kind: kind as u32,
+                endpoint_set: set,
+                endpoint_count: count,
+                algorithm: algorithm as u32,
+                turn: 0,
+            };
+            let key = key(verdict);
+            let before = known.get(&key).map(|before| Verdict { turn: 0, ..*before });
+            if before == Some(value) {
+                known.remove(&key);
+            } else {
+                changed.push((key, value));
+            }
         }
-        let stale: Vec<EndpointKey> = (self.endpoints.keys().filter_map(Result::ok))
-            .filter(|key| !sets.contains(&key.set))
-            .collect();
-        for key in stale {
+        let replaced = Replaced {
+            kept: verdicts.len() - changed.len(),
+            written: changed.len(),
+            removed: known.len(),
+        };
+        for key in known.keys() {
+            self.verdicts.remove(key)?;
+        }
+        in_between();
+        for (set, values) in sets.to_write() {
+            for (slot, value) in values.iter().enumerate() {
+                let slot = slot as u32;
+                self.endpoints.insert(EndpointKey { set, slot }, value, 0)?;
+            }
+        }
+        for (key, value) in changed {
+            self.verdicts.insert(key, value, 0)?;
+        }
+        // What cannot be removed now is later.
+        for key in sets.unused() {
             let _ = self.endpoints.remove(&key);
         }
+        Ok(replaced)
+    }
+}
+
+/// Sets of endpoints, by what is in their slots.
+struct Sets {
+    by_content: HashMap<Vec<Endpoint>, Set>,
+    /// In slots that no set begins with.
+    broken: Vec<EndpointKey>,
+    next: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Set {
+    number: u32,
+    is_new: bool,
+    is_used: bool,
+}
+
+impl Sets {
+    /// Those of the kernel.
+    fn read(endpoints: &BpfMap<MapData, EndpointKey, Endpoint>) -> Self {
+        let mut by_number: HashMap<u32, BTreeMap<u32, Endpoint>> = HashMap::new();
+        for (key, endpoint) in endpoints.iter().filter_map(Result::ok) {
+            let slots = by_number.entry(key.set).or_default();
+            slots.insert(key.slot, endpoint);
+        }
+        let mut sets = Self {
+            by_content: HashMap::new(),
+            broken: Vec::new(),
+            next: by_number.keys().max().map_or(1, |last| last + 1),
+        };
+        for (number, slots) in by_number {
+            let is_whole = slots.keys().copied().eq(0..slots.len() as u32);
+            let content: Vec<Endpoint> = slots.values().copied().collect();
+            if is_whole && !sets.by_content.contains_key(&content) {
+                let set = Set {
+                    number,
+                    is_new: false,
+                    is_used: false,
+                };
+                sets.by_content.insert(content, set);
+            } else {
+                let keys = slots
+                    .into_keys()
+                    .map(|slot| EndpointKey { set: number, slot });
+                sets.broken.extend(keys);
+            }
+        }
+        sets
+    }
+
+    /// Number and size of the set of this content.
+    fn of(&mut self, content: Vec<Endpoint>) -> (u32, u32) {
+        let count = content.len() as u32;
+        let next = self.next;
+        let set = self.by_content.entry(content).or_insert(Set {
+            number: next,
+            is_new: true,
+            is_used: true,
+        });
+        set.is_used = true;
+        self.next += u32::from(set.number == next);
+        (set.number, count)
+    }
+
+    /// Those that the kernel does not have yet.
+    fn to_write(&self) -> impl Iterator<Item = (u32, &[Endpoint])> {
+        let new = (self.by_content.iter()).filter(|(_, set)| set.is_new);
+        new.map(|(content, set)| (set.number, content.as_slice()))
+    }
+
+    /// Slots that no verdict leads to.
+    fn unused(&self) -> impl Iterator<Item = EndpointKey> {
+        let unused = (self.by_content.iter()).filter(|(_, set)| !set.is_used);
+        unused
+            .flat_map(|(content, set)| {
+                let set = set.number;
+                (0..content.len() as u32).map(move |slot| EndpointKey { set, slot })
+            })
+            .chain(self.broken.iter().copied())
     }
 }
 

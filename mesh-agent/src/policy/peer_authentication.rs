@@ -1,6 +1,7 @@
 //! Istio `PeerAuthentication`: which transport a workload's ports accept.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use crate::registry::Workload;
 use crate::resource::{Finding, Meta, Mode, PeerAuthenticationSpec, Resource};
@@ -42,12 +43,13 @@ impl PeerAuthentications {
     /// Compiles the resources; those without a selector in `root_namespace`
     /// apply to the whole mesh. Resources without effect are told.
     pub fn compile(
-        resources: &[Resource<PeerAuthenticationSpec>],
+        resources: &[Arc<Resource<PeerAuthenticationSpec>>],
         root_namespace: &str,
     ) -> (Self, Vec<Finding>) {
         let mut compiled = Self::default();
         let mut findings = Vec::new();
-        for Resource { meta, spec } in resources {
+        for resource in resources {
+            let Resource { meta, spec } = &**resource;
             let in_root = meta.namespace == root_namespace;
             let policy = Policy::new(meta, spec, in_root);
             let first = match spec.match_labels() {

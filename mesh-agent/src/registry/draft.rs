@@ -11,9 +11,10 @@ use super::{Endpoint, Service, Workload};
 use crate::resource::Meta;
 
 /// A service to which endpoints and addresses can still be added.
-pub(super) struct Draft<'a> {
-    pub(super) meta: &'a Meta,
-    pub(super) service: Service,
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) meta: Arc<Meta>,
+    pub(super) service: Arc<Service>,
     /// Ranges of addresses that belong to it.
     pub(super) networks: Vec<IpNet>,
     /// Addresses that it is to get.
@@ -54,7 +55,7 @@ impl<'a> Pool<'a> {
         let mut by_label: HashMap<_, Vec<&Candidate>> = HashMap::new();
         for candidate in candidates {
             let workload = &candidate.workload;
-            for (key, value) in &workload.labels {
+            for (key, value) in workload.labels.iter() {
                 let label = (&*workload.name.namespace, key.as_str(), value.as_str());
                 by_label.entry(label).or_default().push(candidate);
             }
@@ -89,7 +90,7 @@ impl<'a> Pool<'a> {
     }
 
     /// The workload at this address.
-    pub(super) fn at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+    pub(super) fn at(&self, address: IpAddr) -> Option<&'a Arc<Workload>> {
         self.by_address.get(&address)
     }
 }

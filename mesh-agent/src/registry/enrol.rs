@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::group::Groups;
+use super::group::{Group, Groups};
 use super::{Placement, SameNode, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName};
 use crate::identity::Identity;
+use crate::memo::{Memo, Same};
 use crate::resource::scalar::HostName;
 use crate::resource::workload_group::ProbeSpec;
 use crate::resource::{Address, Finding, Meta, Resource, WorkloadEntrySpec, WorkloadGroupSpec};
@@ -54,10 +55,52 @@ pub(super) struct Workloads {
     pub(super) probes: HashMap<WorkloadName, Arc<ProbeSpec>>,
 }
 
+/// What has been made of which entry and its group.
+pub(super) type Compiled = Memo<
+    (
+        Same<Resource<WorkloadEntrySpec>>,
+        Option<Same<Resource<WorkloadGroupSpec>>>,
+    ),
+    One,
+>;
+
+/// One workload, and what was to tell of it.
+#[derive(Clone, Debug)]
+pub(super) struct One {
+    candidate: Candidate,
+    probe: Option<Arc<ProbeSpec>>,
+    findings: Arc<[Finding]>,
+}
+
+impl One {
+    fn new(
+        entry: &Resource<WorkloadEntrySpec>,
+        group: Option<&Group<'_>>,
+        trust_domain: &Arc<str>,
+    ) -> Self {
+        let mut findings = Vec::new();
+        let (entry, probe) = Groups::complete(entry, group, &mut findings);
+        let workload = workload(&entry.meta, &entry.spec, trust_domain, &mut findings);
+        let host = match &entry.spec.address {
+            Some(Address::Host(host)) => Some(host.clone()),
+            _ => None,
+        };
+        Self {
+            candidate: Candidate {
+                workload: Arc::new(workload),
+                host,
+            },
+            probe,
+            findings: findings.into(),
+        }
+    }
+}
+
 pub(super) fn workloads(
-    entries: &[Resource<WorkloadEntrySpec>],
-    groups: &[Resource<WorkloadGroupSpec>],
+    entries: &[Arc<Resource<WorkloadEntrySpec>>],
+    groups: &[Arc<Resource<WorkloadGroupSpec>>],
     trust_domain: &Arc<str>,
+    compiled: &mut Compiled,
     findings: &mut Vec<Finding>,
 ) -> Workloads {
     let mut candidates = Vec::with_capacity(entries.len());
@@ -65,8 +108,15 @@ pub(super) fn workloads(
     let mut probes = HashMap::new();
     let groups = Groups::new(groups);
     for entry in entries {
-        let (entry, probe) = groups.complete(entry, findings);
-        let workload = Arc::new(workload(&entry.meta, &entry.spec, trust_domain, findings));
+        let group = groups.of(entry);
+        let parts = (Same::new(entry), group.map(|(group, _)| Same::new(group)));
+        let One {
+            candidate,
+            probe,
+            findings: found,
+        } = compiled.get(parts, || One::new(entry, group, trust_domain));
+        findings.extend_from_slice(&found);
+        let workload = &candidate.workload;
         for &address in &workload.addresses {
             let first = by_address
                 .entry(address)
@@ -76,7 +126,7 @@ pub(super) fn workloads(
             let of_host =
                 |workload: &Workload| matches!(workload.placement, Some(Placement::Cgroup(_)));
             let together = first.placement.is_some() && first.placement == workload.placement
-                || of_host(first) && of_host(&workload);
+                || of_host(first) && of_host(workload);
             if first.name != workload.name && !together {
                 let reason = format!(
                     "{address} is the address of workload {} already ({}); several workloads \
@@ -89,11 +139,7 @@ pub(super) fn workloads(
         if let Some(probe) = probe {
             probes.insert(workload.name.clone(), probe);
         }
-        let host = match &entry.spec.address {
-            Some(Address::Host(host)) => Some(host.clone()),
-            _ => None,
-        };
-        candidates.push(Candidate { workload, host });
+        candidates.push(candidate);
     }
     Workloads {
         candidates,
@@ -134,7 +180,7 @@ fn workload(
     if hears_tunnels || is_tunnelled(&labels) {
         workload.tunnel = Tunnel::Hbone;
     }
-    workload.labels = labels;
+    workload.labels = Arc::new(labels);
     workload.placement = annotations.placement;
     workload.node = annotations.node;
     workload.when_agent_is_down = annotations.when_agent_is_down;
@@ -158,7 +204,7 @@ pub(super) fn endpoint_workload(
             name: name.into(),
             namespace: namespace.clone(),
         },
-        labels: spec.labels.clone(),
+        labels: Arc::new(spec.labels.clone()),
         identity: Identity {
             trust_domain: trust_domain.clone(),
             namespace,

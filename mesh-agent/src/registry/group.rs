@@ -13,10 +13,10 @@ const GROUP: &str = "istio.io/autoRegistrationGroup";
 /// All groups, with their probes.
 pub(super) struct Groups<'a>(HashMap<(&'a str, &'a str), Group<'a>>);
 
-type Group<'a> = (&'a Resource<WorkloadGroupSpec>, Option<Arc<ProbeSpec>>);
+pub(super) type Group<'a> = (&'a Arc<Resource<WorkloadGroupSpec>>, Option<Arc<ProbeSpec>>);
 
 impl<'a> Groups<'a> {
-    pub(super) fn new(resources: &'a [Resource<WorkloadGroupSpec>]) -> Self {
+    pub(super) fn new(resources: &'a [Arc<Resource<WorkloadGroupSpec>>]) -> Self {
         let groups = resources.iter().map(|resource| {
             let meta = &resource.meta;
             let probe = resource.spec.probe.clone().map(Arc::new);
@@ -25,17 +25,26 @@ impl<'a> Groups<'a> {
         Self(groups.collect())
     }
 
-    /// A workload with all that it has, and how to find out whether it is well.
-    pub(super) fn complete<'e>(
-        &self,
+    /// The group of a workload.
+    pub(super) fn of<'e>(
+        &'e self,
         entry: &'e Resource<WorkloadEntrySpec>,
+    ) -> Option<&'e Group<'e>> {
+        let name = entry.meta.annotations.get(GROUP)?;
+        self.0.get(&(&*entry.meta.namespace, name))
+    }
+
+    /// A workload with all that it has from its group, and how to find out whether it is well.
+    pub(super) fn complete<'e>(
+        entry: &'e Resource<WorkloadEntrySpec>,
+        group: Option<&Group<'_>>,
         findings: &mut Vec<Finding>,
     ) -> (Cow<'e, Resource<WorkloadEntrySpec>>, Option<Arc<ProbeSpec>>) {
         let Some(name) = entry.meta.annotations.get(GROUP) else {
             return (Cow::Borrowed(entry), None);
         };
         let namespace = entry.meta.namespace.as_str();
-        let Some((group, probe)) = self.0.get(&(namespace, name)) else {
+        let Some((group, probe)) = group else {
             let field = format!("metadata.annotations[{GROUP}]");
             let reason = format!("there is no WorkloadGroup {namespace}/{name}");
             findings.push(Finding::warning(&entry.meta, field, reason).with_code("IST0101"));
@@ -49,7 +58,9 @@ impl<'a> Groups<'a> {
                 .or_insert_with(|| value.clone());
         }
         for (key, value) in &group.spec.metadata.annotations {
-            let own = complete.meta.annotations.entry(key.clone());
+            let own = Arc::make_mut(&mut complete.meta)
+                .annotations
+                .entry(key.clone());
             own.or_insert_with(|| value.clone());
         }
         for (name, port) in &template.ports {

@@ -33,19 +33,27 @@ fn visibility(resource: &Resource<ServiceSpec>, findings: &mut Vec<Finding>) -> 
     Visibility::new(meta, &namespaces)
 }
 
-pub(super) fn draft<'a>(
-    resource: &'a Resource<ServiceSpec>,
-    pool: &Pool<'_>,
+/// The workloads that a service selects.
+pub(super) fn selected<'a>(
+    resource: &Resource<ServiceSpec>,
+    pool: &Pool<'a>,
+) -> Vec<&'a Candidate> {
+    pool.select(&resource.meta.namespace, &resource.spec.selector)
+}
+
+pub(super) fn draft(
+    resource: &Resource<ServiceSpec>,
+    selected: &[&Candidate],
     cluster_domain: &str,
     findings: &mut Vec<Finding>,
-) -> Draft<'a> {
+) -> Draft {
     let Resource { meta, spec } = resource;
     let external = spec.r#type == ServiceType::ExternalName;
     let ports = ports(&spec.ports);
     let endpoints = if external {
         external_endpoint(spec, &ports)
     } else {
-        selected(resource, pool, findings)
+        endpoints(resource, selected, findings)
     };
 
     let listed = spec.cluster_ips();
@@ -66,8 +74,8 @@ pub(super) fn draft<'a>(
         }
     };
     Draft {
-        meta,
-        service: Service {
+        meta: Arc::clone(meta),
+        service: Arc::new(Service {
             host: format!("{}.{}.svc.{cluster_domain}", meta.name, meta.namespace),
             name: meta.name.clone(),
             namespace: meta.namespace.clone(),
@@ -88,7 +96,7 @@ pub(super) fn draft<'a>(
             subject_alt_names: Vec::new(),
             visibility: visibility(resource, findings),
             origin: meta.origin.to_string(),
-        },
+        }),
         networks: Vec::new(),
         wanted,
     }
@@ -129,7 +137,7 @@ fn external_endpoint(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<Arc<Endpo
                 .iter()
                 .map(|port| (port.number, port.number))
                 .collect(),
-            labels: BTreeMap::new(),
+            labels: Arc::default(),
             locality: String::new(),
             weight: 1,
             unhealthy: None,
@@ -139,9 +147,9 @@ fn external_endpoint(spec: &ServiceSpec, ports: &[ServicePort]) -> Vec<Arc<Endpo
     .collect()
 }
 
-fn selected(
+fn endpoints(
     resource: &Resource<ServiceSpec>,
-    pool: &Pool<'_>,
+    selected: &[&Candidate],
     findings: &mut Vec<Finding>,
 ) -> Vec<Arc<Endpoint>> {
     let Resource { meta, spec } = resource;
@@ -151,15 +159,14 @@ fn selected(
         findings.push(Finding::warning(meta, "spec.selector", reason));
         return Vec::new();
     }
-    let candidates = pool.select(&meta.namespace, &spec.selector);
-    if candidates.is_empty() {
+    if selected.is_empty() {
         let reason = format!("selects no WorkloadEntry of namespace {}", meta.namespace);
         findings.push(Finding::warning(meta, "spec.selector", reason));
     }
     for (index, port) in spec.ports.iter().enumerate() {
         let lacks = |c: &&&Candidate| target(port, &c.workload).is_none();
         if let (Some(TargetPort::Name(name)), Some(candidate)) =
-            (&port.target_port, candidates.iter().find(lacks))
+            (&port.target_port, selected.iter().find(lacks))
         {
             let reason = format!(
                 "workload {} has no port of the name {name:?} in spec.ports, so it does not serve port {}",
@@ -169,9 +176,7 @@ fn selected(
             findings.push(Finding::warning(meta, field, reason));
         }
     }
-    let addressed = candidates
-        .into_iter()
-        .filter(|c| !c.workload.addresses.is_empty());
+    let addressed = (selected.iter()).filter(|c| !c.workload.addresses.is_empty());
     addressed
         .flat_map(|candidate| {
             let mut ports = BTreeMap::new();

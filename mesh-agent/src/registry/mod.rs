@@ -20,6 +20,7 @@ mod vip;
 mod visibility;
 mod workload;
 
+pub use compile::{Compiler, Made};
 pub(crate) use host::{canonical_host, full_names};
 pub use observed::Observed;
 pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
@@ -48,7 +49,7 @@ pub enum Served {
 
 /// Everything that the mesh knows of, indexed for the data path. Immutable:
 /// a change of configuration makes a new one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Registry {
     /// DNS suffix of services, `cluster.local` by default.
     pub cluster_domain: String,
@@ -77,13 +78,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Compiles workloads and services. The registry is only to be used when
+    /// Compiles workloads and services once. The registry is only to be used when
     /// no finding is an error.
     pub fn compile(
         resources: &ResourceSet,
         trust_domain: &str,
         cluster_domain: &str,
-    ) -> (Self, Vec<Finding>) {
-        compile::compile(resources, trust_domain, cluster_domain)
+    ) -> (Arc<Self>, Vec<Finding>) {
+        let (registry, findings, _) =
+            Compiler::default().compile(resources, trust_domain, cluster_domain);
+        (registry, findings)
     }
 }

@@ -13,7 +13,7 @@ pub fn workload(name: &str, namespace: &str, addresses: &[&str]) -> Workload {
             name: name.into(),
             namespace: namespace.into(),
         },
-        labels: BTreeMap::new(),
+        labels: Arc::default(),
         identity: Identity {
             trust_domain: "cluster.local".into(),
             namespace: namespace.into(),

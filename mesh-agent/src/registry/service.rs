@@ -145,7 +145,7 @@ pub struct Endpoint {
     /// Service port number to the port that the endpoint listens on.
     pub ports: BTreeMap<u16, u16>,
     /// Labels, for subsets.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// `region/zone/subzone`, or empty.
     pub locality: String,
     /// Load-balancing weight, at least 1.
@@ -163,7 +163,7 @@ impl Endpoint {
             address: None,
             host: None,
             ports: [(service_port, port)].into(),
-            labels: BTreeMap::new(),
+            labels: Arc::default(),
             locality: String::new(),
             weight: 1,
             unhealthy: None,

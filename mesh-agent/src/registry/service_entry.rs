@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::draft::{self, Draft, Pool, Wanted};
+use super::enrol::{self, Candidate};
 use super::{
-    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Visibility, enrol,
+    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Visibility, Workload,
     protocol,
 };
 use crate::resource::scalar::HostName;
@@ -17,14 +18,47 @@ use crate::resource::{
 /// Label by which an entry declines an allocated address (Istio).
 const AUTO_ALLOCATE: &str = "networking.istio.io/enable-autoallocate-ip";
 
-pub(super) fn drafts<'a>(
-    resource: &'a Resource<ServiceEntrySpec>,
-    pool: &Pool<'_>,
+/// The workloads behind an entry: those that it selects, or for each endpoint that it
+/// writes the one that has its address.
+pub(super) enum Behind<'a> {
+    Selected(Vec<&'a Candidate>),
+    Written(Vec<Option<&'a Arc<Workload>>>),
+}
+
+impl<'a> Behind<'a> {
+    pub(super) fn new(resource: &Resource<ServiceEntrySpec>, pool: &Pool<'a>) -> Self {
+        let Resource { meta, spec } = resource;
+        match &spec.workload_selector {
+            Some(selector) => Self::Selected(pool.select(&meta.namespace, &selector.labels)),
+            None => {
+                let at = |endpoint: &WorkloadEntrySpec| match endpoint.address {
+                    Some(Address::Ip(address)) => pool.at(address),
+                    _ => None,
+                };
+                Self::Written(spec.endpoints.iter().map(at).collect())
+            }
+        }
+    }
+
+    /// All of them in their places.
+    pub(super) fn workloads(&self) -> Vec<Option<&'a Arc<Workload>>> {
+        match self {
+            Self::Selected(candidates) => (candidates.iter())
+                .map(|candidate| Some(&candidate.workload))
+                .collect(),
+            Self::Written(workloads) => workloads.clone(),
+        }
+    }
+}
+
+pub(super) fn drafts(
+    resource: &Resource<ServiceEntrySpec>,
+    behind: &Behind<'_>,
     trust_domain: &Arc<str>,
     findings: &mut Vec<Finding>,
-) -> Vec<Draft<'a>> {
+) -> Vec<Draft> {
     let Resource { meta, spec } = resource;
-    let endpoints = endpoints(resource, pool, trust_domain, findings);
+    let endpoints = endpoints(resource, behind, trust_domain, findings);
     let vips: Vec<_> = spec
         .addresses
         .iter()
@@ -45,14 +79,14 @@ pub(super) fn drafts<'a>(
             && !host.is_wildcard()
             && !declined;
         Draft {
-            meta,
+            meta: Arc::clone(meta),
             wanted: if allocate {
                 Wanted::by_endpoints(&endpoints)
             } else {
                 Wanted::default()
             },
             networks: networks.clone(),
-            service: Service {
+            service: Arc::new(Service {
                 host: host.to_string(),
                 name: meta.name.clone(),
                 namespace: meta.namespace.clone(),
@@ -68,7 +102,7 @@ pub(super) fn drafts<'a>(
                 subject_alt_names: spec.subject_alt_names.clone(),
                 visibility: Visibility::new(meta, &spec.export_to),
                 origin: meta.origin.to_string(),
-            },
+            }),
         }
     };
     spec.hosts.iter().map(draft).collect()
@@ -113,7 +147,7 @@ fn itself(host: &HostName, ports: &[ServiceEntryPort]) -> Endpoint {
         address: None,
         host: Some(host.to_string()),
         ports: targets(ports, |_| None),
-        labels: BTreeMap::new(),
+        labels: Arc::default(),
         locality: String::new(),
         weight: 1,
         unhealthy: None,
@@ -132,31 +166,27 @@ fn targets(ports: &[ServiceEntryPort], own: impl Fn(&str) -> Option<u16>) -> BTr
 
 fn endpoints(
     resource: &Resource<ServiceEntrySpec>,
-    pool: &Pool<'_>,
+    behind: &Behind<'_>,
     trust_domain: &Arc<str>,
     findings: &mut Vec<Finding>,
 ) -> Vec<Arc<Endpoint>> {
     let Resource { meta, spec } = resource;
-    let Some(selector) = &spec.workload_selector else {
-        let written = spec.endpoints.iter().enumerate();
-        return written
-            .map(|(index, endpoint)| {
-                Arc::new(written_endpoint(
-                    resource,
-                    index,
-                    endpoint,
-                    pool,
-                    trust_domain,
-                ))
-            })
-            .collect();
+    let selected = match behind {
+        Behind::Selected(selected) => selected,
+        Behind::Written(workloads) => {
+            let written = workloads.iter().enumerate();
+            return written
+                .map(|(index, workload)| {
+                    Arc::new(written_endpoint(resource, index, *workload, trust_domain))
+                })
+                .collect();
+        }
     };
-    let selected = pool.select(&meta.namespace, &selector.labels);
     if selected.is_empty() {
         let reason = format!("selects no WorkloadEntry of namespace {}", meta.namespace);
         findings.push(Finding::warning(meta, "spec.workloadSelector", reason));
     }
-    let usable = selected.into_iter().filter(|candidate| {
+    let usable = selected.iter().filter(|candidate| {
         // Only DNS makes an endpoint of a workload that has just a name.
         !candidate.workload.addresses.is_empty() || by_name(spec)
     });
@@ -177,11 +207,11 @@ fn endpoints(
 fn written_endpoint(
     resource: &Resource<ServiceEntrySpec>,
     index: usize,
-    endpoint: &WorkloadEntrySpec,
-    pool: &Pool<'_>,
+    known: Option<&Arc<Workload>>,
     trust_domain: &Arc<str>,
 ) -> Endpoint {
     let Resource { meta, spec } = resource;
+    let endpoint = &spec.endpoints[index];
     let (address, host) = match &endpoint.address {
         Some(Address::Ip(address)) => (Some(*address), None),
         Some(Address::Host(host)) => (None, Some(host.to_string())),
@@ -190,8 +220,8 @@ fn written_endpoint(
     // Outside of the mesh no identity is expected, whoever is there.
     let workload = address
         .filter(|_| spec.location == LocationSpec::MeshInternal)
-        .and_then(|address| {
-            pool.at(address).cloned().or_else(|| {
+        .and_then(|_| {
+            known.cloned().or_else(|| {
                 let name = format!("{}-{index}", meta.name);
                 let workload = enrol::endpoint_workload(meta, &name, endpoint, trust_domain);
                 (workload.tunnel == Tunnel::Hbone).then(|| Arc::new(workload))
@@ -203,7 +233,7 @@ fn written_endpoint(
         ports: targets(&spec.ports, |name| {
             endpoint.ports.get(name).map(|port| port.0)
         }),
-        labels: endpoint.labels.clone(),
+        labels: Arc::new(endpoint.labels.clone()),
         locality: endpoint.locality.clone(),
         weight: endpoint.weight.max(1),
         unhealthy: None,

@@ -9,7 +9,7 @@ use crate::resource::{Severity, parse};
 
 /// Compiles objects, each given as `Kind namespace/name {metadata} {spec}` with
 /// the inside of the braces in YAML's flow form.
-fn compile(objects: &[(&str, &str, &str, &str)]) -> (Registry, Vec<Finding>) {
+fn compile(objects: &[(&str, &str, &str, &str)]) -> (Arc<Registry>, Vec<Finding>) {
     let documents = objects.iter().map(|(kind, object, metadata, spec)| {
         let version = match *kind {
             "Service" => "v1",
@@ -29,7 +29,7 @@ fn compile(objects: &[(&str, &str, &str, &str)]) -> (Registry, Vec<Finding>) {
 }
 
 /// As `compile`, for objects in which nothing is to be found.
-fn clean(objects: &[(&str, &str, &str, &str)]) -> Registry {
+fn clean(objects: &[(&str, &str, &str, &str)]) -> Arc<Registry> {
     let (registry, findings) = compile(objects);
     assert_eq!(findings, []);
     registry

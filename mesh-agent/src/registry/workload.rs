@@ -107,7 +107,7 @@ pub struct Workload {
     /// Name and namespace.
     pub name: WorkloadName,
     /// Labels, for selectors and subsets.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// SPIFFE identity (trust domain, namespace, service account).
     pub identity: Identity,
     /// Addresses, the `WorkloadEntry`'s `address` first.

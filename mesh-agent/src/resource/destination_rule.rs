@@ -51,9 +51,9 @@ pub struct Subset {
     /// Labels that its endpoints have.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Replaces blocks of the rule's policy.
+    /// Replaces blocks of the rule's policy; few subsets do.
     #[serde(default)]
-    pub traffic_policy: Option<TrafficPolicy>,
+    pub traffic_policy: Option<Box<TrafficPolicy>>,
 }
 
 /// `trafficPolicy`.

@@ -4,6 +4,7 @@
 
 mod annotation;
 pub mod authorization_policy;
+mod cache;
 pub mod destination_rule;
 mod documents;
 pub mod format;
@@ -27,9 +28,9 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use authorization_policy::AuthorizationPolicySpec;
+pub use cache::{Cache, Reading, parse};
 pub use destination_rule::DestinationRuleSpec;
 pub use documents::MAX_FILE_BYTES;
-pub use parse::{Cache, Reading, parse};
 pub use peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec, WorkloadSelector};
 pub use service::{ClusterIp, IpFamily, ServicePortSpec, ServiceSpec, ServiceType, Transport};
 pub use service_entry::{
@@ -82,32 +83,36 @@ pub struct Meta {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource<S> {
     /// Name and origin.
-    pub meta: Meta,
+    pub meta: Arc<Meta>,
     /// `spec`.
     pub spec: S,
 }
+
+/// Resources of one kind. One that has not changed is the same value in the next
+/// configuration, so that whoever compiles it can tell.
+pub type Resources<S> = Vec<Arc<Resource<S>>>;
 
 /// All resources of a configuration, each kind in file order, then document order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResourceSet {
     /// Kubernetes `Service`.
-    pub services: Vec<Resource<ServiceSpec>>,
+    pub services: Resources<ServiceSpec>,
     /// Istio `WorkloadEntry`.
-    pub workload_entries: Vec<Resource<WorkloadEntrySpec>>,
+    pub workload_entries: Resources<WorkloadEntrySpec>,
     /// Istio `WorkloadGroup`.
-    pub workload_groups: Vec<Resource<WorkloadGroupSpec>>,
+    pub workload_groups: Resources<WorkloadGroupSpec>,
     /// Istio `ServiceEntry`.
-    pub service_entries: Vec<Resource<ServiceEntrySpec>>,
+    pub service_entries: Resources<ServiceEntrySpec>,
     /// Istio `VirtualService`.
-    pub virtual_services: Vec<Resource<VirtualServiceSpec>>,
+    pub virtual_services: Resources<VirtualServiceSpec>,
     /// Istio `DestinationRule`.
-    pub destination_rules: Vec<Resource<DestinationRuleSpec>>,
+    pub destination_rules: Resources<DestinationRuleSpec>,
     /// Istio `Sidecar`.
-    pub sidecars: Vec<Resource<SidecarSpec>>,
+    pub sidecars: Resources<SidecarSpec>,
     /// Istio `PeerAuthentication`.
-    pub peer_authentications: Vec<Resource<PeerAuthenticationSpec>>,
+    pub peer_authentications: Resources<PeerAuthenticationSpec>,
     /// Istio `AuthorizationPolicy`.
-    pub authorization_policies: Vec<Resource<AuthorizationPolicySpec>>,
+    pub authorization_policies: Resources<AuthorizationPolicySpec>,
     /// What was noticed while they were read.
     pub warnings: Vec<Finding>,
 }
@@ -128,7 +133,7 @@ impl ResourceSet {
 
     /// Adds the resources of another file.
     fn extend(&mut self, other: &Self) {
-        // Every field is named: a new kind is not forgotten here.
+        // Every field is named, here and below: a new kind is not forgotten.
         let Self {
             services,
             workload_entries,
@@ -153,6 +158,59 @@ impl ResourceSet {
         self.authorization_policies
             .extend_from_slice(authorization_policies);
         self.warnings.extend_from_slice(warnings);
+    }
+
+    /// Makes resources that are equal to those of a reading before the same values.
+    fn keep(&mut self, before: &Self) {
+        let Self {
+            services,
+            workload_entries,
+            workload_groups,
+            service_entries,
+            virtual_services,
+            destination_rules,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            warnings: _,
+        } = self;
+        cache::keep(services, &before.services);
+        cache::keep(workload_entries, &before.workload_entries);
+        cache::keep(workload_groups, &before.workload_groups);
+        cache::keep(service_entries, &before.service_entries);
+        cache::keep(virtual_services, &before.virtual_services);
+        cache::keep(destination_rules, &before.destination_rules);
+        cache::keep(sidecars, &before.sidecars);
+        cache::keep(peer_authentications, &before.peer_authentications);
+        cache::keep(authorization_policies, &before.authorization_policies);
+    }
+
+    /// Names and origins of all of them.
+    fn metas(&self) -> impl Iterator<Item = &Meta> {
+        fn of<S>(resources: &Resources<S>) -> impl Iterator<Item = &Meta> {
+            resources.iter().map(|resource| &*resource.meta)
+        }
+        let Self {
+            services,
+            workload_entries,
+            workload_groups,
+            service_entries,
+            virtual_services,
+            destination_rules,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            warnings: _,
+        } = self;
+        of(services)
+            .chain(of(workload_entries))
+            .chain(of(workload_groups))
+            .chain(of(service_entries))
+            .chain(of(virtual_services))
+            .chain(of(destination_rules))
+            .chain(of(sidecars))
+            .chain(of(peer_authentications))
+            .chain(of(authorization_policies))
     }
 
     /// Whether there is none.

@@ -1,8 +1,6 @@
-//! From the text of files to typed resources and findings.
+//! From the text of a file to typed resources and findings.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -20,126 +18,11 @@ use super::{
 /// Namespace of objects that do not name one.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// Reads resources from files, given as `(name, text)` in the order in which
-/// "the first wins". All findings are returned if one of them is an error.
-pub fn parse<'a>(
-    files: impl IntoIterator<Item = (&'a str, &'a str)>,
-) -> Result<ResourceSet, Vec<Finding>> {
-    Cache::default().parse(files)
-}
-
-/// Reads files again only where their content has changed.
-#[derive(Debug, Default)]
-pub struct Cache {
-    files: HashMap<Box<str>, Known>,
-    last: Reading,
-}
-
-/// A file that has been read.
-#[derive(Debug)]
-struct Known {
-    /// Length and hash of the text.
-    content: (usize, u64),
-    read: Arc<Read>,
-}
-
-/// What the last reading came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Files that were read.
-    pub read: usize,
-    /// Files that were not, because they are as they were.
-    pub reused: usize,
-}
-
-impl Cache {
-    /// As [`parse`].
-    pub fn parse<'a>(
-        &mut self,
-        files: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<ResourceSet, Vec<Finding>> {
-        let mut before = std::mem::take(&mut self.files);
-        self.last = Reading::default();
-        let mut in_order = Vec::new();
-        for (name, text) in files {
-            let content = (text.len(), hash(text));
-            let known = before.remove(name).filter(|known| known.content == content);
-            let known = match known {
-                Some(known) => {
-                    self.last.reused += 1;
-                    known
-                }
-                None => {
-                    self.last.read += 1;
-                    let read = Arc::new(Reader::read(name, text));
-                    Known { content, read }
-                }
-            };
-            in_order.push(known.read.clone());
-            self.files.insert(name.into(), known);
-        }
-        together(&in_order)
-    }
-
-    /// What the last reading came to.
-    pub fn last(&self) -> Reading {
-        self.last
-    }
-}
-
-fn hash(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The resources of all files, none of which may stand twice.
-fn together(files: &[Arc<Read>]) -> Result<ResourceSet, Vec<Finding>> {
-    let mut set = ResourceSet::default();
-    let mut findings = Vec::new();
-    let mut seen: HashMap<&Key, &Origin> = HashMap::new();
-    for file in files {
-        findings.extend(file.findings.iter().cloned());
-        for (key, meta) in &file.objects {
-            if let Some(other) = seen.insert(key, &meta.origin) {
-                findings.push(twice(meta, other));
-            }
-        }
-        set.extend(&file.set);
-    }
-    if findings
-        .iter()
-        .any(|finding| finding.severity == Severity::Error)
-    {
-        return Err(findings);
-    }
-    set.warnings = findings;
-    Ok(set)
-}
-
-fn twice(meta: &Meta, other: &Origin) -> Finding {
-    let reason = format!("the same object stands in {other} already");
-    Finding::error(meta, "metadata.name", reason)
-}
-
-/// Kind, namespace and name of an object.
-type Key = (&'static str, String, String);
-
 /// What one file holds.
 #[derive(Debug, Default)]
-struct Read {
-    set: ResourceSet,
-    findings: Vec<Finding>,
-    objects: Vec<(Key, Meta)>,
-}
-
-#[derive(Default)]
-struct Reader {
-    set: ResourceSet,
-    findings: Vec<Finding>,
-    /// Every object of the file, and where it stands.
-    objects: Vec<(Key, Meta)>,
-    seen: HashMap<Key, Origin>,
+pub(super) struct Read {
+    pub(super) set: ResourceSet,
+    pub(super) findings: Vec<Finding>,
 }
 
 /// `metadata`, as far as it matters.
@@ -171,15 +54,11 @@ impl Place<'_> {
     }
 }
 
-impl Reader {
-    fn read(file: &str, text: &str) -> Read {
-        let mut reader = Self::default();
-        reader.file(file, text);
-        Read {
-            set: reader.set,
-            findings: reader.findings,
-            objects: reader.objects,
-        }
+impl Read {
+    pub(super) fn new(file: &str, text: &str) -> Self {
+        let mut read = Self::default();
+        read.file(file, text);
+        read
     }
 
     fn file(&mut self, file: &str, text: &str) {
@@ -272,17 +151,10 @@ impl Reader {
             return Err(place.error(field, reason));
         }
         let metadata = object.remove("metadata").unwrap_or_default();
-        let meta = meta(kind, place, metadata)?;
+        let meta = Arc::new(meta(kind, place, metadata)?);
         let spec = object.remove("spec").unwrap_or_default();
 
-        let key = (meta.kind, meta.namespace.clone(), meta.name.clone());
-        if let Some(other) = self.seen.get(&key) {
-            return Err(twice(&meta, other));
-        }
-        self.seen.insert(key.clone(), meta.origin.clone());
-        self.objects.push((key, meta.clone()));
-
-        let Self { set, findings, .. } = self;
+        let Self { set, findings } = self;
         match kind {
             Kind::Service => {
                 let resource = typed(meta, spec, super::ServiceSpec::check, findings)?;
@@ -392,15 +264,15 @@ fn meta(kind: Kind, place: &Place<'_>, metadata: Value) -> Result<Meta, Finding>
 }
 
 fn typed<S: DeserializeOwned>(
-    meta: Meta,
+    meta: Arc<Meta>,
     spec: Value,
     check: impl Fn(&S, &Meta, &mut Vec<Finding>),
     findings: &mut Vec<Finding>,
-) -> Result<Resource<S>, Finding> {
+) -> Result<Arc<Resource<S>>, Finding> {
     let spec = deserialize(spec, "spec")
         .map_err(|(field, reason)| Finding::error(&meta, field, reason))?;
     check(&spec, &meta, findings);
-    Ok(Resource { meta, spec })
+    Ok(Arc::new(Resource { meta, spec }))
 }
 
 /// Gives a part of an object its type; the error is the field's path and the reason.

@@ -48,7 +48,7 @@ pub struct VirtualServiceSpec {
     pub export_to: Vec<String>,
 }
 
-/// One HTTP rule.
+/// One HTTP rule. Most rules have few of these blocks, and a mesh has thousands of rules.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HttpRoute {
@@ -59,21 +59,21 @@ pub struct HttpRoute {
     /// Weighted destinations.
     pub route: Vec<HttpDestination>,
     /// Answer with a redirection.
-    pub redirect: Option<HttpRedirect>,
+    pub redirect: Option<Box<HttpRedirect>>,
     /// Answer without an upstream.
-    pub direct_response: Option<HttpDirectResponse>,
+    pub direct_response: Option<Box<HttpDirectResponse>>,
     /// Rules stand in another VirtualService.
-    pub delegate: Option<Delegate>,
+    pub delegate: Option<Box<Delegate>>,
     /// Change path or authority before forwarding.
-    pub rewrite: Option<HttpRewrite>,
+    pub rewrite: Option<Box<HttpRewrite>>,
     /// Bound for the whole exchange with all retries; 0 means none.
     pub timeout: Option<GoDuration>,
     /// Retries.
-    pub retries: Option<HttpRetry>,
+    pub retries: Option<Box<HttpRetry>>,
     /// Injected faults.
-    pub fault: Option<HttpFault>,
+    pub fault: Option<Box<HttpFault>>,
     /// Copy requests to this destination.
-    pub mirror: Option<Destination>,
+    pub mirror: Option<Box<Destination>>,
     /// Copy requests to these destinations.
     pub mirrors: Vec<HttpMirror>,
     /// Deprecated form of `mirrorPercentage`.
@@ -81,9 +81,9 @@ pub struct HttpRoute {
     /// Share of requests to mirror.
     pub mirror_percentage: Option<Percent>,
     /// Cross-origin resource sharing.
-    pub cors_policy: Option<CorsPolicy>,
+    pub cors_policy: Option<Box<CorsPolicy>>,
     /// Header edits.
-    pub headers: Option<Headers>,
+    pub headers: Option<Box<Headers>>,
 }
 
 /// One condition block; all of its fields have to hold.
@@ -165,7 +165,7 @@ pub struct HttpDestination {
     pub weight: i32,
     /// Header edits for requests that go here.
     #[serde(default)]
-    pub headers: Option<Headers>,
+    pub headers: Option<Box<Headers>>,
 }
 
 /// Header edits of both directions.

@@ -2,87 +2,148 @@
 //! that delegates to them, before anything is compiled.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::hosts::expand;
+use crate::memo::{Memo, Same};
 use crate::registry::Visibility;
 use crate::resource::virtual_service::{
-    Destination, HttpMatch, HttpRoute, StringMatch, VirtualServiceSpec,
+    Delegate, Destination, HttpMatch, HttpRoute, StringMatch, VirtualServiceSpec,
 };
 use crate::resource::{Finding, Resource};
 
-/// The resources with all delegated rules in place; those without hosts, which
-/// exist to be delegated to, are left out.
-pub(super) fn resolve<'a>(
-    resources: &'a [Resource<VirtualServiceSpec>],
+/// A root, and what its rules delegate to: the VirtualService, where there is one.
+type Parts = (
+    Same<Resource<VirtualServiceSpec>>,
+    Vec<Option<Same<Resource<VirtualServiceSpec>>>>,
+);
+
+/// A root with all delegated rules in place, and what was to tell.
+type Resolved = (Arc<Resource<VirtualServiceSpec>>, Arc<[Finding]>);
+
+/// Roots by what they were made from.
+#[derive(Debug, Default)]
+pub(super) struct Merged(Memo<Parts, Resolved>);
+
+impl Merged {
+    /// The resources with all delegated rules in place; those without hosts, which
+    /// exist to be delegated to, are left out.
+    pub(super) fn resolve<'a>(
+        &mut self,
+        resources: &'a [Arc<Resource<VirtualServiceSpec>>],
+        cluster_domain: &str,
+        findings: &mut Vec<Finding>,
+    ) -> Cow<'a, [Arc<Resource<VirtualServiceSpec>>]> {
+        let is_leaf = |resource: &Resource<VirtualServiceSpec>| resource.spec.hosts.is_empty();
+        let concerned =
+            |resource: &Arc<_>| is_leaf(resource) || delegates(resource).next().is_some();
+        if !resources.iter().any(concerned) {
+            return Cow::Borrowed(resources);
+        }
+        let by_name: Names<'_> = (resources.iter())
+            .map(|resource| ((&*resource.meta.namespace, &*resource.meta.name), resource))
+            .collect();
+        let roots = resources.iter().filter(|resource| !is_leaf(resource));
+        let resolved = roots.map(|root| {
+            let leaves: Vec<_> = (delegates(root))
+                .map(|(_, to)| leaf(root, to, &by_name))
+                .collect();
+            if leaves.is_empty() {
+                return Arc::clone(root);
+            }
+            let parts = leaves.iter().map(|leaf| leaf.map(Same::new)).collect();
+            let (resolved, found) = self.0.get((Same::new(root), parts), || {
+                let mut findings = Vec::new();
+                let resolved = resolve(root, &leaves, cluster_domain, &mut findings);
+                (Arc::new(resolved), findings.into())
+            });
+            findings.extend_from_slice(&found);
+            resolved
+        });
+        Cow::Owned(resolved.collect())
+    }
+
+    /// Ends a compilation.
+    pub(super) fn end(&mut self) {
+        self.0.end();
+    }
+}
+
+/// VirtualServices by namespace and name.
+type Names<'a> = HashMap<(&'a str, &'a str), &'a Arc<Resource<VirtualServiceSpec>>>;
+
+/// The rules that delegate, by their index, and to what.
+fn delegates(root: &Resource<VirtualServiceSpec>) -> impl Iterator<Item = (usize, &Delegate)> {
+    let rules = root.spec.http.iter().enumerate();
+    rules.filter_map(|(i, rule)| Some((i, rule.delegate.as_deref()?)))
+}
+
+/// Where the delegate is looked for.
+fn namespace_of<'a>(root: &'a Resource<VirtualServiceSpec>, to: &'a Delegate) -> &'a str {
+    let named = to.namespace.as_deref().filter(|name| !name.is_empty());
+    named.unwrap_or(&root.meta.namespace)
+}
+
+fn leaf<'a>(
+    root: &Resource<VirtualServiceSpec>,
+    to: &Delegate,
+    by_name: &Names<'a>,
+) -> Option<&'a Arc<Resource<VirtualServiceSpec>>> {
+    let found = *by_name.get(&(namespace_of(root, to), &*to.name))?;
+    Visibility::new(&found.meta, &found.spec.export_to)
+        .includes(&root.meta.namespace)
+        .then_some(found)
+}
+
+/// A root with the rules of its leaves, of which there is one for each rule that delegates.
+fn resolve(
+    root: &Resource<VirtualServiceSpec>,
+    leaves: &[Option<&Arc<Resource<VirtualServiceSpec>>>],
     cluster_domain: &str,
     findings: &mut Vec<Finding>,
-) -> Cow<'a, [Resource<VirtualServiceSpec>]> {
-    let delegates = |route: &HttpRoute| route.delegate.is_some();
-    let concerned = |resource: &Resource<VirtualServiceSpec>| {
-        resource.spec.hosts.is_empty() || resource.spec.http.iter().any(delegates)
-    };
-    if !resources.iter().any(concerned) {
-        return Cow::Borrowed(resources);
-    }
-    let roots = resources
-        .iter()
-        .filter(|resource| !resource.spec.hosts.is_empty());
-    let resolved = roots.map(|root| {
-        let mut resource = root.clone();
-        resource.spec.http = Vec::new();
-        for (i, rule) in root.spec.http.iter().enumerate() {
-            match &rule.delegate {
-                None => resource.spec.http.push(rule.clone()),
-                Some(_) => {
-                    let rules = delegated(root, i, rule, resources, cluster_domain, findings);
-                    resource.spec.http.extend(rules);
-                }
-            }
+) -> Resource<VirtualServiceSpec> {
+    let mut leaves = leaves.iter();
+    let mut http = Vec::new();
+    for (i, rule) in root.spec.http.iter().enumerate() {
+        let Some(to) = &rule.delegate else {
+            http.push(rule.clone());
+            continue;
+        };
+        let mut warn = |reason: String| {
+            let field = format!("spec.http[{i}].delegate");
+            findings.push(Finding::warning(&root.meta, field, reason));
+        };
+        let name = format!("VirtualService {}/{}", namespace_of(root, to), to.name);
+        match leaves.next().copied().flatten() {
+            None => warn(format!(
+                "there is no {name} that {} sees: the rule is left out",
+                root.meta.namespace
+            )),
+            Some(leaf) if !leaf.spec.hosts.is_empty() => warn(format!(
+                "{name} has hosts of its own and cannot be delegated to: the rule is left out"
+            )),
+            Some(leaf) => http.extend(delegated(root, i, leaf, cluster_domain, findings)),
         }
-        resource
-    });
-    Cow::Owned(resolved.collect())
+    }
+    Resource {
+        meta: Arc::clone(&root.meta),
+        spec: VirtualServiceSpec {
+            http,
+            ..root.spec.clone()
+        },
+    }
 }
 
 /// The rules in place of rule `i` of `root`.
 fn delegated(
     root: &Resource<VirtualServiceSpec>,
     i: usize,
-    rule: &HttpRoute,
-    resources: &[Resource<VirtualServiceSpec>],
+    leaf: &Resource<VirtualServiceSpec>,
     cluster_domain: &str,
     findings: &mut Vec<Finding>,
 ) -> Vec<HttpRoute> {
-    let Some(to) = &rule.delegate else {
-        return Vec::new();
-    };
-    let own = root.meta.namespace.as_str();
-    let namespace = to.namespace.as_deref().filter(|name| !name.is_empty());
-    let namespace = namespace.unwrap_or(own);
-    let field = format!("spec.http[{i}].delegate");
-    let found = resources.iter().find(|resource| {
-        resource.meta.name == to.name
-            && resource.meta.namespace == namespace
-            && Visibility::new(&resource.meta, &resource.spec.export_to).includes(own)
-    });
-    let mut warn = |reason: String| {
-        findings.push(Finding::warning(&root.meta, field.clone(), reason));
-    };
-    let Some(leaf) = found else {
-        warn(format!(
-            "there is no VirtualService {namespace}/{} that {own} sees: the rule is left out",
-            to.name
-        ));
-        return Vec::new();
-    };
-    if !leaf.spec.hosts.is_empty() {
-        warn(format!(
-            "VirtualService {namespace}/{} has hosts of its own and cannot be delegated to: the rule is left out",
-            to.name
-        ));
-        return Vec::new();
-    }
+    let rule = &root.spec.http[i];
     let mut rules = Vec::new();
     for (j, own_rule) in leaf.spec.http.iter().enumerate() {
         if own_rule.delegate.is_some() {
@@ -126,7 +187,11 @@ fn merge(
         .route
         .iter_mut()
         .for_each(|entry| expand_host(&mut entry.destination));
-    merged.mirror.iter_mut().for_each(expand_host);
+    merged
+        .mirror
+        .as_deref_mut()
+        .into_iter()
+        .for_each(expand_host);
     merged
         .mirrors
         .iter_mut()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::{OutboundPolicy, Routes, Settings, Sources};
+use super::{Compiler, OutboundPolicy, Routes, Settings, Sources};
 use crate::registry::{Endpoint, Location, Protocol, Registry, Resolution, Service, ServicePort};
 use crate::resource::destination_rule::{self, DestinationRuleSpec};
 use crate::resource::virtual_service::{self, VirtualServiceSpec};
@@ -20,7 +20,7 @@ pub(crate) fn resource<S: DeserializeOwned>(
 ) -> Resource<S> {
     let (namespace, name) = name.split_once('/').expect("namespace/name");
     Resource {
-        meta: Meta {
+        meta: Arc::new(Meta {
             kind,
             name: name.into(),
             namespace: namespace.into(),
@@ -30,7 +30,7 @@ pub(crate) fn resource<S: DeserializeOwned>(
                 file: "test.yaml".into(),
                 document: 1,
             },
-        },
+        }),
         spec: serde_saphyr::from_str(spec).unwrap_or_else(|error| panic!("{spec}\n{error}")),
     }
 }
@@ -50,7 +50,7 @@ pub(crate) fn service(
                 .iter()
                 .map(|(port, _)| (*port, address.port()))
                 .collect(),
-            labels: [("version".to_owned(), (*version).to_owned())].into(),
+            labels: Arc::new([("version".to_owned(), (*version).to_owned())].into()),
             locality: String::new(),
             weight: 1,
             unhealthy: None,
@@ -107,21 +107,21 @@ pub(crate) fn routes(
     virtual_services: &[(&str, &str)],
     destination_rules: &[(&str, &str)],
 ) -> (Routes, Vec<Finding>) {
-    let virtual_services: Vec<Resource<VirtualServiceSpec>> = virtual_services
+    let virtual_services: Vec<Arc<Resource<VirtualServiceSpec>>> = virtual_services
         .iter()
-        .map(|(name, spec)| resource("VirtualService", name, spec))
+        .map(|(name, spec)| Arc::new(resource("VirtualService", name, spec)))
         .collect();
-    let destination_rules: Vec<Resource<DestinationRuleSpec>> = destination_rules
+    let destination_rules: Vec<Arc<Resource<DestinationRuleSpec>>> = destination_rules
         .iter()
-        .map(|(name, spec)| resource("DestinationRule", name, spec))
+        .map(|(name, spec)| Arc::new(resource("DestinationRule", name, spec)))
         .collect();
     let findings = virtual_services
         .iter()
-        .flat_map(virtual_service::validate)
+        .flat_map(|resource| virtual_service::validate(resource))
         .chain(
             destination_rules
                 .iter()
-                .flat_map(destination_rule::validate),
+                .flat_map(|resource| destination_rule::validate(resource)),
         );
     for finding in findings {
         assert_eq!(finding.severity, Severity::Warning, "{finding}");
@@ -131,5 +131,6 @@ pub(crate) fn routes(
         destination_rules: &destination_rules,
         sidecars: &[],
     };
-    Routes::compile(&sources, registry, &SETTINGS)
+    let (routes, findings, _) = Compiler::default().compile(&sources, registry, &SETTINGS);
+    (routes, findings)
 }

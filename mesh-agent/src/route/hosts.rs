@@ -55,6 +55,20 @@ impl<T> HostTable<T> {
     }
 }
 
+#[cfg(test)]
+impl<T: std::fmt::Debug> HostTable<T> {
+    /// A line for each host.
+    pub(super) fn inspect(&self) -> Vec<String> {
+        let exact = self
+            .exact
+            .iter()
+            .map(|(host, values)| format!("{host} {values:?}"));
+        let wildcards = self.wildcards.iter().enumerate();
+        let wildcards = wildcards.map(|(i, (suffix, values))| format!("{i} *{suffix} {values:?}"));
+        exact.chain(wildcards).collect()
+    }
+}
+
 /// Whether `host` (or the wildcard `host`) lies under a wildcard's suffix.
 fn is_under(host: &str, suffix: &str) -> bool {
     match host.strip_prefix('*') {

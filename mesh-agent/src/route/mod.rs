@@ -15,6 +15,7 @@ mod hosts;
 mod locality;
 mod matching;
 mod model;
+mod plan;
 mod policy;
 mod redirect;
 mod retry;
@@ -24,14 +25,16 @@ mod tls;
 mod upstream_policy;
 mod view;
 
+pub use compile::{Compiler, Made};
 pub use cors::Allowed;
-pub use decide::{Abort, Decision, Outcome, Plan, Unroutable};
+pub use decide::{Abort, Decision, Outcome};
 pub use edit::Rewritten;
 pub use explain::{DestinationNote, Explanation, RuleNote};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
 pub use hosts::host_of;
 pub use locality::{LocalitySetting, Shares, lies_in};
 pub use model::{DirectResponse, RouteLimits};
+pub use plan::{Plan, Unroutable};
 pub use policy::{DestinationRule, Subset};
 pub use redirect::Redirection;
 pub use retry::{AskedRetries, Retries, RetryOn};
@@ -43,6 +46,8 @@ pub use upstream_policy::{
     UpstreamTls, Warmup,
 };
 pub use view::{ClientView, Facts, RequestView};
+
+use std::sync::Arc;
 
 use crate::registry::Service;
 use crate::resource::{
@@ -57,11 +62,11 @@ use sidecar::Sidecars;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sources<'a> {
     /// Istio `VirtualService`.
-    pub virtual_services: &'a [Resource<VirtualServiceSpec>],
+    pub virtual_services: &'a [Arc<Resource<VirtualServiceSpec>>],
     /// Istio `DestinationRule`.
-    pub destination_rules: &'a [Resource<DestinationRuleSpec>],
+    pub destination_rules: &'a [Arc<Resource<DestinationRuleSpec>>],
     /// Istio `Sidecar`.
-    pub sidecars: &'a [Resource<SidecarSpec>],
+    pub sidecars: &'a [Arc<Resource<SidecarSpec>>],
 }
 
 impl<'a> Sources<'a> {
@@ -115,6 +120,20 @@ impl Routes {
     fn has_rules_for(&self, host: &str, client: &ClientView<'_>) -> bool {
         self.rules_of(host, client)
             .is_some_and(|rules| rules.http_is_for(client) || rules.tcp_is_for(client))
+    }
+}
+
+#[cfg(test)]
+impl Routes {
+    /// All of it, in an order that does not depend on chance.
+    pub(crate) fn inspect(&self) -> Vec<String> {
+        let mut shown = self.virtual_hosts.inspect();
+        for (namespace, rules) in &self.destination_rules.namespaces {
+            let rules = rules.inspect().into_iter();
+            shown.extend(rules.map(|rule| format!("{namespace} {rule}")));
+        }
+        shown.sort();
+        shown
     }
 }
 

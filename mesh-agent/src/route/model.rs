@@ -31,9 +31,9 @@ pub(super) struct Rules {
     /// Of the resource.
     pub(super) namespace: String,
     pub(super) visibility: Visibility,
-    pub(super) http: Vec<Rule>,
-    pub(super) tcp: Vec<TcpRule>,
-    pub(super) tls: Vec<TlsRule>,
+    pub(super) http: Box<[Rule]>,
+    pub(super) tcp: Box<[TcpRule]>,
+    pub(super) tls: Box<[TlsRule]>,
 }
 
 /// One rule: the first that matches decides.
@@ -42,7 +42,7 @@ pub(super) struct Rule {
     /// Where it stands in its resource, `http[0]`.
     pub(super) field: String,
     /// Any of them; a rule for all requests has one without conditions.
-    pub(super) matches: Vec<Match>,
+    pub(super) matches: Box<[Match]>,
     pub(super) cors: Option<Cors>,
     pub(super) fault: Fault,
     pub(super) action: Action,
@@ -68,7 +68,7 @@ pub(super) struct Forward {
     /// Bounds of the route.
     pub(super) limits: Option<Arc<RouteLimits>>,
     /// Where copies go, with their shares in millionths.
-    pub(super) mirrors: Vec<(u32, Target)>,
+    pub(super) mirrors: Box<[(u32, Target)]>,
 }
 
 /// Bounds of one route's requests.

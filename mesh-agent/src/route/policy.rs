@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::hosts::{HostTable, expand};
 use super::upstream_policy::{Blocks, HttpTunnel, OutlierPolicy, UpstreamPolicy};
 use super::view::ClientView;
+use crate::memo::{Memo, Same};
 use crate::registry::{Service, Visibility};
 use crate::resource::destination_rule::{
     Comparisons, DestinationRuleSpec, OutlierDetection, ProxyProtocolVersion, TrafficPolicy,
@@ -110,7 +111,7 @@ fn proxy_protocol(policy: &TrafficPolicy) -> Option<ProxyProtocolVersion> {
     Some(block.version.unwrap_or(ProxyProtocolVersion::V1))
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Policies {
     base: Arc<UpstreamPolicy>,
     ports: BTreeMap<u16, Arc<UpstreamPolicy>>,
@@ -147,7 +148,7 @@ pub struct DestinationRule {
     visibility: Visibility,
     selector: BTreeMap<String, String>,
     policies: Policies,
-    subsets: Vec<Subset>,
+    subsets: Box<[Subset]>,
 }
 
 impl DestinationRule {
@@ -177,15 +178,16 @@ impl DestinationRule {
 /// All DestinationRules by namespace.
 #[derive(Debug, Default)]
 pub(super) struct DestinationRules {
-    namespaces: HashMap<String, HostTable<DestinationRule>>,
+    pub(super) namespaces: HashMap<String, HostTable<Arc<DestinationRule>>>,
     root_namespace: String,
 }
 
 impl DestinationRules {
     pub(super) fn compile(
-        resources: &[Resource<DestinationRuleSpec>],
+        resources: &[Arc<Resource<DestinationRuleSpec>>],
         cluster_domain: &str,
         root_namespace: &str,
+        compiled: &mut Compiled,
         findings: &mut Vec<Finding>,
     ) -> Self {
         let mut rules = Self {
@@ -225,13 +227,16 @@ impl DestinationRules {
             }
         }
         for merged in sources {
-            let (namespace, host) = (merged.first.meta.namespace.clone(), merged.host.clone());
-            let rule = merged.compile(findings);
+            let (rule, found) = compiled.get(merged.resources().map(Same::new).collect(), || {
+                let mut findings = Vec::new();
+                (Arc::new(merged.compile(&mut findings)), findings.into())
+            });
+            findings.extend_from_slice(&found);
             rules
                 .namespaces
-                .entry(namespace)
+                .entry(merged.first.meta.namespace.clone())
                 .or_default()
-                .entry(&host)
+                .entry(&merged.host)
                 .push(rule);
         }
         rules
@@ -251,6 +256,7 @@ impl DestinationRules {
             self.namespaces
                 .get(namespace)?
                 .find(&service.host)
+                .map(Arc::as_ref)
                 .find(|rule| rule.is_for(client) && (!private_only || rule.visibility.is_private()))
         };
         level(client.namespace, client.namespace == self.root_namespace)
@@ -272,19 +278,26 @@ fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
     }
 }
 
+/// What has been made of which resources, merged in this order, and what was to tell.
+pub(super) type Compiled =
+    Memo<Vec<Same<Resource<DestinationRuleSpec>>>, (Arc<DestinationRule>, Arc<[Finding]>)>;
+
 /// Rules of one host and one visibility.
 struct Merged<'a> {
     host: String,
     visibility: Visibility,
-    first: &'a Resource<DestinationRuleSpec>,
-    others: Vec<&'a Resource<DestinationRuleSpec>>,
+    first: &'a Arc<Resource<DestinationRuleSpec>>,
+    others: Vec<&'a Arc<Resource<DestinationRuleSpec>>>,
 }
 
-impl Merged<'_> {
-    fn compile(self, findings: &mut Vec<Finding>) -> DestinationRule {
-        let resources = || std::iter::once(self.first).chain(self.others.iter().copied());
+impl<'a> Merged<'a> {
+    fn resources(&self) -> impl Iterator<Item = &'a Arc<Resource<DestinationRuleSpec>>> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
+    }
+
+    fn compile(&self, findings: &mut Vec<Finding>) -> DestinationRule {
         let mut policy = None;
-        for resource in resources() {
+        for resource in self.resources() {
             match (&policy, &resource.spec.traffic_policy) {
                 (None, Some(own)) => policy = Some((own, comparisons(resource))),
                 (Some(_), Some(_)) => findings.push(Finding::warning(
@@ -301,8 +314,9 @@ impl Merged<'_> {
         let level = policy.map_or_else(Level::default, |(policy, comparisons)| {
             Level::of(Some(policy), &comparisons)
         });
+        let policies = level.resolve();
         let mut subsets: Vec<Subset> = Vec::new();
-        for resource in resources() {
+        for resource in self.resources() {
             for (i, subset) in resource.spec.subsets.iter().enumerate() {
                 if subsets.iter().any(|known| known.name == subset.name) {
                     findings.push(Finding::warning(
@@ -318,9 +332,12 @@ impl Merged<'_> {
                 subsets.push(Subset {
                     name: subset.name.clone(),
                     labels: subset.labels.clone(),
-                    policies: Level::of(subset.traffic_policy.as_ref(), &comparisons(resource))
-                        .over(&level)
-                        .resolve(),
+                    policies: match subset.traffic_policy.as_deref() {
+                        Some(own) => Level::of(Some(own), &comparisons(resource))
+                            .over(&level)
+                            .resolve(),
+                        None => policies.clone(),
+                    },
                 });
             }
         }
@@ -328,12 +345,12 @@ impl Merged<'_> {
         let selector = self.first.spec.workload_selector.as_ref();
         DestinationRule {
             name: format!("{}/{}", meta.name, meta.namespace),
-            visibility: self.visibility,
+            visibility: self.visibility.clone(),
             selector: selector
                 .map(|selector| selector.match_labels.clone())
                 .unwrap_or_default(),
-            policies: level.resolve(),
-            subsets,
+            policies,
+            subsets: subsets.into(),
         }
     }
 }

@@ -174,7 +174,7 @@ impl Sidecar {
 
 impl Sidecars {
     pub(super) fn compile(
-        resources: &[Resource<SidecarSpec>],
+        resources: &[Arc<Resource<SidecarSpec>>],
         registry: &Registry,
         root_namespace: &str,
         outbound: OutboundPolicy,
@@ -192,12 +192,13 @@ impl Sidecars {
                     .iter()
                     .filter(|one| one.meta.namespace == *namespace)
             };
-            let has_selector = |one: &&Resource<SidecarSpec>| {
+            let has_selector = |one: &&Arc<Resource<SidecarSpec>>| {
                 (one.spec.workload_selector.as_ref())
                     .is_some_and(|selector| !selector.labels.is_empty())
             };
-            sidecars.extend(own().filter(has_selector).map(Sidecar::compile));
-            sidecars.extend(own().find(|one| !has_selector(one)).map(Sidecar::compile));
+            let compile = |one: &Arc<Resource<SidecarSpec>>| Sidecar::compile(one);
+            sidecars.extend(own().filter(has_selector).map(compile));
+            sidecars.extend(own().find(|one| !has_selector(one)).map(compile));
         }
         tell(resources, registry, findings);
         Self {
@@ -223,7 +224,11 @@ impl Sidecars {
 }
 
 /// Tells of Sidecars that are in each other's way, and of what they name in vain.
-fn tell(resources: &[Resource<SidecarSpec>], registry: &Registry, findings: &mut Vec<Finding>) {
+fn tell(
+    resources: &[Arc<Resource<SidecarSpec>>],
+    registry: &Registry,
+    findings: &mut Vec<Finding>,
+) {
     let mut general: HashMap<&str, &Resource<SidecarSpec>> = HashMap::new();
     let mut selected = HashMap::new();
     for resource in resources {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use rand::Rng;
 
-use super::decide::Unroutable;
 use super::edit::RouteEdits;
 use super::matching::ClientMatch;
 use super::model::{Target, Targets};
+use super::plan::Unroutable;
 use super::view::ClientView;
 use super::{Plan, Routes};
 use crate::registry::{Registry, Service};

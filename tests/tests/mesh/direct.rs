@@ -1,10 +1,12 @@
 //! Connections that go past the agent are under the same policy, and in the
 //! same account, as those that it carries.
 
+use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mesh_tests::{
-    Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, wait_until,
+    Agent, Lab, Node, Process, ServicePort, Workload, eventually, outcome, service, wait_until,
     workload_entries,
 };
 
@@ -65,6 +67,24 @@ impl Direct {
     fn generation(&self) -> Option<u64> {
         self.agent.meshctl_json(&["config"])["generation"].as_u64()
     }
+
+    /// Changes a file, and waits until that is in force.
+    fn change(&self, file: &str, text: &str) {
+        let before = self.generation();
+        self.lab.configure(file, text);
+        assert!(wait_until(LIVE, || self.generation() > before));
+    }
+
+    /// All entries of a map, as the kernel has them.
+    fn entries(&self, map: &str) -> BTreeSet<String> {
+        let pin = self.lab.bpffs(Node::A).join(map);
+        let pin = pin.to_string_lossy();
+        let dump = ["--json", "map", "dump", "pinned", &*pin];
+        let said = outcome(Command::new("bpftool").args(dump)).expect("bpftool starts");
+        let entries: Vec<serde_json::Value> =
+            serde_json::from_str(&said.success()).expect("a list of entries");
+        entries.iter().map(ToString::to_string).collect()
+    }
 }
 
 #[test]
@@ -123,4 +143,58 @@ fn a_change_of_policy_ends_open_direct_connections_that_it_forbids_and_no_other(
             },
         );
     }
+}
+
+#[test]
+fn a_change_writes_only_what_differs_into_the_kernel() {
+    let mesh = Direct::start("off");
+    let maps = ["verdicts", "endpoints", "generation", "destinations"];
+    let all = || maps.map(|map| mesh.entries(map));
+    let before = all();
+    // Two clients, a service and an endpoint, of both families.
+    assert_eq!(before[0].len(), 8, "{:?}", before[0]);
+
+    let port = ServicePort {
+        name: "http",
+        port: 80,
+        target: 7001,
+    };
+    let routes = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: other}\n\
+                  spec: {hosts: [other], http: [{route: [{destination: {host: server}}]}]}\n";
+    let other = service("other", 41, &[port]);
+    mesh.change("other.yaml", &format!("{other}{routes}"));
+    let after = all();
+    assert_eq!(after[..3], before[..3]);
+    // Each entry has the generation that has written it.
+    let new: Vec<_> = after[3].difference(&before[3]).collect();
+    assert_eq!(
+        (new.len(), after[3].len()),
+        (2, before[3].len() + 2),
+        "{new:?}"
+    );
+
+    // What the kernel does not know how to do goes to the agent, and comes back.
+    let rule = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: server}}\n\
+             spec: {{host: server, {spec}}}\n"
+        )
+    };
+    mesh.change("rule.yaml", &rule("trafficPolicy: {outlierDetection: {}}"));
+    assert_eq!(mesh.entries("verdicts"), BTreeSet::new());
+    assert_eq!(mesh.entries("endpoints"), BTreeSet::new());
+    mesh.change(
+        "rule.yaml",
+        &rule("trafficPolicy: {loadBalancer: {simple: RANDOM}}"),
+    );
+    assert_eq!(mesh.entries("verdicts").len(), 8);
+    assert_eq!(mesh.entries("destinations"), after[3]);
+    let mut held = mesh.connections(&mesh.friend);
+    held.iter_mut().for_each(|held| held.echoes("direct"));
+    let flows = mesh.agent.meshctl_json(&["flows"]);
+    let flows = flows.as_array().expect("flows");
+    assert!(
+        flows.iter().all(|flow| flow["verdict"] == "direct"),
+        "{flows:?}"
+    );
 }

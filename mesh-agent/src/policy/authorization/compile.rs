@@ -1,6 +1,7 @@
 //! From resources to policies.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::pattern::{self, PathPattern, Pattern};
 use super::rule::{Clause, Clauses, Policy, Rule, Scope, Test};
@@ -18,7 +19,7 @@ impl Authorization {
     /// Compiles the policies; those in the root namespace apply to the whole
     /// mesh. What has no effect is told.
     pub fn compile(
-        resources: &[Resource<AuthorizationPolicySpec>],
+        resources: &[Arc<Resource<AuthorizationPolicySpec>>],
         registry: &Registry,
         options: &Options,
     ) -> (Self, Vec<Finding>) {
@@ -28,7 +29,8 @@ impl Authorization {
             sources: resources.to_vec(),
             ..Self::default()
         };
-        for Resource { meta, spec } in resources {
+        for resource in resources {
+            let Resource { meta, spec } = &**resource;
             let Some(scope) = scope(meta, spec, registry, &mut findings) else {
                 continue;
             };

@@ -11,6 +11,7 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::HeaderMap;
 
@@ -51,7 +52,7 @@ pub struct Authorization {
     /// under an earlier one was decided by other policies.
     pub epoch: u64,
     /// What was compiled.
-    sources: Vec<Resource<AuthorizationPolicySpec>>,
+    sources: Vec<Arc<Resource<AuthorizationPolicySpec>>>,
 }
 
 /// A connection to a workload.

@@ -57,8 +57,8 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
 }
 
 fn detects_outliers(spec: &DestinationRuleSpec) -> bool {
-    let of_subsets = spec.subsets.iter().map(|subset| &subset.traffic_policy);
-    let mut policies = of_subsets.chain([&spec.traffic_policy]).flatten();
+    let of_subsets = (spec.subsets.iter()).filter_map(|subset| subset.traffic_policy.as_deref());
+    let mut policies = of_subsets.chain(&spec.traffic_policy);
     policies.any(|policy| {
         let mut ports = policy.port_level_settings.iter();
         policy.outlier_detection.is_some() || ports.any(|port| port.outlier_detection.is_some())

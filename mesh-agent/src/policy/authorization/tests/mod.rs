@@ -28,7 +28,7 @@ spec:
 ";
 
 struct World {
-    registry: Registry,
+    registry: Arc<Registry>,
     authorization: Authorization,
     findings: Vec<Finding>,
 }

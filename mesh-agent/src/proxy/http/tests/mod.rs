@@ -168,7 +168,7 @@ fn workload() -> Arc<Workload> {
             name: "sleep".into(),
             namespace: "default".into(),
         },
-        labels: [("app".to_owned(), "sleep".to_owned())].into(),
+        labels: Arc::new([("app".to_owned(), "sleep".to_owned())].into()),
         identity: Identity {
             trust_domain: "cluster.local".into(),
             namespace: "default".into(),

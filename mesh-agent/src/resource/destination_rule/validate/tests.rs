@@ -156,7 +156,8 @@ fn endpoints_can_be_compared_by_annotation() {
         let mut rule = resource("DestinationRule", "default/test", spec);
         for (key, value) in annotations {
             let key = format!("undermesh.io/{key}");
-            rule.meta.annotations.insert(key, (*value).to_owned());
+            let meta = std::sync::Arc::make_mut(&mut rule.meta);
+            meta.annotations.insert(key, (*value).to_owned());
         }
         let findings = validate(&rule);
         let texts = findings.iter().map(|finding| finding.to_string());

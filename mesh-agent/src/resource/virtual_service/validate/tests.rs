@@ -392,7 +392,8 @@ fn routes_are_bounded_by_annotation() {
             {name: moved, redirect: {uri: /}}]}";
         let mut rules = resource("VirtualService", "default/test", spec);
         let (key, value) = (format!("undermesh.io/{key}"), value.to_owned());
-        rules.meta.annotations.insert(key, value);
+        let meta = std::sync::Arc::make_mut(&mut rules.meta);
+        meta.annotations.insert(key, value);
         let findings = validate(&rules);
         let text = |finding: &Finding| finding.reason.clone();
         findings.iter().map(text).collect::<Vec<_>>()
