@@ -306,6 +306,7 @@ impl Enrolment {
         let local = Arc::new(Local {
             workload,
             sockets: sockets.clone(),
+            closed_ports: Default::default(),
         });
         let drain = self.stop.child_token();
         let dns = {

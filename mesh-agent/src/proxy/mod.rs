@@ -83,6 +83,8 @@ pub struct Local {
     pub workload: Arc<Workload>,
     /// Sockets in its namespace.
     pub sockets: Arc<WorkloadSockets>,
+    /// Ports that its applications have closed.
+    pub closed_ports: application::ClosedPorts,
 }
 
 impl Locals {

@@ -3,6 +3,7 @@
 //! can tell, a filter stands between.
 
 mod admissions;
+mod closed_ports;
 mod filter;
 mod http;
 mod pipe;
@@ -16,6 +17,7 @@ use mesh_common::Transport;
 use tokio::net::TcpStream;
 
 pub use admissions::{Admissions, Revocable};
+pub use closed_ports::ClosedPorts;
 use pipe::Pipe;
 pub use reports::{Event, Report, Reports};
 
@@ -152,8 +154,8 @@ async fn admitted(
 
 /// To the application, which sees the caller's address as its peer.
 async fn connect(
-    node: &Node,
-    local: &Local,
+    node: &Arc<Node>,
+    local: &Arc<Local>,
     caller: &Caller,
     application: SocketAddr,
 ) -> io::Result<TcpStream> {
@@ -169,12 +171,8 @@ async fn connect(
     let refused = connected
         .as_ref()
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if refused
-        && let Err(error) = node
-            .datapath
-            .sync_listening(local.sockets.namespace(), false)
-    {
-        tracing::warn!(workload = %local.workload.name, %error, "cannot read listening ports");
+    if refused {
+        closed_ports::refused(node, local);
     }
     connected
 }
