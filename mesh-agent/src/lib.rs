@@ -28,3 +28,4 @@ pub mod resource;
 pub mod route;
 pub mod snapshot;
 pub mod source;
+pub mod telemetry;

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
+use super::metrics::Traffic;
 
 pub use crate::policy::tls_check::{Observed, TlsCheckError, TlsCheckRow, TlsCheckStatus};
 
@@ -49,6 +50,8 @@ pub trait Agent: Send + Sync + 'static {
     fn config(&self) -> ConfigView;
     /// What has been counted.
     fn counters(&self) -> CountersView;
+    /// Requests and connections of this node's clients, by how they ended.
+    fn traffic(&self) -> Traffic;
     /// Certificates in use, the CA's first.
     fn certificates(&self) -> Vec<CertificateView>;
     /// Whether a connection or a request may reach a workload, and why; the
@@ -95,6 +98,16 @@ pub struct CountersView {
     pub events_dropped: u64,
     /// Connections that the kernel programs refused.
     pub denied: u64,
+    /// Flows that were established.
+    pub flows_opened: u64,
+    /// Flows that have ended.
+    pub flows_closed: u64,
+    /// Flows whose records were removed early, to make room.
+    pub flows_evicted: u64,
+    /// Lines that the access log has.
+    pub log_lines: u64,
+    /// Lines that it has not, because the file was too slow or refused them.
+    pub log_lines_dropped: u64,
     /// Configurations that were refused.
     pub configurations_refused: u64,
 }

@@ -2,6 +2,7 @@
 
 use super::api::*;
 use super::authz::*;
+use super::metrics::Traffic;
 
 /// An [`Agent`] that shows the samples of this module.
 pub struct SampleAgent;
@@ -63,8 +64,16 @@ impl Agent for SampleAgent {
             flows_dropped: 0,
             events_dropped: 3,
             denied: 4,
+            flows_opened: 20,
+            flows_closed: 8,
+            flows_evicted: 0,
+            log_lines: 40,
+            log_lines_dropped: 2,
             configurations_refused: 1,
         }
+    }
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
     }
     fn certificates(&self) -> Vec<CertificateView> {
         certificates()

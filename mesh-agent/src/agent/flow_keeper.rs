@@ -2,6 +2,8 @@
 //! kept for a while, for people, and then removed.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_common::FlowEventKind;
@@ -20,20 +22,42 @@ pub(super) const IDLE: Duration = Duration::from_millis(250);
 /// How often the whole account is looked through, for flows whose end was lost with a dropped event.
 const SWEEP: Duration = Duration::from_secs(30);
 
+/// What the kernel's events have told of flows.
+#[derive(Debug, Default)]
+pub(super) struct FlowCounts {
+    /// That were established.
+    pub(super) opened: AtomicU64,
+    /// That have ended.
+    pub(super) closed: AtomicU64,
+    /// Whose records were removed early, to make room.
+    pub(super) evicted: AtomicU64,
+}
+
 /// Ended flows, the oldest first.
 #[derive(Default)]
 pub(super) struct FlowKeeper {
     ended: VecDeque<(u64, u64)>,
     swept_ns: u64,
+    counts: Arc<FlowCounts>,
 }
 
 impl FlowKeeper {
+    pub(super) fn new(counts: Arc<FlowCounts>) -> Self {
+        Self {
+            counts,
+            ..Self::default()
+        }
+    }
+
     /// Takes the events that have come; whether there were any.
     pub(super) fn tend(&mut self, datapath: &Datapath) -> bool {
         let mut any = false;
         datapath.events(|event| {
             any = true;
-            if event.kind == FlowEventKind::Closed as u32 {
+            if event.kind == FlowEventKind::Opened as u32 {
+                self.counts.opened.fetch_add(1, Relaxed);
+            } else if event.kind == FlowEventKind::Closed as u32 {
+                self.counts.closed.fetch_add(1, Relaxed);
                 self.ended.push_back((event.at_ns, event.flow));
             } else if event.kind == FlowEventKind::Denied as u32 {
                 let destination: std::net::SocketAddr = event.remote.into();
@@ -56,6 +80,8 @@ impl FlowKeeper {
         let before = now_ns.saturating_sub(nanoseconds(RETENTION));
         let too_many = self.ended.len().saturating_sub(MAX_ENDED);
         let old = self.ended.iter().take_while(|(at, _)| *at < before).count();
+        let evicted = too_many.saturating_sub(old) as u64;
+        self.counts.evicted.fetch_add(evicted, Relaxed);
         self.ended
             .drain(..too_many.max(old))
             .map(|(_, id)| id)
@@ -84,5 +110,6 @@ mod tests {
             .extend((0..many).map(|id| (64 * second, 100 + id)));
         assert_eq!(keeper.expired(64 * second), [3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(keeper.ended.len(), MAX_ENDED);
+        assert_eq!(keeper.counts.evicted.load(Relaxed), 8);
     }
 }

@@ -19,6 +19,7 @@ mod process;
 mod routes;
 mod supervisor;
 mod takeover;
+mod traffic;
 mod uninstall;
 mod verdicts;
 mod view;
@@ -54,9 +55,11 @@ use crate::proxy::notes::Notes;
 use crate::proxy::upstream::Upstream;
 use crate::snapshot::{Compiler, Snapshot};
 use crate::source::directory;
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::AccessLog;
 use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
-use flow_keeper::FlowKeeper;
+use flow_keeper::{FlowCounts, FlowKeeper};
 use observing::Observing;
 use supervisor::Supervisor;
 use takeover::{Draining, Estate, Handed, Predecessor, TakeoverSocket};
@@ -77,6 +80,7 @@ struct Agent {
     /// Configurations that were refused.
     refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
+    flows: Arc<FlowCounts>,
     /// Whether the kernel ends connections that a new policy forbids.
     ends_connections: bool,
 }
@@ -106,6 +110,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         ),
         None => (None, None, Handed::default(), None),
     };
+    let telemetry = Arc::new(telemetry(&options)?);
     let mut configurations = directory::watch(&options.config)
         .await
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
@@ -155,6 +160,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),
+        telemetry: telemetry.clone(),
     });
     let tunnels = TunnelPool::new(certificates.clone(), node.handshakes.clone());
     let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
@@ -194,6 +200,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         acknowledged: 0.into(),
         refusals: 0.into(),
         resources: 0.into(),
+        flows: Arc::default(),
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
     });
@@ -268,7 +275,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
-    let mut keeper = FlowKeeper::default();
+    let mut keeper = FlowKeeper::new(agent.flows.clone());
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
@@ -356,9 +363,22 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         }
     }
     let _ = tokio::join!(admin, metrics, renewal);
+    telemetry.access_log.close();
     // Only now: the other agent takes the end of it for the end of all connections.
     drop(relieved);
     Ok(())
+}
+
+fn telemetry(options: &RunOptions) -> anyhow::Result<Telemetry> {
+    let Some(file) = &options.access_log_file else {
+        return Ok(Telemetry::default());
+    };
+    let opened = AccessLog::open(file, options.access_log_encoding);
+    let access_log = opened.with_context(|| format!("--access-log-file {}", file.display()))?;
+    Ok(Telemetry {
+        access_log,
+        ..Telemetry::default()
+    })
 }
 
 async fn gone(predecessor: Option<&Predecessor>) {

@@ -16,6 +16,7 @@ use crate::proxy::node_probes::ProbePolicy;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::route::OutboundPolicy;
 use crate::snapshot::{Options, SameNode};
+use crate::telemetry::access_log::Encoding;
 
 /// Where programs, maps and links are pinned.
 const BPFFS: &str = "/sys/fs/bpf/undermesh";
@@ -45,6 +46,13 @@ pub struct RunOptions {
     /// Where Prometheus finds /metrics, or off
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub metrics_address: MetricsAddress,
+    /// File that gets a line for each request and connection, as Istio's accessLogFile; - or
+    /// /dev/stdout for the agent's output [default: none]
+    #[arg(long, alias = "access-log", value_name = "FILE")]
+    pub access_log_file: Option<PathBuf>,
+    /// How those lines are written, in Istio's default formats
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub access_log_encoding: Encoding,
     /// Group that may open the control socket, beside root
     #[arg(long, value_name = "GROUP")]
     pub admin_group: Option<String>,

@@ -1,5 +1,6 @@
 //! What the running agent tells about itself.
 
+use crate::admin::metrics::Traffic;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -153,13 +154,23 @@ impl api::Agent for Agent {
     fn counters(&self) -> api::CountersView {
         let counters = self.node.datapath.counters();
         let of = |counter: Counter| counters[counter as usize];
+        let (log_lines, log_lines_dropped) = self.node.telemetry.access_log.counts();
         api::CountersView {
             connections: self.node.connections.len() as u64,
             flows_dropped: of(Counter::FlowsDropped),
             events_dropped: of(Counter::EventsDropped),
             denied: of(Counter::Denied),
+            flows_opened: self.flows.opened.load(Ordering::Relaxed),
+            flows_closed: self.flows.closed.load(Ordering::Relaxed),
+            flows_evicted: self.flows.evicted.load(Ordering::Relaxed),
+            log_lines,
+            log_lines_dropped,
             configurations_refused: self.refusals.load(Ordering::Relaxed),
         }
+    }
+
+    fn traffic(&self) -> Traffic {
+        super::traffic::traffic(&self.upstreams.clusters, &self.node.telemetry)
     }
 
     fn certificates(&self) -> Vec<CertificateView> {

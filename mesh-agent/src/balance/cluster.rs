@@ -21,7 +21,7 @@ use super::route::RouteGauges;
 use super::set::Draw;
 use super::state::State;
 use super::window::Window;
-use crate::registry::{Endpoint, Service, Workload, WorkloadName};
+use crate::registry::{Endpoint, PASSTHROUGH, Service, Workload, WorkloadName};
 use crate::route::{Balancer, Plan, Subset, UpstreamPolicy};
 
 /// Picks that are made to find an endpoint which has not been tried (Envoy's
@@ -51,6 +51,23 @@ pub struct ClusterKey {
     pub port: u16,
     /// Subset.
     pub subset: Option<String>,
+}
+
+impl ClusterKey {
+    /// As Istio names clusters: `outbound|<port>|<subset>|<host>`.
+    pub fn full_name(&self) -> String {
+        full_name(&self.service, self.port, self.subset.as_deref())
+    }
+}
+
+/// Istio's name of a service, its port and a subset.
+pub fn full_name(service: &str, port: u16, subset: Option<&str>) -> String {
+    // An address that is no service is called by itself.
+    if service.parse::<IpAddr>().is_ok() {
+        return PASSTHROUGH.to_owned();
+    }
+    let subset = subset.unwrap_or_default();
+    format!("outbound|{port}|{subset}|{service}")
 }
 
 /// Where a request is to go: what a route comes to.
@@ -214,6 +231,11 @@ impl<P: EndpointPool> Cluster<P> {
     pub(super) fn millis(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.created);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whose it is.
+    pub fn client(&self) -> Arc<Workload> {
+        Arc::clone(&self.state.load().client)
     }
 
     /// The policy in force.

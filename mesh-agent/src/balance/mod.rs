@@ -17,7 +17,7 @@ mod table;
 mod view;
 mod window;
 
-pub use cluster::{Choice, Cluster, ClusterKey, Destination, EndpointPool, Version};
+pub use cluster::{Choice, Cluster, ClusterKey, Destination, EndpointPool, Version, full_name};
 pub use clusters::Clusters;
 pub use guard::{Active, Overflow, Pending, Retrying, Slot};
 pub use host::{EndpointAddress, Host, Member};

@@ -18,8 +18,10 @@ pub mod outbound;
 pub mod plaintext;
 mod proxy_protocol;
 mod replay;
+mod reset_watch;
 pub mod sniff;
 mod tcp;
+mod tcp_record;
 pub mod upstream;
 
 pub(crate) use originate::{Originator, Server};
@@ -35,6 +37,7 @@ use crate::datapath::{Datapath, FlowPath};
 use crate::netns::WorkloadSockets;
 use crate::registry::{Workload, WorkloadName};
 use crate::snapshot::Snapshot;
+use crate::telemetry::Telemetry;
 
 /// What the connections of a node share.
 pub struct Node {
@@ -56,6 +59,8 @@ pub struct Node {
     pub probes: node_probes::NodeProbes,
     /// Who speaks plaintext to them.
     pub plaintext: plaintext::PlaintextClients,
+    /// Who is told of connections and requests.
+    pub telemetry: Arc<Telemetry>,
     /// Handshakes of the last minute.
     pub handshakes: Arc<hbone::Handshakes>,
 }

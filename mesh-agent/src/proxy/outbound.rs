@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use mesh_common::{Protocol as Recognised, Transport};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client_hello::{self, Hello, MAX_CLIENT_HELLO};
@@ -17,6 +18,7 @@ use super::copy::Duplex;
 use super::destination::{Meant, meant, named};
 use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
 use super::replay::Replay;
+use super::reset_watch::ResetWatch;
 use super::sniff::{MAX_SNIFF, Sniffed, sniff};
 use super::tcp::{self, Connection};
 use super::upstream::Upstream;
@@ -110,6 +112,7 @@ impl Outbound {
             flow,
             server_name: None,
             by_name,
+            began: Instant::now(),
         };
         // Boxed, so that a TCP connection has no room for what only HTTP needs.
         match protocol {
@@ -202,14 +205,20 @@ impl Outbound {
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
             recent: http::Recent::default(),
+            telemetry: self.node.telemetry.clone(),
         });
+        let reset = ResetWatch::of(stream.get_ref())?;
         // The stream outlives the exchange where protocols are switched.
         let stream = stream.counted(self.node.connections.token());
-        let served = http::serve(stream, version, context.clone()).await;
+        let served = tokio::select! {
+            biased;
+            served = http::serve(stream, version, context.clone()) => served.map_err(io::Error::other),
+            error = reset.reset() => Err(error),
+        };
         if is_blocked && context.recent.is_none() {
             self.note_blocked(flow, recognised);
         }
-        served.map_err(io::Error::other)
+        served
     }
 
     /// No protocol is declared: the first bytes tell, whoever sends them.
@@ -226,10 +235,7 @@ impl Outbound {
         // The client waits: is it the server's turn?
         let (mut upstream, counted) = match tcp::connect(&connection).await {
             Ok(connected) => connected,
-            Err(error) => {
-                tcp::give_up(&connection, stream, &error).await;
-                return Err(error);
-            }
+            Err(unconnected) => return tcp::give_up(&connection, stream, unconnected).await,
         };
         let mut greeting = BytesMut::new();
         tokio::select! {

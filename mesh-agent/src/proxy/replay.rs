@@ -26,6 +26,11 @@ impl<S> Replay<S> {
         }
     }
 
+    /// The stream itself.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     /// Counts as open for as long as it lives.
     pub(super) fn counted(self, token: TaskTrackerToken) -> Self {
         Self {

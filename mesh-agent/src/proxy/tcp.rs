@@ -15,11 +15,13 @@ use super::connect_tunnel;
 use super::copy::{Duplex, Transferred, copy_both};
 use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
+use super::tcp_record;
 use super::upstream::Io;
 use crate::balance::{Active, Choice, Destination, EndpointAddress, Member, Report, Slot, hash_of};
 use crate::datapath::FlowPath;
 use crate::registry::{Resolution, Service};
-use crate::route::{Balancer, ClientView, HashKey, TcpLimits, UpstreamPolicy};
+use crate::route::{Balancer, ClientView, HashKey, TcpLimits, Unroutable, UpstreamPolicy};
+use crate::telemetry::{Flag, Flags};
 
 /// Endpoints that are tried for one connection.
 const MAX_ATTEMPTS: usize = 3;
@@ -40,14 +42,47 @@ pub(super) struct Connection<'a> {
     pub(super) server_name: Option<String>,
     /// No address has led to the service.
     pub(super) by_name: bool,
+    pub(super) began: Instant,
 }
 
 /// What is counted while a connection to an endpoint lasts, and its bounds.
 pub(super) struct Counted {
-    _active: Active<HttpPool>,
+    pub(super) active: Active<HttpPool>,
     _slot: Slot<HttpPool>,
     limits: TcpLimits,
     made: Instant,
+    pub(super) local_address: Option<SocketAddr>,
+}
+
+/// Why there is no connection to an endpoint.
+pub(super) struct Unconnected {
+    pub(super) error: io::Error,
+    pub(super) flags: Flags,
+    /// What was tried.
+    pub(super) cluster: Option<Arc<HttpCluster>>,
+    pub(super) endpoint: Option<EndpointAddress>,
+}
+
+impl Unconnected {
+    fn new(flag: Flag, to: &Choosing, reason: String) -> Self {
+        Self {
+            error: io::Error::other(reason),
+            flags: flag.into(),
+            cluster: Some(to.cluster.clone()),
+            endpoint: None,
+        }
+    }
+}
+
+impl From<Unroutable> for Unconnected {
+    fn from(unroutable: Unroutable) -> Self {
+        Self {
+            flags: unroutable.flags,
+            error: io::Error::other(unroutable),
+            cluster: None,
+            endpoint: None,
+        }
+    }
 }
 
 /// Connects to an endpoint and copies. A client whose service cannot be
@@ -56,10 +91,7 @@ pub(super) async fn forward(connection: &Connection<'_>, stream: impl Duplex) ->
     // Boxed: what connecting needs is not held as long as the connection.
     match Box::pin(connect(connection)).await {
         Ok((upstream, counted)) => copy(connection, stream, upstream, counted).await,
-        Err(error) => {
-            give_up(connection, stream, &error).await;
-            Err(error)
-        }
+        Err(unconnected) => give_up(connection, stream, unconnected).await,
     }
 }
 
@@ -68,9 +100,9 @@ pub(super) async fn forward(connection: &Connection<'_>, stream: impl Duplex) ->
 pub(super) async fn give_up(
     connection: &Connection<'_>,
     mut stream: impl Duplex,
-    error: &io::Error,
-) {
-    if error.kind() == io::ErrorKind::TimedOut {
+    unconnected: Unconnected,
+) -> io::Result<()> {
+    if unconnected.error.kind() == io::ErrorKind::TimedOut {
         let tired = async {
             // Not an array: every connection's task would have room for it, all its life.
             let mut unheard = vec![0; 4096];
@@ -85,6 +117,8 @@ pub(super) async fn give_up(
         (connection.outbound).note_blocked(connection.flow, Protocol::Tcp);
     }
     stream.abort();
+    tcp_record::unconnected(connection, &unconnected);
+    Err(unconnected.error)
 }
 
 pub(super) async fn copy(
@@ -94,26 +128,36 @@ pub(super) async fn copy(
     counted: Counted,
 ) -> io::Result<()> {
     let transferred = Transferred::default();
-    let result = tokio::select! {
-        result = copy_both(stream, upstream, &transferred) => result.map_err(io::Error::other),
+    let (result, too_long) = tokio::select! {
+        result = copy_both(stream, upstream, &transferred) => (result.map_err(io::Error::other), None),
         // Dropped, the copy aborts both streams.
-        reason = too_long(&counted, &transferred) => Err(io::Error::new(io::ErrorKind::TimedOut, reason)),
+        bound = too_long(&counted, &transferred) => {
+            let reason = format!("{bound} is over");
+            (Err(io::Error::new(io::ErrorKind::TimedOut, reason)), Some(bound))
+        }
     };
-    let (sent, received) = transferred.bytes();
-    tracing::debug!(
-        workload = %connection.outbound.local.workload.name,
-        client = %connection.client,
-        destination = %connection.destination,
-        service = connection.service.host,
-        sent,
-        received,
-        "connection complete"
-    );
+    tcp_record::complete(connection, &counted, transferred.bytes(), too_long);
     result
 }
 
+/// How long a connection may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    Duration,
+    Idle,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Duration => "maxConnectionDuration",
+            Self::Idle => "idleTimeout",
+        })
+    }
+}
+
 /// Ends when the connection has lived, or been silent, longer than it may.
-async fn too_long(counted: &Counted, transferred: &Transferred) -> &'static str {
+async fn too_long(counted: &Counted, transferred: &Transferred) -> Bound {
     let old = async {
         match counted.limits.max_duration {
             Some(limit) => tokio::time::sleep_until(counted.made + limit).await,
@@ -127,8 +171,8 @@ async fn too_long(counted: &Counted, transferred: &Transferred) -> &'static str 
         }
     };
     tokio::select! {
-        () = old => "maxConnectionDuration is over",
-        () = silent => "idleTimeout is over",
+        () = old => Bound::Duration,
+        () = silent => Bound::Idle,
     }
 }
 
@@ -156,19 +200,20 @@ struct Choosing {
 }
 
 /// A connection to an endpoint of the service; others are tried when one fails.
-pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Counted)> {
+pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted), Unconnected> {
     let outbound = connection.outbound;
     let mut tried = Vec::new();
     loop {
         let to = decide(connection)?;
         let member = choose(connection, &to, &tried)?;
-        let refused =
-            |_| io::Error::other(format!("{}: too many connections (UO)", to.service.host));
-        let active = to.cluster.begin(&member).map_err(refused)?;
-        let slot = to.cluster.slot().ok_or(()).map_err(|()| {
-            let reason = "maxConnections are open (UO)";
-            io::Error::other(format!("{}: {reason}", to.service.host))
-        })?;
+        let overflow = |reason: &str| {
+            let reason = format!("{}: {reason} (UO)", to.service.host);
+            Unconnected::new(Flag::UpstreamOverflow, &to, reason)
+        };
+        let active = to.cluster.begin(&member);
+        let active = active.map_err(|_| overflow("too many connections"))?;
+        let slot = to.cluster.slot();
+        let slot = slot.ok_or_else(|| overflow("maxConnections are open"))?;
         let limit = to.policy.connect_timeout;
         let connector = outbound.upstreams.connector();
         let attempt = tokio::time::timeout(limit, async {
@@ -200,11 +245,13 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Coun
                     protocol: Protocol::Tcp,
                 };
                 outbound.node.note_path(connection.flow, &path);
+                member.host.pool.connections.open();
                 http::report(&to.cluster, &member, Report::Connected);
                 // Without a further layer this is all that can go well (Envoy's "final" success).
                 http::report(&to.cluster, &member, Report::Status(200));
                 let counted = Counted {
-                    _active: active,
+                    local_address: io.local_address(),
+                    active,
                     _slot: slot,
                     limits: to.policy.tcp.clone(),
                     made: Instant::now(),
@@ -228,15 +275,26 @@ pub(super) async fn connect(connection: &Connection<'_>) -> io::Result<(Io, Coun
         }
         let address = member.host.address.clone();
         let reason = format!("cannot connect to {address}: {error}");
-        tried.push(address);
-        if tried.len() == MAX_ATTEMPTS.min(to.service.endpoints.len().max(1)) {
-            return Err(io::Error::new(error.kind(), reason));
+        tried.push(address.clone());
+        let attempts = MAX_ATTEMPTS.min(to.service.endpoints.len().max(1));
+        if tried.len() == attempts {
+            let mut flags = Flags::default();
+            if !denied {
+                flags.add(Flag::UpstreamConnectionFailure);
+                flags.add(Flag::UpstreamRetryLimitExceeded);
+            }
+            return Err(Unconnected {
+                error: io::Error::new(error.kind(), reason),
+                flags,
+                cluster: Some(to.cluster.clone()),
+                endpoint: Some(address),
+            });
         }
     }
 }
 
 /// What the rules say, of the configuration that is in force now.
-fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
+fn decide(connection: &Connection<'_>) -> Result<Choosing, Unroutable> {
     let outbound = connection.outbound;
     let snapshot = outbound.node.snapshot.load();
     let workload = &outbound.local.workload;
@@ -253,8 +311,7 @@ fn decide(connection: &Connection<'_>) -> io::Result<Choosing> {
             let from = connection.client.ip();
             routes.decide_tcp(&view, service, from, to, registry, &mut random)
         }
-    }
-    .map_err(io::Error::other)?;
+    }?;
     let destination = Destination::of(&plan, workload, snapshot.version());
     let now = Instant::now().into_std();
     Ok(Choosing {
@@ -270,7 +327,7 @@ fn choose(
     connection: &Connection<'_>,
     to: &Choosing,
     tried: &[EndpointAddress],
-) -> io::Result<Arc<Member<HttpPool>>> {
+) -> Result<Arc<Member<HttpPool>>, Unconnected> {
     let now = Instant::now().into_std();
     // `resolution: NONE`, or PASSTHROUGH: the address that the application asked for.
     if to.service.resolution == Resolution::None || to.policy.balancer == Balancer::Passthrough {
@@ -289,10 +346,11 @@ fn choose(
     };
     let chosen = to.cluster.choose(&choice, now, &mut rand::rng());
     chosen.ok_or_else(|| {
-        io::Error::other(format!(
+        let reason = format!(
             "{} has no endpoint in service for port {} (UH)",
             to.service.host, to.port
-        ))
+        );
+        Unconnected::new(Flag::NoHealthyUpstream, to, reason)
     })
 }
 

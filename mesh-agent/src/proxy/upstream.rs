@@ -277,6 +277,10 @@ impl Connector for Upstream {
     fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Io>> {
         Box::pin(async move { self.open(target).await.map(|(io, _)| io) })
     }
+
+    fn local_address(io: &Io) -> Option<SocketAddr> {
+        io.local_address()
+    }
 }
 
 /// A connection to an endpoint.
@@ -289,6 +293,17 @@ pub enum Io {
     Tunnel(Box<TunnelStream>),
     /// TLS to a server outside of the mesh.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    /// Address from which it goes out; a stream of a tunnel has none of its own.
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+            Self::Application(_) | Self::Tunnel(_) => None,
+        }
+    }
 }
 
 one_of!(Io: Tcp | Application | Tunnel | Tls);

@@ -37,7 +37,7 @@ pub struct Service {
 }
 
 /// Istio's names for where unknown traffic goes.
-const PASSTHROUGH: &str = "PassthroughCluster";
+pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 const BLACK_HOLE: &str = "BlackHoleCluster";
 
 impl Service {

@@ -16,11 +16,13 @@ use super::plan::{Plan, Unroutable};
 use super::redirect::Redirection;
 use super::view::{ClientView, RequestView};
 use crate::registry::{Registry, Resolution, Service, full_names};
+use crate::telemetry::{Flag, Flags};
 
 /// What happens to a request.
 #[derive(Debug)]
 pub struct Decision<'r> {
-    /// Name of the rule and of its match, `default` where no rule was named.
+    /// Name of the rule and of its match, `default` where the rule has none; empty where no
+    /// rule matches.
     pub route_name: &'r str,
     /// Wait this long first (an injected fault).
     pub delay: Option<Duration>,
@@ -28,6 +30,8 @@ pub struct Decision<'r> {
     pub outcome: Outcome<'r>,
     /// Edits of the rule for the answer, for answers of our own too.
     response_edits: Option<Edits<'r>>,
+    /// The destination of the rule, where the answer is ours.
+    pub meant: Option<&'r Target>,
     /// The request is another origin's, and allowed.
     cross_origin: Option<Allowed<'r>>,
 }
@@ -123,11 +127,16 @@ impl Routes {
             Some((rule, block))
         });
         let Some((rule, block)) = matched else {
-            return Decision::plain(Outcome::Unroutable(Unroutable {
+            let unroutable = Unroutable {
                 status: StatusCode::NOT_FOUND,
-                flag: "NR",
+                flags: Flag::NoRouteFound.into(),
+                details: "route_not_found",
                 reason: format!("no rule of {} matches the request", rules.origin),
-            }));
+            };
+            return Decision {
+                route_name: "",
+                ..Decision::plain(Outcome::Unroutable(unroutable))
+            };
         };
         self.apply(rule, block, request, client, port, registry, random)
     }
@@ -188,6 +197,7 @@ impl Routes {
         if let Some((_, abort)) = abort {
             return Decision {
                 outcome: Outcome::Abort(abort),
+                meant: rule.action.target(random),
                 response_edits: Some(rule.edits.of(request, block.route_name())),
                 ..decision
             };
@@ -197,6 +207,7 @@ impl Routes {
             Some(CrossOrigin::Preflight(allowed)) => {
                 return Decision {
                     outcome: Outcome::Preflight(allowed),
+                    meant: rule.action.target(random),
                     ..decision
                 };
             }
@@ -280,6 +291,7 @@ impl Decision<'_> {
             delay: None,
             outcome,
             response_edits: None,
+            meant: None,
             cross_origin: None,
         }
     }

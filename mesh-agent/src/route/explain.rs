@@ -201,7 +201,7 @@ impl Routes {
                 note.problem = Some(format!(
                     "{} ({}): {}",
                     unroutable.status.as_u16(),
-                    unroutable.flag,
+                    unroutable.flags,
                     unroutable.reason
                 ));
             }

@@ -59,7 +59,8 @@ fn address(address: SocketAddr, part: Part) -> String {
     }
 }
 
-fn protocol(version: Version) -> &'static str {
+/// As it is told, such as `HTTP/1.1`.
+pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",
@@ -94,7 +95,7 @@ fn time(format: &[TimePiece], at: SystemTime) -> String {
 
 /// Year, month and day of a day since 1970-01-01. Years begin in March, so that the
 /// day that leap years have more is the last.
-fn date(days: u64) -> (u64, u64, u64) {
+pub(crate) fn date(days: u64) -> (u64, u64, u64) {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     /// From 0000-03-01.
     const DAYS_TO_1970: u64 = 719_468;

@@ -58,6 +58,16 @@ pub(super) enum Action {
     Direct(DirectResponse),
 }
 
+impl Action {
+    /// Where a request would go.
+    pub(super) fn target(&self, random: &mut impl Rng) -> Option<&Target> {
+        match self {
+            Self::Forward(forward) => forward.targets.pick(random),
+            Self::Redirect(_) | Self::Direct(_) => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Forward {
     pub(super) targets: Targets<Target>,
@@ -82,11 +92,13 @@ pub struct RouteLimits {
 
 /// A destination.
 #[derive(Debug)]
-pub(super) struct Target {
+pub struct Target {
     /// Full name.
-    pub(super) host: String,
-    pub(super) subset: Option<String>,
-    pub(super) port: Option<u16>,
+    pub host: String,
+    /// Part of its endpoints.
+    pub subset: Option<String>,
+    /// Port, where the rule names one.
+    pub port: Option<u16>,
     pub(super) edits: RouteEdits,
 }
 

@@ -13,6 +13,7 @@ use super::retry::Retries;
 use super::upstream_policy::{UpstreamPolicy, UpstreamTls};
 use super::view::ClientView;
 use crate::registry::{Registry, Resolution, Service};
+use crate::telemetry::{Flag, Flags};
 
 /// Why a request cannot be forwarded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,8 +21,10 @@ use crate::registry::{Registry, Resolution, Service};
 pub struct Unroutable {
     /// 404, 502 or 503.
     pub status: StatusCode,
-    /// Envoy's response flag: `NR`, `NC`.
-    pub flag: &'static str,
+    /// Envoy's response flags: `NR`, `NC`, or none.
+    pub flags: Flags,
+    /// Envoy's word for it.
+    pub details: &'static str,
     /// For the client and the log.
     pub reason: String,
 }
@@ -30,7 +33,8 @@ impl Unroutable {
     pub(super) fn no_cluster(reason: String) -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
-            flag: "NC",
+            flags: Flag::NoClusterFound.into(),
+            details: "cluster_not_found",
             reason,
         }
     }
@@ -39,7 +43,8 @@ impl Unroutable {
     fn blocked() -> Self {
         Self {
             status: StatusCode::BAD_GATEWAY,
-            flag: "-",
+            flags: Flags::default(),
+            details: "direct_response",
             reason: "no service has this name or address, and only services may be called (REGISTRY_ONLY, BlackHoleCluster)".to_owned(),
         }
     }

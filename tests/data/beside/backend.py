@@ -58,6 +58,12 @@ def serve(connection):
         if answer == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             break
+        if answer in ("half", "drip"):
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfirst")
+            for _ in range(20 if answer == "drip" else 0):
+                time.sleep(0.1)
+                connection.sendall(b"drop")
+            break
         if answer == "upgrade":
             connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
             while data := connection.recv(4096):

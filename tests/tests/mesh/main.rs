@@ -1,6 +1,7 @@
 //! What Undermesh promises, shown with real kernel programs, real namespaces,
 //! real TLS and unmodified clients and servers.
 
+mod access_log;
 mod authorization;
 mod beside_envoy;
 mod bookinfo;

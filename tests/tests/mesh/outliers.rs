@@ -45,6 +45,68 @@ fn out(agent: &Agent) -> BTreeMap<String, String> {
         .collect()
 }
 
+const TIMEOUTS: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: backend
+  annotations:
+    undermesh.io/latency-ejection: "minimum-hosts=5, request-volume=10"
+spec:
+  host: backend
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 0, interval: 4s, baseEjectionTime: 60s, maxEjectionPercent: 50}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: backend}
+spec:
+  hosts: [backend]
+  http: [{timeout: 0.2s, retries: {attempts: 0}, route: [{destination: {host: backend}}]}]
+"#;
+
+#[test]
+fn an_endpoint_whose_answers_never_come_is_slow() {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let backends: Vec<_> = (0..ENDPOINTS)
+        .map(|number| lab.workload(Node::A, &format!("backend-{number}"), &[("app", "backend")]))
+        .collect();
+    let _servers: Vec<_> = backends
+        .iter()
+        .map(|backend| {
+            let mut arguments = vec!["backend", "--version", &backend.name];
+            arguments.extend(["--listen", "[::]:8080"]);
+            if format!("{}.default", backend.name) == SLOW {
+                arguments.extend(["--delay", "60000"]);
+            }
+            backend.serve(8080, "bookinfo", &arguments)
+        })
+        .collect();
+    let mut workloads = vec![&client];
+    workloads.extend(&backends);
+    lab.configure("workloads.yaml", &workload_entries(&workloads));
+    let port = ServicePort {
+        name: "http",
+        port: 80,
+        target: 8080,
+    };
+    lab.configure("service.yaml", &service("backend", 40, &[port]));
+    lab.configure("rules.yaml", TIMEOUTS);
+    let agent = Agent::start(&lab, Node::A);
+    eventually(Duration::from_secs(60), "it is out", || {
+        let urls = "http://10.96.0.40/?[1-240]";
+        let arguments = ["--silent", "--parallel", "--parallel-max", "12", urls];
+        client.run("curl", &arguments);
+        let out = out(&agent);
+        let is_out = out.len() == 1 && out.contains_key(SLOW);
+        is_out.then_some(()).ok_or_else(|| format!("{out:?}"))
+    });
+    let reason = &out(&agent)[SLOW];
+    assert!(reason.starts_with("median latency 2"), "{reason}");
+}
+
 #[test]
 fn the_slow_and_the_failing_of_six_endpoints_are_taken_out() {
     let lab = Lab::new();

@@ -20,12 +20,12 @@ spec:
 ";
 
 /// An address of the machine's own on which nobody listens.
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").to_string()
 }
 
-fn curl(arguments: &[&str]) -> String {
+pub(crate) fn curl(arguments: &[&str]) -> String {
     let mut command = Command::new("curl");
     command
         .args(["--silent", "--max-time", "10"])

@@ -1,6 +1,7 @@
 //! What each client knows of services and their endpoints, as metrics.
 
 use crate::admin::api::{ClusterEndpointView, ClusterView, RouteGaugesView};
+use crate::balance::full_name;
 
 /// One metric: name, type, and what it says.
 type Family<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
@@ -163,8 +164,7 @@ pub fn of_clusters(clusters: &[ClusterView]) -> String {
 
 /// The cluster by Istio's name for it, and the client.
 fn labels(cluster: &ClusterView) -> String {
-    let subset = cluster.subset.as_deref().unwrap_or_default();
-    let name = format!("outbound|{}|{subset}|{}", cluster.port, cluster.service);
+    let name = full_name(&cluster.service, cluster.port, cluster.subset.as_deref());
     format!(
         "source_workload=\"{}\",cluster_name=\"{}\"",
         escaped(&cluster.client),

@@ -3,11 +3,13 @@
 
 mod clusters;
 mod port;
+mod traffic;
 
 use std::fmt::{Display, Write};
 
 pub use clusters::of_clusters;
 pub use port::{MetricsAddress, serve};
+pub use traffic::{Ends, Traffic};
 
 use super::api::{Agent, CertificateKind, CountersView};
 use clusters::escaped;
@@ -16,6 +18,7 @@ use clusters::escaped;
 pub fn text(agent: &dyn Agent) -> String {
     let mut text = of_agent(agent);
     text.push_str(&of_clusters(&agent.endpoints()));
+    text.push_str(&traffic::of_traffic(&agent.traffic()));
     text
 }
 
@@ -36,6 +39,11 @@ fn of_agent(agent: &dyn Agent) -> String {
         flows_dropped,
         events_dropped,
         denied,
+        flows_opened,
+        flows_closed,
+        flows_evicted,
+        log_lines,
+        log_lines_dropped,
         configurations_refused,
     } = agent.counters();
     let is_refused = u64::from(config.refused.is_some());
@@ -57,6 +65,36 @@ fn of_agent(agent: &dyn Agent) -> String {
             "counter",
             "Connections that the kernel programs refused.",
             denied,
+        ),
+        (
+            "flows_opened_total",
+            "counter",
+            "Flows that were established.",
+            flows_opened,
+        ),
+        (
+            "flows_closed_total",
+            "counter",
+            "Flows that have ended.",
+            flows_closed,
+        ),
+        (
+            "flows_evicted_total",
+            "counter",
+            "Flows that ended and whose records were removed early, to make room.",
+            flows_evicted,
+        ),
+        (
+            "access_log_lines_total",
+            "counter",
+            "Lines that the access log has.",
+            log_lines,
+        ),
+        (
+            "access_log_lines_dropped_total",
+            "counter",
+            "Lines that the access log has not: its file was too slow, or refused them.",
+            log_lines_dropped,
         ),
         (
             "flows_dropped_total",
@@ -157,6 +195,8 @@ mod tests {
             "# TYPE undermesh_config_refused_total counter",
             "undermesh_config_refused_total 1",
             "undermesh_flow_events_dropped_total 3",
+            "undermesh_flows_opened_total 20",
+            "undermesh_access_log_lines_dropped_total 2",
             "undermesh_connections_denied_total 4",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");

@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 
 use super::admissions::{Admission, Head};
 use super::pipe::Pipe;
-use super::{Caller, Event, connect, report, told};
+use super::{Caller, Event, connect, record, report, told};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
 use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
@@ -130,8 +130,10 @@ async fn answer(
     };
     let decision = filter.decide(&head);
     if decision.verdict != Verdict::Allow {
-        filter.denied(&head, &decision.reason);
-        return Ok(own(StatusCode::FORBIDDEN, DENIED, asked));
+        let answer = own(StatusCode::FORBIDDEN, DENIED, asked);
+        let length = answer.body().size_hint().exact().unwrap_or_default();
+        filter.denied(&head, &decision.reason, length);
+        return Ok(answer);
     }
     let Filter {
         node,
@@ -187,7 +189,15 @@ impl Filter {
         )
     }
 
-    fn denied(&self, head: &Head, reason: &Reason) {
+    /// Tells of a request that was answered by so many bytes instead of forwarded.
+    fn denied(&self, head: &Head, reason: &Reason, length: u64) {
+        record::request(
+            &self.node.telemetry.access_log,
+            (&self.caller, self.application),
+            (head, self.version),
+            reason,
+            length,
+        );
         tracing::debug!(
             workload = %self.local.workload.name,
             client = %self.caller.address,

@@ -7,6 +7,7 @@ mod closed_ports;
 mod filter;
 mod http;
 mod pipe;
+mod record;
 mod reports;
 
 use std::io;
@@ -187,6 +188,7 @@ fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &
         %reason,
         "connection denied"
     );
+    record::connection(&node.telemetry.access_log, caller, to, reason);
     let reason = reason.to_string();
     report(node, &local.workload, caller, to, Event::Denied, reason);
 }

@@ -12,8 +12,9 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::record::Record;
-use super::upstream::Lease;
+use super::upstream::{self, Lease};
 use crate::balance::Report;
+use crate::telemetry::Flag;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -60,6 +61,9 @@ impl Upstream {
 impl Upstream {
     /// Tells health detection what a gRPC call came to.
     fn report(&mut self, trailers: &HeaderMap) {
+        if let Some(status) = grpc_status(trailers) {
+            self.record.grpc_status(status);
+        }
         if let (true, Some(lease)) = (std::mem::take(&mut self.grpc_status_later), &self.lease)
             && let Some(status) = http_status_of(trailers)
         {
@@ -85,34 +89,48 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let upstream = match &mut *self {
+        let answer = match &mut *self {
             Self::Own(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Self::Upstream(upstream) => upstream,
+            Self::Upstream(answer) => answer,
         };
-        if let Some(deadline) = &mut upstream.deadline
+        if let Some(deadline) = &mut answer.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
-            upstream.record.flag("UT");
+            answer.record.broken(
+                Flag::UpstreamRequestTimeout,
+                "response_timeout",
+                &AnswerError::Timeout,
+            );
             return Poll::Ready(Some(Err(AnswerError::Timeout)));
         }
-        let frame = ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut answer.incoming).poll_frame(cx));
         match &frame {
-            None => upstream.end(),
+            None => answer.end(),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    upstream.record.sent(data.len());
+                    answer.record.sent(data.len() as u64);
                 } else if let Some(trailers) = frame.trailers_ref() {
-                    upstream.report(trailers);
+                    answer.report(trailers);
                 }
-                if upstream.incoming.is_end_stream() {
-                    upstream.end();
+                if answer.incoming.is_end_stream() {
+                    answer.end();
                 }
             }
             Some(Err(error)) => {
-                upstream.record.flag("UC");
-                upstream.record.reason(error);
+                let (flag, details) = if upstream::is_cut_short(error) {
+                    (
+                        Flag::UpstreamProtocolError,
+                        "upstream_reset_after_response_started{protocol_error}",
+                    )
+                } else {
+                    (
+                        Flag::UpstreamConnectionTermination,
+                        "upstream_reset_after_response_started{connection_termination}",
+                    )
+                };
+                answer.record.broken(flag, details, error);
             }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Upstream)))
@@ -206,11 +224,15 @@ fn grpc_status_of(status: StatusCode) -> u16 {
     }
 }
 
+/// The status of a call of gRPC's, where `headers` (or trailers) have one.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
 /// The status of HTTP that stands for a gRPC status, where `headers` (or trailers) have one.
 pub(super) fn http_status_of(headers: &HeaderMap) -> Option<u16> {
-    let code: u16 = headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
     // As Envoy maps them.
-    Some(match code {
+    Some(match grpc_status(headers)? {
         0 => 200,
         1 => 499,
         3 | 9 | 11 => 400,

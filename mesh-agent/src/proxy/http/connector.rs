@@ -38,6 +38,11 @@ pub trait Connector: Send + Sync + 'static {
     /// Connects. The caller bounds the time.
     fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, io::Result<Self::Io>>;
 
+    /// Address from which a connection goes out, where it has one of its own.
+    fn local_address(_io: &Self::Io) -> Option<SocketAddr> {
+        None
+    }
+
     /// Resolves the name of an endpoint, to any of its addresses; by the system's resolver unless overridden.
     fn resolve<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<SocketAddr>> {
         Box::pin(async move {

@@ -7,17 +7,19 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue, LOCATION};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use super::ConnectionContext;
 use super::answer::{self, Answer};
 use super::connector::Connector;
+use super::failure::Failure;
 use super::forward::Exchange;
 use super::record::Record;
 use super::{message, websocket};
 use crate::balance::Destination;
 use crate::registry::Registry;
 use crate::route::{Abort, ClientView, Decision, Facts, Outcome, RequestView};
+use crate::telemetry::Flag;
 
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
@@ -39,11 +41,11 @@ pub(super) async fn answer<C: Connector>(
     let (extended_connect, authority) = match admitted {
         Ok(admitted) => admitted,
         Err(bad) => {
-            let record = Record::begin(&request, "", &context.client.name);
-            return Ok(refuse(record, bad.status(), "DPE", &bad.to_string(), grpc));
+            let record = Record::begin(&request, "", &context);
+            return Ok(refuse(record, Failure::bad_request(bad), grpc));
         }
     };
-    let mut record = Record::begin(&request, authority, &context.client.name);
+    let mut record = Record::begin(&request, authority, &context);
     let registry: &Registry = &snapshot.registry;
     let service = registry
         .successor(&context.service)
@@ -74,8 +76,15 @@ pub(super) async fn answer<C: Connector>(
             .routes
             .decide(&view, &client, service, port, registry, &mut rand::rng());
     record.route(decision.route_name);
+    if let Some(meant) = &decision.meant {
+        record.meant(
+            &meant.host,
+            meant.port.unwrap_or(port),
+            meant.subset.as_deref(),
+        );
+    }
     if let Some(delay) = decision.delay {
-        record.flag("DI");
+        record.flag(Flag::DelayInjected);
         tokio::time::sleep(delay).await;
     }
     if let Outcome::Forward(plan) = &decision.outcome {
@@ -93,27 +102,14 @@ pub(super) async fn answer<C: Connector>(
             grpc,
             record,
             at: None,
+            timed: None,
         };
         let mut response = match exchange.run(request).await {
             Ok(mut forwarded) => {
                 forwarded.extended_connect = extended_connect;
                 forwarded.into_response(plan, exchange.record)
             }
-            Err(failure) => {
-                exchange.record.reason(&failure.reason);
-                let mut response = refuse(
-                    exchange.record,
-                    failure.status,
-                    failure.flag,
-                    &failure.reason,
-                    grpc,
-                );
-                if failure.overloaded {
-                    let yes = HeaderValue::from_static("true");
-                    response.headers_mut().insert(OVERLOADED, yes);
-                }
-                response
-            }
+            Err(failure) => refuse(exchange.record, failure, grpc),
         };
         decision.share_response(response.headers_mut());
         return Ok(response);
@@ -123,6 +119,7 @@ pub(super) async fn answer<C: Connector>(
 
 /// The answer of a decision that needs no upstream.
 fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Response<Answer> {
+    record.details("direct_response");
     let mut response = match &decision.outcome {
         Outcome::Forward(_) => answer::own(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
         Outcome::Redirect(redirection) => {
@@ -137,6 +134,7 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
         }
         Outcome::Direct(direct) => answer::of_rule(direct.status, direct.body.clone(), grpc),
         Outcome::Preflight(allowed) => {
+            record.details("cors_response");
             let mut response = answer::own(StatusCode::OK, Bytes::new());
             if let Some(allowed) = allowed {
                 allowed.preflight(response.headers_mut());
@@ -144,7 +142,8 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             response
         }
         Outcome::Abort(abort) => {
-            record.flag("FI");
+            record.flag(Flag::FaultInjected);
+            record.details("fault_filter_abort");
             match abort {
                 Abort::Http(status) => answer::error(*status, "fault filter abort", grpc),
                 Abort::Grpc(code) if grpc => answer::grpc(*code, "fault filter abort"),
@@ -153,9 +152,7 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             }
         }
         Outcome::Unroutable(unroutable) => {
-            record.reason(&unroutable.reason);
-            let (status, flag) = (unroutable.status, unroutable.flag);
-            let mut response = refuse(record, status, flag, &unroutable.reason, grpc);
+            let mut response = refuse(record, unroutable.into(), grpc);
             decision.share_response(response.headers_mut());
             return response;
         }
@@ -163,20 +160,30 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
     decision.edit_own_response(response.headers_mut());
     answer::keep_grpc(response.headers_mut());
     decision.share_response(response.headers_mut());
-    record.status(response.status());
-    record.end();
+    ended(record, &response);
     response
 }
 
-fn refuse(
-    mut record: Record,
-    status: StatusCode,
-    flag: &'static str,
-    reason: &str,
-    grpc: bool,
-) -> Response<Answer> {
-    record.flag(flag);
-    record.status(status);
+/// The answer of a failure.
+fn refuse(mut record: Record, failure: Failure, grpc: bool) -> Response<Answer> {
+    record.flags(failure.flags);
+    record.details(failure.details);
+    record.reason(&failure.reason);
+    let mut response = answer::error(failure.status, &failure.reason, grpc);
+    if failure.overloaded {
+        let yes = HeaderValue::from_static("true");
+        response.headers_mut().insert(OVERLOADED, yes);
+    }
+    ended(record, &response);
+    response
+}
+
+/// An answer of our own is given whole, as far as anybody knows.
+fn ended(mut record: Record, response: &Response<Answer>) {
+    record.status(response.status());
+    if let Some(status) = answer::grpc_status(response.headers()) {
+        record.grpc_status(status);
+    }
+    record.sent(response.body().size_hint().exact().unwrap_or_default());
     record.end();
-    answer::error(status, reason, grpc)
 }

@@ -25,6 +25,7 @@ use super::{ConnectionContext, message, mirror};
 use crate::balance::{self, Choice, EndpointAddress, InRoute, Member, Overflow, Report, Retrying};
 use crate::registry::{Protocol, Resolution};
 use crate::route::{Balancer, Plan, ProtocolPolicy, Retries};
+use crate::telemetry::Flag;
 
 /// Connections that may turn out to be closed before a new one is made.
 const MAX_STALE: u32 = 16;
@@ -40,6 +41,8 @@ pub(super) struct Exchange<'a, C> {
     pub(super) record: Record,
     /// Where the request is, while it is there.
     pub(super) at: Option<Arc<Member<HttpPool>>>,
+    /// Since when, where latencies are compared.
+    pub(super) timed: Option<Instant>,
 }
 
 /// Why an attempt came to nothing.
@@ -93,6 +96,8 @@ impl<C: Connector> Exchange<'_, C> {
         let client_upgrade = client_upgrade.filter(|_| message::is_upgrade(&parts));
         let is_connect = parts.method == Method::CONNECT;
         let body = BodySource::new(body);
+        self.record.body(&body);
+        self.record.cluster(&self.cluster);
         let bounds = Bounds::of(self.plan, &mut parts.headers);
         if !self.plan.mirrors.is_empty() && client_upgrade.is_none() {
             mirror::spawn(self.context, self.plan, self.version, &parts, &body);
@@ -121,7 +126,7 @@ impl<C: Connector> Exchange<'_, C> {
             None => attempts.await,
             Some(timeout) => within(timeout, &body, attempts)
                 .await
-                .unwrap_or_else(|_| Err(self.timed_out())),
+                .unwrap_or_else(|_| Err(self.timed_out(timeout, Failure::timeout()))),
         };
         let mut sent = result?;
         if let Some(in_route) = in_route {
@@ -168,6 +173,8 @@ impl<C: Connector> Exchange<'_, C> {
         let mut retrying = None;
         loop {
             let member = self.choose(affinity, &tried)?;
+            self.record.chosen(&member);
+            self.timed = None;
             self.at = Some(Arc::clone(&member));
             let attempt = self.attempt(&member, &mut attempts, fresh);
             let result = match retries.per_try_timeout {
@@ -185,7 +192,7 @@ impl<C: Connector> Exchange<'_, C> {
                         return Ok(sent);
                     }
                     if !again {
-                        self.record.flag("URX");
+                        self.record.flag(Flag::UpstreamRetryLimitExceeded);
                         return Ok(sent);
                     }
                     if !self.may_retry(&mut retrying) {
@@ -198,7 +205,7 @@ impl<C: Connector> Exchange<'_, C> {
                 }
                 Ok(Err(Trouble::Gone)) => {
                     let cause = "the request cannot be sent again";
-                    return Err(Failure::unavailable("UC", &cause));
+                    return Err(Failure::terminated(&cause));
                 }
                 Ok(Err(Trouble::Connect(ConnectError::Overflow(_)))) => {
                     // Another try would make it worse.
@@ -206,7 +213,8 @@ impl<C: Connector> Exchange<'_, C> {
                 }
                 Ok(Err(Trouble::Connect(cause))) => {
                     self.report(Report::Failed);
-                    let failure = Failure::unavailable("UF", &cause);
+                    self.record.no_connection(cause.transport_failure());
+                    let failure = Failure::no_connection(&cause);
                     // It has not been sent: this very request is the next one.
                     if !left || !retries.on.connect() {
                         return Err(self.exhausted(failure, retries));
@@ -220,7 +228,11 @@ impl<C: Connector> Exchange<'_, C> {
                     reset,
                     client,
                 }))) => {
-                    let failure = Failure::unavailable(if reset { "UR" } else { "UC" }, &cause);
+                    let failure = if reset {
+                        Failure::reset(&cause)
+                    } else {
+                        Failure::terminated(&cause)
+                    };
                     if client {
                         return Err(failure);
                     }
@@ -238,7 +250,8 @@ impl<C: Connector> Exchange<'_, C> {
                     Some(failure)
                 }
                 Err(Expired) => {
-                    let timeout = self.timed_out();
+                    let limit = retries.per_try_timeout.unwrap_or_default();
+                    let timeout = self.timed_out(limit, Failure::per_try_timeout());
                     if !again || !retries.on.ended(false) {
                         return Err(self.exhausted(timeout, retries));
                     }
@@ -278,7 +291,7 @@ impl<C: Connector> Exchange<'_, C> {
                 true
             }
             Err(_) => {
-                self.record.flag("UO");
+                self.record.flag(Flag::UpstreamOverflow);
                 false
             }
         }
@@ -322,12 +335,12 @@ impl<C: Connector> Exchange<'_, C> {
             let head = attempts.head.take().or_else(|| attempts.spare.clone());
             let mut head = head.ok_or(Trouble::Gone)?;
             asked::count_attempt(&mut head.headers, attempts.number);
-            self.record
-                .attempt(&plan.service.host, &connection.member.host.address);
+            let local = connection.local_address();
+            self.record.attempt(&connection.member, local);
             upstream::report(&cluster, &connection.member, Report::Connected);
             self.at = Some(Arc::clone(&connection.member));
             let outlier = plan.policy.outlier.as_ref();
-            let timed = outlier
+            self.timed = outlier
                 .and_then(|outlier| outlier.latency)
                 .map(|_| Instant::now());
             match connection
@@ -335,7 +348,7 @@ impl<C: Connector> Exchange<'_, C> {
                 .await
             {
                 Ok(sent) => {
-                    if let (Some(since), Some(member)) = (timed, &self.at) {
+                    if let (Some(since), Some(member)) = (self.timed.take(), &self.at) {
                         member.host.monitor.took(since.elapsed());
                     }
                     return Ok(sent);
@@ -366,14 +379,18 @@ impl<C: Connector> Exchange<'_, C> {
         }
     }
 
-    fn timed_out(&self) -> Failure {
+    /// A request that took too long has taken at least that long.
+    fn timed_out(&mut self, limit: Duration, failure: Failure) -> Failure {
         self.report(Report::TimedOut);
-        Failure::timeout()
+        if let (Some(since), Some(member)) = (self.timed.take(), &self.at) {
+            member.host.monitor.took(since.elapsed().max(limit));
+        }
+        failure
     }
 
     fn exhausted(&mut self, failure: Failure, retries: &Retries) -> Failure {
         if retries.attempts > 0 {
-            self.record.flag("URX");
+            self.record.flag(Flag::UpstreamRetryLimitExceeded);
         }
         failure
     }

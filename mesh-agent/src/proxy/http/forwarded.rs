@@ -7,7 +7,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use super::answer::{self, Answer};
-use super::record::Record;
+use super::record::{Record, VIA_UPSTREAM};
 use super::upstream::Sent;
 use super::{message, tunnel, websocket};
 use crate::route::Plan;
@@ -38,6 +38,10 @@ impl Forwarded {
         } = self.sent;
         let status = response.status();
         record.status(status);
+        record.details(VIA_UPSTREAM);
+        if let Some(status) = answer::grpc_status(response.headers()) {
+            record.grpc_status(status);
+        }
         let switches =
             status == StatusCode::SWITCHING_PROTOCOLS || (self.is_connect && status.is_success());
         if let (true, Some(client)) = (switches, self.client_upgrade) {
@@ -59,6 +63,7 @@ impl Forwarded {
             websocket::answer(&mut parts);
         }
         let service_time_ms = self.began.elapsed().as_millis() as u64;
+        record.service_time(service_time_ms);
         parts
             .headers
             .insert(SERVICE_TIME, HeaderValue::from(service_time_ms));

@@ -53,6 +53,19 @@ impl BadRequest {
     }
 }
 
+impl BadRequest {
+    /// As Envoy calls it in its log.
+    pub(in crate::proxy) fn details(self) -> &'static str {
+        match self {
+            Self::NoHost => "missing_host_header",
+            Self::SeveralHosts | Self::Authority => "invalid_authority",
+            Self::Target => "path_normalization_failed",
+            Self::TransferCoding => "http1.invalid_transfer_encoding",
+            Self::Protocol => "upgrade_failed",
+        }
+    }
+}
+
 /// Makes a request one that routes and policies can judge: its path is in its normal form,
 /// and it cannot turn its connection into HTTP/2, whose requests nobody would see.
 pub(in crate::proxy) fn admit<B>(

@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{Clusters, Destination};
 use crate::registry::{Service, Workload};
 use crate::snapshot::Snapshot;
+use crate::telemetry::Telemetry;
 
 /// Streams that a client may have open on one HTTP/2 connection; more have to wait.
 pub(super) const MAX_CONCURRENT_STREAMS: u32 = 1000;
@@ -83,6 +84,8 @@ pub struct ConnectionContext<C> {
     pub drain: CancellationToken,
     /// Where its last request went.
     pub recent: Recent,
+    /// Who is told of its requests.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// The cluster of a connection's last request: the next is mostly for the same.

@@ -1,5 +1,6 @@
 //! Connections to one endpoint that wait for their next request.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::request_body::RequestBody;
 use crate::balance::EndpointPool;
 use crate::route::UpstreamPolicy;
+use crate::telemetry::requests::{Connections, Tally};
 
 /// HTTP/1.1 connections to one endpoint that are kept without a request; further ones are closed.
 const MAX_IDLE_PER_ENDPOINT: usize = 1024;
@@ -46,6 +48,10 @@ pub struct HttpPool {
     age: AtomicU32,
     http1: Mutex<Vec<Http1>>,
     pub(super) http2: Multiplexed,
+    /// How requests ended.
+    pub(crate) requests: Tally,
+    /// Connections that are not HTTP.
+    pub(crate) connections: Connections,
 }
 
 impl EndpointPool for HttpPool {
@@ -60,6 +66,7 @@ impl EndpointPool for HttpPool {
 /// An HTTP/1.1 connection.
 pub(super) struct Http1 {
     pub(super) sender: Http1Sender,
+    pub(super) local_address: Option<SocketAddr>,
     made: Instant,
     since: Instant,
     requests: u32,
@@ -91,10 +98,11 @@ fn is_young(made: Instant, policy: &UpstreamPolicy, now: Instant) -> bool {
 
 impl HttpPool {
     /// A connection that has just been made.
-    pub(super) fn new_http1(&self, sender: Http1Sender) -> Http1 {
+    pub(super) fn new_http1(&self, (sender, local_address): Made<Http1Sender>) -> Http1 {
         let now = Instant::now();
         Http1 {
             sender,
+            local_address,
             made: now,
             since: now,
             requests: 0,
@@ -162,16 +170,28 @@ pub(super) struct Multiplexed {
 /// An HTTP/2 connection.
 struct Http2 {
     sender: Http2Sender,
+    local_address: Option<SocketAddr>,
     streams: Arc<AtomicUsize>,
     made: Instant,
     used: Instant,
     requests: u32,
 }
 
-/// A stream of an HTTP/2 connection, counted until it is dropped.
-pub(super) struct Stream(Arc<AtomicUsize>);
+/// A connection that has just been made: what sends over it, and from which address.
+pub(super) type Made<T> = (T, Option<SocketAddr>);
 
-impl Drop for Stream {
+/// A stream of an HTTP/2 connection.
+pub(super) struct Http2Stream {
+    pub(super) sender: Http2Sender,
+    pub(super) local_address: Option<SocketAddr>,
+    /// Counted until it is dropped.
+    _place: Place,
+}
+
+/// The place of a stream among those of its connection.
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -179,7 +199,7 @@ impl Drop for Stream {
 
 impl Multiplexed {
     /// A stream of a connection with room, or, at the bound of connections, of the least used.
-    pub(super) fn stream(&self, policy: &UpstreamPolicy) -> Option<(Http2Sender, Stream)> {
+    pub(super) fn stream(&self, policy: &UpstreamPolicy) -> Option<Http2Stream> {
         let now = Instant::now();
         let http = &policy.http;
         let limit = http.max_concurrent_streams.map(|limit| limit as usize);
@@ -200,10 +220,11 @@ impl Multiplexed {
     }
 
     /// Adds a connection, and takes its first stream.
-    pub(super) fn add(&self, sender: Http2Sender) -> (Http2Sender, Stream) {
+    pub(super) fn add(&self, (sender, local_address): Made<Http2Sender>) -> Http2Stream {
         let now = Instant::now();
         let mut connection = Http2 {
             sender,
+            local_address,
             streams: Arc::default(),
             made: now,
             used: now,
@@ -233,10 +254,14 @@ impl Multiplexed {
 }
 
 impl Http2 {
-    fn stream(&mut self, now: Instant) -> (Http2Sender, Stream) {
+    fn stream(&mut self, now: Instant) -> Http2Stream {
         self.used = now;
         self.requests += 1;
         self.streams.fetch_add(1, Relaxed);
-        (self.sender.clone(), Stream(Arc::clone(&self.streams)))
+        Http2Stream {
+            sender: self.sender.clone(),
+            local_address: self.local_address,
+            _place: Place(Arc::clone(&self.streams)),
+        }
     }
 }

@@ -48,6 +48,8 @@ struct State {
     /// What has been read, from the beginning.
     kept: Vec<Kept>,
     kept_bytes: usize,
+    /// What the client has sent of it, in bytes.
+    received: u64,
     /// `kept` is complete so far, and further frames are added.
     keep: bool,
     /// When the client had sent all of it.
@@ -75,6 +77,7 @@ impl BodySource {
                 incoming,
                 kept: Vec::new(),
                 kept_bytes: 0,
+                received: 0,
                 keep: true,
                 ended: None,
                 attempt: 0,
@@ -117,6 +120,11 @@ impl BodySource {
             copied: Some(receiver),
             ..RequestBody::default()
         }
+    }
+
+    /// What the client has sent so far, in bytes.
+    pub(super) fn received(&self) -> u64 {
+        (self.0.as_ref()).map_or(0, |shared| shared.state.lock().received)
     }
 
     /// No further attempt is needed.
@@ -217,6 +225,8 @@ impl Body for RequestBody {
         }
         let frame = ready!(Pin::new(&mut state.incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
+            let data = frame.data_ref();
+            state.received += data.map_or(0, |data| data.len() as u64);
             state.copy(frame);
             state.keep(frame);
             this.position = state.kept.len();

@@ -18,7 +18,10 @@ pub(super) fn spawn(client: OnUpgrade, upstream: OnUpgrade, mut record: Record, 
             tokio::io::copy_bidirectional(&mut client, &mut upstream).await
         };
         match result.await {
-            Ok((_, bytes_sent)) => record.sent(usize::try_from(bytes_sent).unwrap_or(usize::MAX)),
+            Ok((bytes_received, bytes_sent)) => {
+                record.received(bytes_received);
+                record.sent(bytes_sent);
+            }
             Err(error) => record.reason(&error),
         }
         record.end();

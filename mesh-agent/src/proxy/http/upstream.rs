@@ -11,7 +11,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::{Connector, Target};
-use super::pool::{Http1, HttpPool, Stream, UpstreamProtocol};
+use super::pool::{Http1, Http2Stream, HttpPool, Made, UpstreamProtocol};
 use super::request_body::RequestBody;
 use crate::balance::outlier::Cause;
 use crate::balance::{
@@ -94,8 +94,8 @@ impl<C: Connector> Upstreams<C> {
         let member = wanted.member;
         let channel = match wanted.protocol {
             UpstreamProtocol::Http1 => {
-                let sender = self.open_http1(wanted, slot).await?;
-                Channel::Http1(member.host.pool.new_http1(sender))
+                let made = self.open_http1(wanted, slot).await?;
+                Channel::Http1(member.host.pool.new_http1(made))
             }
             UpstreamProtocol::Http2 => {
                 let connections = &member.host.pool.http2;
@@ -110,13 +110,13 @@ impl<C: Connector> Upstreams<C> {
                 } else {
                     connections.stream(policy)
                 };
-                let (sender, stream) = match shared {
+                let stream = match shared {
                     Some(shared) => shared,
                     None => connections.add(self.open_http2(wanted, slot).await?),
                 };
                 // Others may share it.
                 cluster.freed();
-                Channel::Http2(sender, stream)
+                Channel::Http2(stream)
             }
         };
         Ok(Connection {
@@ -130,8 +130,9 @@ impl<C: Connector> Upstreams<C> {
         &self,
         wanted: &Wanted<'_>,
         slot: Slot<HttpPool>,
-    ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+    ) -> Result<Made<http1::SendRequest<RequestBody>>, ConnectError> {
         let io = self.connect(wanted).await?;
+        let local = C::local_address(&io);
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(io))
             .await
@@ -143,15 +144,16 @@ impl<C: Connector> Upstreams<C> {
                 tracing::trace!(%error, "upstream connection ended");
             }
         });
-        Ok(sender)
+        Ok((sender, local))
     }
 
     async fn open_http2(
         &self,
         wanted: &Wanted<'_>,
         slot: Slot<HttpPool>,
-    ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+    ) -> Result<Made<http2::SendRequest<RequestBody>>, ConnectError> {
         let io = self.connect(wanted).await?;
+        let local = C::local_address(&io);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -174,7 +176,7 @@ impl<C: Connector> Upstreams<C> {
                 tracing::trace!(%error, "upstream connection ended");
             }
         });
-        Ok(sender)
+        Ok((sender, local))
     }
 
     async fn connect(&self, wanted: &Wanted<'_>) -> Result<C::Io, ConnectError> {
@@ -222,10 +224,7 @@ fn waiting(member: &Member<HttpPool>, wanted: &Wanted<'_>) -> Option<Channel> {
     let pool = &member.host.pool;
     match wanted.protocol {
         UpstreamProtocol::Http1 => pool.take_http1(wanted.policy).map(Channel::Http1),
-        UpstreamProtocol::Http2 => {
-            let (sender, stream) = pool.http2.stream(wanted.policy)?;
-            Some(Channel::Http2(sender, stream))
-        }
+        UpstreamProtocol::Http2 => pool.http2.stream(wanted.policy).map(Channel::Http2),
     }
 }
 
@@ -301,10 +300,18 @@ pub(super) struct Connection {
 
 enum Channel {
     Http1(Http1),
-    Http2(http2::SendRequest<RequestBody>, Stream),
+    Http2(Http2Stream),
 }
 
 impl Connection {
+    /// Address from which it goes out, where it has one of its own.
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        match &self.channel {
+            Channel::Http1(connection) => connection.local_address,
+            Channel::Http2(stream) => stream.local_address,
+        }
+    }
+
     /// Sends a request.
     pub(super) async fn send(
         self,
@@ -320,9 +327,9 @@ impl Connection {
                 let result = connection.sender.try_send_request(request).await;
                 (Channel::Http1(connection), result)
             }
-            Channel::Http2(mut sender, stream) => {
-                let result = sender.try_send_request(request).await;
-                (Channel::Http2(sender, stream), result)
+            Channel::Http2(mut stream) => {
+                let result = stream.sender.try_send_request(request).await;
+                (Channel::Http2(stream), result)
             }
         };
         match result {
@@ -480,6 +487,12 @@ impl Ended {
     }
 }
 
+/// Whether a body ended before the end that its head had announced.
+pub(super) fn is_cut_short(error: &hyper::Error) -> bool {
+    let unexpected = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    error.is_incomplete_message() || source(error).is_some_and(unexpected)
+}
+
 fn source<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
@@ -525,6 +538,15 @@ pub(super) enum ConnectError {
 }
 
 impl ConnectError {
+    /// As Envoy puts it in its log, where the system said it.
+    pub(super) fn transport_failure(&self) -> String {
+        let text = self.to_string();
+        match text.split_once(" (os error") {
+            Some((text, _)) => format!("delayed_connect_error: {text}"),
+            None => text,
+        }
+    }
+
     /// Whether a policy of the destination forbids the connection (not the
     /// system, whose refusals have a number).
     pub(super) fn is_denied(&self) -> bool {

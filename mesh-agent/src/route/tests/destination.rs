@@ -281,7 +281,7 @@ fn connections_are_routed_by_tcp_rules() {
             &mut random,
         );
         plan.map(|plan| format!("{}:{}", plan.service.name, plan.port))
-            .map_err(|error| error.flag)
+            .map_err(|error| error.flags.to_string())
     };
     let decide = |destination: &str| decide_from("10.0.0.1", destination);
     assert_eq!(
@@ -290,5 +290,5 @@ fn connections_are_routed_by_tcp_rules() {
     );
     assert_eq!(decide("10.1.0.1:80"), Ok("ratings:80".into()));
     assert_eq!(decide("10.1.0.1:9080"), Ok("myapp:9080".into()));
-    assert_eq!(decide("10.9.0.1:9080"), Err("NC"));
+    assert_eq!(decide("10.9.0.1:9080"), Err("NC".to_owned()));
 }

@@ -140,7 +140,7 @@ impl Mesh {
             Outcome::Unroutable(unroutable) => format!(
                 "{} {} {}",
                 unroutable.status.as_u16(),
-                unroutable.flag,
+                unroutable.flags,
                 unroutable.reason
             ),
         }

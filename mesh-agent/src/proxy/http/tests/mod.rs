@@ -98,6 +98,7 @@ impl Mesh<'_> {
                     upstreams: Arc::clone(&upstreams),
                     drain: drain.clone(),
                     recent: Recent::default(),
+                    telemetry: Arc::default(),
                 });
                 // Clients of some tests leave in the middle.
                 tokio::spawn(async move { serve(io, version, context).await.ok() });
