@@ -313,8 +313,17 @@ pub struct RouteGaugesView {
     pub route: String,
     /// Requests on their way, those included that wait for a connection.
     pub requests: GaugeView,
+    /// Of those: that wait for a connection.
+    #[serde(default = "GaugeView::none")]
+    pub pending: GaugeView,
     /// Retries under way.
     pub retries: GaugeView,
+    /// How long its breaker sends nothing yet, in seconds; `None` where requests pass.
+    #[serde(default)]
+    pub open_s: Option<u64>,
+    /// Requests that the breaker has refused.
+    #[serde(default)]
+    pub broken: u64,
 }
 
 /// How many there are of something that is bounded.
@@ -326,6 +335,17 @@ pub struct GaugeView {
     pub limit: Option<u32>,
     /// How often there would have been more.
     pub refused: u64,
+}
+
+impl GaugeView {
+    /// Where an agent does not tell.
+    fn none() -> Self {
+        Self {
+            now: 0,
+            limit: None,
+            refused: 0,
+        }
+    }
 }
 
 /// An endpoint as a client sees it.

@@ -286,7 +286,10 @@ pub fn endpoints() -> Vec<ClusterView> {
         routes: vec![RouteGaugesView {
             route: "default/reviews/slow".to_owned(),
             requests: gauge(2, Some(2), 5),
+            pending: gauge(0, None, 0),
             retries: gauge(0, None, 0),
+            open_s: Some(12),
+            broken: 3,
         }],
         endpoints: vec![
             endpoint("10.0.2.3:8080", "reviews-v2.default", 100, 4711, None),

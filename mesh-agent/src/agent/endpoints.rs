@@ -68,7 +68,10 @@ fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
             .map(|route| RouteGaugesView {
                 route: route.route.clone(),
                 requests: gauge(&route.requests, route.max_requests()),
+                pending: gauge(&route.pending, route.max_pending()),
                 retries: gauge(&route.retries, route.max_retries()),
+                open_s: route.breaker.open_for(now).map(|left| left.as_secs()),
+                broken: route.broken(),
             })
             .collect(),
         endpoints: endpoints.collect(),

@@ -1,6 +1,7 @@
 //! Things that are counted until they are dropped.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::cluster::{Cluster, EndpointPool};
 use super::host::Member;
@@ -32,6 +33,13 @@ impl<P: EndpointPool> Active<P> {
     /// Counts it among those of its route as long as this is held.
     pub fn hold(&mut self, in_route: InRoute) {
         self.in_route = Some(in_route);
+    }
+
+    /// Tells the breaker of its route what became of it.
+    pub fn report_to_route(&self, failed: bool, now: impl FnOnce() -> Instant) {
+        if let Some(in_route) = &self.in_route {
+            in_route.report(failed, now);
+        }
     }
 
     /// Where it goes.

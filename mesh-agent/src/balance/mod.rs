@@ -2,6 +2,7 @@
 //! and what is open. Functions of the configuration, of what is reported, of
 //! the time that the caller names, and of chance; no I/O, no clock.
 
+mod breaker;
 mod cluster;
 mod clusters;
 mod ejection;

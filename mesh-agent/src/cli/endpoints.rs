@@ -123,8 +123,20 @@ fn text(clusters: &[ClusterView], wide: bool) -> String {
             }
         }
         for route in &cluster.routes {
+            if route.open_s.is_some() || route.broken > 0 {
+                let state = match route.open_s {
+                    Some(0) => "one request tries again".to_owned(),
+                    Some(left) => format!("nothing is sent for {}", duration(left)),
+                    None => "requests pass again".to_owned(),
+                };
+                text.push_str(&format!(
+                    "{} to {}:{}: {} requests of route {} were refused after errors in a row; {state}\n",
+                    cluster.client, cluster.service, cluster.port, route.broken, route.route
+                ));
+            }
             for (gauge, what) in [
                 (route.requests, "requests of route"),
+                (route.pending, "waiting requests of route"),
                 (route.retries, "retries of route"),
             ] {
                 if gauge.refused > 0 {

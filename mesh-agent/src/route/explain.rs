@@ -155,11 +155,18 @@ impl Routes {
                 let bounds = bounds.unwrap_or_default();
                 for (bound, what) in [
                     (bounds.max_requests, "requests"),
+                    (bounds.max_pending, "waiting requests"),
                     (bounds.max_retries, "retries"),
                 ] {
                     if let Some(bound) = bound {
                         words.push(format!("at most {bound} {what} of the route at a time"));
                     }
+                }
+                if let Some(breaker) = bounds.breaker {
+                    words.push(format!(
+                        "nothing for {:?} after {} errors in a row",
+                        breaker.open_time, breaker.errors
+                    ));
                 }
                 for (percent, target) in forward.targets.shares() {
                     let note = self.destination(target, percent, client, port, registry);

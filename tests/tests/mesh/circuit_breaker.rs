@@ -326,3 +326,102 @@ fn a_route_that_is_full_does_not_concern_the_others() {
     let again = mesh.at_once(3, "/delay/1");
     assert_eq!(again, BTreeMap::from([("200".to_owned(), 3)]));
 }
+
+const BOUNDS: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: backend}
+spec: {host: backend-service, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: backend
+  annotations:
+    undermesh.io/route-limits: "slow: max-pending=2; retried: max-retries=1; fragile: consecutive-errors=3, open-time=3s"
+spec:
+  hosts: [backend-service]
+  http:
+  - name: slow
+    match: [{uri: {prefix: /delay/}}]
+    route: [{destination: {host: backend-service}}]
+  - name: retried
+    match: [{uri: {prefix: /retried}}]
+    retries: {attempts: 5, retryOn: 5xx, backoff: 500ms}
+    rewrite: {uri: /status/503}
+    route: [{destination: {host: backend-service}}]
+  - name: fragile
+    match: [{uri: {prefix: /fragile/}}]
+    rewrite: {uri: /}
+    route: [{destination: {host: backend-service}}]
+  - name: rest
+    route: [{destination: {host: backend-service}}]
+"#;
+
+/// The one endpoint of `backend-service`, under [`BOUNDS`].
+fn bounded() -> Mesh {
+    let mesh = start(&[false]);
+    mesh.lab.unconfigure("circuit-breaker.yaml");
+    mesh.lab.configure("bounds.yaml", BOUNDS);
+    let question = ["routes", "client", "http://backend-service/fragile/x"];
+    eventually(Duration::from_secs(10), "the rules are in force", || {
+        let said = mesh.agent().meshctl(&question).success();
+        let told = said.contains("nothing for 3s after 3 errors in a row");
+        told.then_some(()).ok_or(said)
+    });
+    mesh
+}
+
+#[test]
+fn a_route_lets_so_many_requests_wait() {
+    let mesh = bounded();
+    let answers = mesh.at_once(8, "/delay/700");
+    // One is served over the only connection, two wait, the others are refused.
+    let expected = BTreeMap::from([("200".to_owned(), 3), ("503 true".to_owned(), 5)]);
+    assert_eq!(answers, expected);
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    let line = "5 waiting requests of route default/backend/slow were refused";
+    assert!(table.contains(line), "{table}");
+    // Another route waits as long as it likes.
+    let others = mesh.at_once(20, "/");
+    assert_eq!(others, BTreeMap::from([("200".to_owned(), 20)]));
+}
+
+#[test]
+fn a_route_has_so_many_retries_at_a_time() {
+    let mesh = bounded();
+    let answers = mesh.at_once(6, "/retried");
+    assert_eq!(answers, BTreeMap::from([("503".to_owned(), 6)]));
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    let line = "5 retries of route default/backend/retried were refused";
+    assert!(table.contains(line), "{table}");
+}
+
+#[test]
+fn a_route_that_fails_is_left_alone_for_a_while() {
+    let mesh = bounded();
+    let statuses = |path: &str, count: usize| -> Vec<String> {
+        let answer = |_| mesh.get(path).split(' ').next().map(str::to_owned);
+        (0..count).filter_map(answer).collect()
+    };
+    assert_eq!(statuses("/fragile/status/500", 2), ["500"; 2]);
+    assert_eq!(statuses("/fragile/", 1), ["200"]);
+    assert_eq!(statuses("/fragile/status/500", 3), ["500"; 3]);
+    let opened = Instant::now();
+    // The destination would answer, but nobody asks it by this route.
+    let refused = mesh.at_once(4, "/fragile/");
+    assert_eq!(refused, BTreeMap::from([("503 true".to_owned(), 4)]));
+    assert_eq!(statuses("/", 1), ["200"], "another route goes on");
+    let table = mesh.agent().meshctl(&["endpoints"]).success();
+    let line = "4 requests of route default/backend/fragile were refused after errors in a row";
+    assert!(table.contains(line), "{table}");
+    eventually(Duration::from_secs(10), "it is tried again", || {
+        let answer = mesh.get("/fragile/");
+        answer.starts_with("200 ").then_some(()).ok_or(answer)
+    });
+    assert!(opened.elapsed() >= Duration::from_millis(2800));
+    assert_eq!(
+        mesh.at_once(4, "/fragile/"),
+        BTreeMap::from([("200".to_owned(), 4)])
+    );
+}

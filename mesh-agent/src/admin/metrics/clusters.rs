@@ -99,7 +99,7 @@ const OF_ENDPOINTS: [Family<ClusterEndpointView>; 5] = [
 ];
 
 /// Of a route with bounds of its own.
-const OF_ROUTES: [Family<RouteGaugesView>; 3] = [
+const OF_ROUTES: [Family<RouteGaugesView>; 6] = [
     (
         "route_rq_active",
         "gauge",
@@ -111,6 +111,24 @@ const OF_ROUTES: [Family<RouteGaugesView>; 3] = [
         "counter",
         "Requests refused by max-requests of the route.",
         |route| route.requests.refused,
+    ),
+    (
+        "route_rq_pending_overflow_total",
+        "counter",
+        "Requests refused by max-pending of the route.",
+        |route| route.pending.refused,
+    ),
+    (
+        "route_rq_broken_total",
+        "counter",
+        "Requests refused by consecutive-errors of the route.",
+        |route| route.broken,
+    ),
+    (
+        "route_broken",
+        "gauge",
+        "1 while consecutive-errors of the route keeps requests back.",
+        |route| u64::from(route.open_s.is_some()),
     ),
     (
         "route_rq_retry_overflow_total",

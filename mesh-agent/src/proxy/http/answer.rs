@@ -68,6 +68,7 @@ impl Upstream {
             && let Some(status) = http_status_of(trailers)
         {
             lease.report(Report::Status(status));
+            lease.report_to_route(status >= 500);
         }
     }
 }
@@ -205,10 +206,15 @@ pub(super) fn leave_body_out(response: &mut Response<Answer>) {
     }
 }
 
-/// An answer to a call of gRPC's is one whatever a rule says of its content type.
-pub(super) fn keep_grpc(headers: &mut HeaderMap) {
+/// A rule may give an answer of ours another content type, but not take it away; an answer to a
+/// call of gRPC's is one whatever the rule says.
+pub(super) fn keep_content_type(response: &mut Response<Answer>) {
+    let has_body = !response.body().is_end_stream();
+    let headers = response.headers_mut();
     if headers.contains_key(GRPC_STATUS) {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    } else if has_body && !headers.contains_key(CONTENT_TYPE) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
 }
 

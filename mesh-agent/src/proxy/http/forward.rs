@@ -80,7 +80,8 @@ impl<C: Connector> Exchange<'_, C> {
         let in_route = match self.plan.limits {
             None => None,
             Some(limits) => {
-                let entered = self.cluster.enter_route(limits);
+                let now = Instant::now().into_std();
+                let entered = self.cluster.enter_route(limits, now);
                 Some(entered.map_err(|_| Failure::overflow())?)
             }
         };
@@ -128,8 +129,19 @@ impl<C: Connector> Exchange<'_, C> {
                 .await
                 .unwrap_or_else(|_| Err(self.timed_out(timeout, Failure::timeout()))),
         };
+        let now = || Instant::now().into_std();
+        if let (Some(in_route), Err(failure)) = (&in_route, &result) {
+            // What a bound refuses, and whom a policy, says nothing of the destination.
+            if failure.status.is_server_error() && !failure.overloaded {
+                in_route.report(true, now);
+            }
+        }
         let mut sent = result?;
         if let Some(in_route) = in_route {
+            // Of a call of gRPC's the trailers tell.
+            if let Some(status) = self.status_of(&sent) {
+                in_route.report(status >= 500, now);
+            }
             sent.lease.hold(in_route);
         }
         body.commit();
@@ -321,6 +333,7 @@ impl<C: Connector> Exchange<'_, C> {
             policy: plan.policy,
             member,
             protocol,
+            limits: plan.limits,
             moves: attempts.affinity.hash.is_none() && !self.keeps_destination(),
             target: &target,
         };
@@ -366,16 +379,19 @@ impl<C: Connector> Exchange<'_, C> {
         }
     }
 
-    /// For gRPC the status of the call counts, which may come with the trailers only.
     fn report_answer(&self, sent: &Sent) {
+        if let Some(status) = self.status_of(sent) {
+            sent.lease.report(Report::Status(status));
+        }
+    }
+
+    /// For gRPC the status of the call counts, which may come with the trailers only.
+    fn status_of(&self, sent: &Sent) -> Option<u16> {
         let response = &sent.response;
-        let status = if self.grpc && response.status() == StatusCode::OK {
+        if self.grpc && response.status() == StatusCode::OK {
             http_status_of(response.headers())
         } else {
             Some(response.status().as_u16())
-        };
-        if let Some(status) = status {
-            sent.lease.report(Report::Status(status));
         }
     }
 

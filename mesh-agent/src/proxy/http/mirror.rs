@@ -124,6 +124,7 @@ impl<C: Connector> Copy<C> {
             policy: &self.policy,
             member: &member,
             protocol: self.protocol,
+            limits: None,
             moves: true,
             target: &target,
         };

@@ -18,7 +18,7 @@ use crate::balance::{
     Active, Cluster, Clusters, EndpointAddress, InRoute, Member, Overflow, Report, Slot,
 };
 use crate::registry::WorkloadName;
-use crate::route::UpstreamPolicy;
+use crate::route::{RouteLimits, UpstreamPolicy};
 
 /// HTTP/2 flow control window of a stream, in bytes.
 const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -78,7 +78,8 @@ impl<C: Connector> Upstreams<C> {
         {
             return Ok(wanted.reused(wanted.member, channel));
         }
-        let _pending = cluster.pend()?;
+        let in_route = wanted.limits.map(|limits| cluster.pend_in_route(limits));
+        let _pending = (cluster.pend()?, in_route.transpose()?);
         let at_once = if cluster.has_queue() {
             None
         } else {
@@ -274,6 +275,8 @@ pub(super) struct Wanted<'a> {
     pub(super) policy: &'a UpstreamPolicy,
     pub(super) member: &'a Arc<Member<HttpPool>>,
     pub(super) protocol: UpstreamProtocol,
+    /// Bounds of the route.
+    pub(super) limits: Option<&'a RouteLimits>,
     /// Whether another endpoint would do.
     pub(super) moves: bool,
     /// The target of a new connection, at the address of `member`.
@@ -369,6 +372,12 @@ impl Lease {
     /// Tells what became of the request.
     pub(super) fn report(&self, report: Report) {
         self::report(self.active.cluster(), self.active.member(), report);
+    }
+
+    /// Tells the breaker of its route what a call of gRPC's came to.
+    pub(super) fn report_to_route(&self, failed: bool) {
+        let now = || tokio::time::Instant::now().into_std();
+        self.active.report_to_route(failed, now);
     }
 
     /// Counts the exchange among those of its route until it ends.

@@ -400,6 +400,8 @@ fn routes_are_bounded_by_annotation() {
     };
     let limits = |value: &str| with("route-limits", value);
     assert_eq!(limits("slow: max-requests=3, max-retries=1"), [""; 0]);
+    let breaker = "slow: max-pending=2, consecutive-errors=5, open-time=10s";
+    assert_eq!(limits(breaker), [""; 0]);
     for (value, expected) in [
         ("slow", "\"slow\" is not NAME: name=value, ..."),
         (
@@ -412,7 +414,7 @@ fn routes_are_bounded_by_annotation() {
         ),
         (
             "slow: max-request=1",
-            "slow: \"max-request\" is none of max-requests, max-retries",
+            "slow: \"max-request\" is none of max-requests, max-pending, max-retries, consecutive-errors, open-time",
         ),
         (
             "slow: max-requests=0",
@@ -421,6 +423,10 @@ fn routes_are_bounded_by_annotation() {
         (
             "slow: max-requests=1; slow: max-retries=1",
             "\"slow\" stands twice",
+        ),
+        (
+            "slow: open-time=10s",
+            "slow: open-time needs consecutive-errors",
         ),
     ] {
         assert_eq!(limits(value), [expected]);
