@@ -202,7 +202,10 @@ impl Routes {
                 ..decision
             };
         }
-        let cross_origin = rule.cors.as_ref().and_then(|cors| cors.request(request));
+        // As Envoy's filter, which looks at what is to be forwarded.
+        let forwards = matches!(rule.action, Action::Forward(_));
+        let cors = rule.cors.as_ref().filter(|_| forwards);
+        let cross_origin = cors.and_then(|cors| cors.request(request));
         let cross_origin = match cross_origin {
             Some(CrossOrigin::Preflight(allowed)) => {
                 return Decision {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue, LOCATION};
+use http::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
@@ -42,7 +42,7 @@ pub(super) async fn answer<C: Connector>(
         Ok(admitted) => admitted,
         Err(bad) => {
             let record = Record::begin(&request, "", &context);
-            return Ok(refuse(record, Failure::bad_request(bad), grpc));
+            return Ok(refuse(record, Failure::bad_request(bad), grpc, |_| {}));
         }
     };
     let mut record = Record::begin(&request, authority, &context);
@@ -109,7 +109,9 @@ pub(super) async fn answer<C: Connector>(
                 forwarded.extended_connect = extended_connect;
                 forwarded.into_response(plan, exchange.record)
             }
-            Err(failure) => refuse(exchange.record, failure, grpc),
+            Err(failure) => refuse(exchange.record, failure, grpc, |headers| {
+                plan.edit_response(headers);
+            }),
         };
         decision.share_response(response.headers_mut());
         return Ok(response);
@@ -152,20 +154,26 @@ fn own_answer(decision: &Decision<'_>, mut record: Record, grpc: bool) -> Respon
             }
         }
         Outcome::Unroutable(unroutable) => {
-            let mut response = refuse(record, unroutable.into(), grpc);
+            let edit = |headers: &mut HeaderMap| decision.edit_own_response(headers);
+            let mut response = refuse(record, unroutable.into(), grpc, edit);
             decision.share_response(response.headers_mut());
             return response;
         }
     };
     decision.edit_own_response(response.headers_mut());
-    answer::keep_grpc(response.headers_mut());
+    answer::keep_content_type(&mut response);
     decision.share_response(response.headers_mut());
     ended(record, &response);
     response
 }
 
-/// The answer of a failure.
-fn refuse(mut record: Record, failure: Failure, grpc: bool) -> Response<Answer> {
+/// The answer of a failure, with the edits of the rule.
+fn refuse(
+    mut record: Record,
+    failure: Failure,
+    grpc: bool,
+    edit: impl FnOnce(&mut HeaderMap),
+) -> Response<Answer> {
     record.flags(failure.flags);
     record.details(failure.details);
     record.reason(&failure.reason);
@@ -174,6 +182,8 @@ fn refuse(mut record: Record, failure: Failure, grpc: bool) -> Response<Answer> 
         let yes = HeaderValue::from_static("true");
         response.headers_mut().insert(OVERLOADED, yes);
     }
+    edit(response.headers_mut());
+    answer::keep_content_type(&mut response);
     ended(record, &response);
     response
 }

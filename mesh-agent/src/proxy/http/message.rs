@@ -115,10 +115,12 @@ pub(in crate::proxy) fn authority<B>(request: &Request<B>) -> Result<&str, BadRe
 
 /// Whether a request is gRPC: its content type says so (gRPC over HTTP/2, "Content-Type").
 pub(in crate::proxy) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(only), None) = (types.next(), types.next()) else {
+        return false;
+    };
+    let rest = only.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// Whether a request asks for another protocol on its connection.

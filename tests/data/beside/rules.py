@@ -1,0 +1,65 @@
+# What Istio makes of rules.yaml.
+web_edit = {**edits("request", set={"x-set": "destination"}, add={"x-added": "destination"}),
+            **edits("response", set={"x-set": "destination"}, add={"x-app": "destination"})}
+route_edit = {**edits("request", set={"x-set": "route", "x-mine": "100%%"}, add={"x-added": "route"}, remove=["x-removed"]),
+              **edits("response", set={"x-set": "route"}, add={"x-app": "route"}, remove=["x-gone"])}
+
+routes = [
+    to({"path": "/exact"}, destination=named("exact")),
+    to({"prefix": "/prefix/"}, destination=named("prefix"), action={"prefix_rewrite": "/"}),
+    to(regex("/regex/[a-z]+[0-9]*"), destination=named("regex")),
+    to(insensitive("path", "/Case/Exact"), destination=named("case-exact")),
+    to(insensitive("prefix", "/case/Prefix"), destination=named("case-prefix"), action={"prefix_rewrite": "/lower"}),
+    to({"prefix": "/method", "headers": [header(":method", exact("POST"))]}, destination=named("method")),
+    to({"prefix": "/method", "headers": [header(":method", regex("P(UT|ATCH)"))]}, destination=named("method")),
+    to({"prefix": "/authority", "headers": [header(":authority", exact("special.example"))]}, destination=named("authority")),
+    to({"prefix": "/authority", "headers": [header(":authority", prefix("shop."))]}, destination=named("authority")),
+    to({"prefix": "/headers", "headers": [header("end-user", exact("jason")), header("x-there")]}, destination=named("headers-exact")),
+    to({"prefix": "/headers", "headers": [header("end-user", prefix("ja"))]}, destination=named("headers-prefix")),
+    to({"prefix": "/headers", "headers": [header("end-user", regex("[a-z]+,[a-z]+"))]}, destination=named("headers-regex")),
+    to({"prefix": "/headers", "headers": [
+        header("end-user", exact("bob"), invert_match=True, treat_missing_header_as_empty=True),
+        header("x-there", invert_match=True)]}, destination=named("headers-without")),
+    to({"prefix": "/query", "query_parameters": [query("a", exact("1"))]}, destination=named("query-exact")),
+    to({"prefix": "/query", "query_parameters": [query("a", prefix("x"))]}, destination=named("query-prefix")),
+    to({"prefix": "/query", "query_parameters": [query("b", exact(""))]}, destination=named("query-empty")),
+    to({"prefix": "/query", "query_parameters": [query("b", regex("[0-9]+"))]}, destination=named("query-regex")),
+    to({"path": "/rewrite/exact"}, action={"prefix_rewrite": "/new", "host_rewrite_literal": "new.example"}),
+    to({"prefix": "/rewrite/regex"}, action={"regex_rewrite": {
+        "pattern": {"regex": "^/rewrite/regex/([^/]+)/(.*)$"}, "substitution": "/\\2/by/\\1"}}),
+    {"match": {"prefix": "/redirect/path"}, "redirect": {"path_redirect": "/elsewhere"}},
+    {"match": {"prefix": "/redirect/prefix"}, "redirect": {"prefix_rewrite": "/p", "response_code": "PERMANENT_REDIRECT"}},
+    {"match": {"prefix": "/redirect/all"}, "redirect": {
+        "path_redirect": "/all", "host_redirect": "other.example", "scheme_redirect": "https", "port_redirect": 8443, "response_code": "FOUND"}},
+    {"match": {"prefix": "/redirect/https"}, "redirect": {"scheme_redirect": "https", "response_code": "TEMPORARY_REDIRECT"}},
+    {"match": {"prefix": "/redirect/port"}, "redirect": {"port_redirect": 8080, "response_code": "SEE_OTHER"}},
+    {"match": {"prefix": "/redirect/host"}, "redirect": {"host_redirect": "other.example"}, **edits("response", set={"x-redirected": "yes"})},
+    {"match": {"prefix": "/direct/text"}, "direct_response": {"status": 418, "body": {"inline_string": "short and stout"}},
+     **edits("response", set={"content-type": "text/teapot"}, add={"x-direct": "1"})},
+    {"match": {"prefix": "/direct/plain"}, "direct_response": {"status": 200, "body": {"inline_string": "plain"}}},
+    {"match": {"prefix": "/direct/empty"}, "direct_response": {"status": 204}},
+    to({"prefix": "/edit"}, destination=web_edit, **route_edit),
+    to({"prefix": "/format"},
+       **edits("request", set={"x-target": "%REQ(:PATH)% of %REQ(:AUTHORITY)%", "x-either": "%REQ(X-MISSING?X-SET)%",
+                               "x-none": "%REQ(x-missing)%", "x-short": "%REQ(X-LONG):5%!"}, add={"x-list": "%PROTOCOL%"}),
+       **edits("response", set={"x-method": "%REQ(:METHOD)%", "x-escaped": "%%REQ(x)%%"}, add={"x-app": "%REQ(x-set)%"})),
+    to({"prefix": "/host"}, action={"host_rewrite_literal": "set.example"}),
+    to({"prefix": "/cors"}, typed_per_filter_config=cors(
+        allow_origin_string_match=[exact("https://good.example"), regex("https://.*\\.good\\.example")],
+        allow_methods="GET,PUT", allow_headers="x-one,x-two", expose_headers="x-app", max_age="600", allow_credentials=True)),
+    to({"prefix": "/abort/http"}, typed_per_filter_config={**fault(abort={"http_status": 555}), **cors(
+        allow_origin_string_match=[exact("https://good.example")], allow_methods="GET")}, **edits("response", set={"x-set": "fault"})),
+    to({"prefix": "/abort/grpc"}, typed_per_filter_config=fault(abort={"grpc_status": 14})),
+    to({"prefix": "/delay"}, typed_per_filter_config=fault(delay="0.3s")),
+    to({"prefix": "/timeout"}, timeout="0.3s"),
+    to({"prefix": "/retry/code"}, retries=retries("retriable-status-codes", 3, retriable_status_codes=[503])),
+    to({"prefix": "/retry/5xx"}, retries=retries("5xx", 2, per_try_timeout="0.3s")),
+    to({"prefix": "/retry/reset"}, retries=retries("reset,retriable-4xx", 2)),
+    to({"prefix": "/retry/off"}, retries=None),
+    to({"prefix": "/mirror"}, action={"request_mirror_policies": [{
+        "cluster": "shadow", "disable_shadow_host_suffix_append": True, "trace_sampled": False}]},
+       **edits("request", set={"x-copied": "yes"})),
+    to({"prefix": "/nowhere"}, cluster="absent"),
+    {"match": {"prefix": "/", "headers": [header("x-unmatched", exact("yes"))]}, "direct_response": {"status": 421}},
+    to({"prefix": "/plain"}), to({"path": "/"}), to({"prefix": "/.."}),
+]
