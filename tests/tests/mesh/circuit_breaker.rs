@@ -375,6 +375,8 @@ fn bounded() -> Mesh {
 #[test]
 fn a_route_lets_so_many_requests_wait() {
     let mesh = bounded();
+    // A request for which a connection is made waits, too: the only one is there before.
+    assert!(mesh.get("/").starts_with("200 "));
     let answers = mesh.at_once(8, "/delay/700");
     // One is served over the only connection, two wait, the others are refused.
     let expected = BTreeMap::from([("200".to_owned(), 3), ("503 true".to_owned(), 5)]);
