@@ -110,6 +110,7 @@ mod tests {
             .extend((0..many).map(|id| (64 * second, 100 + id)));
         assert_eq!(keeper.expired(64 * second), [3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(keeper.ended.len(), MAX_ENDED);
-        assert_eq!(keeper.counts.evicted.load(Relaxed), 8);
+        // The time of the first was over anyway.
+        assert_eq!(keeper.counts.evicted.load(Relaxed), 7);
     }
 }
