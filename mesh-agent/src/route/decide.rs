@@ -16,7 +16,7 @@ use super::plan::{Plan, Unroutable};
 use super::redirect::Redirection;
 use super::view::{ClientView, RequestView};
 use crate::registry::{Registry, Resolution, Service, full_names};
-use crate::telemetry::{Flag, Flags};
+use crate::telemetry::Flag;
 
 /// What happens to a request.
 #[derive(Debug)]
