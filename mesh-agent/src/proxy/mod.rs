@@ -23,6 +23,7 @@ pub mod sniff;
 mod tcp;
 mod tcp_record;
 pub mod upstream;
+mod writes_to;
 
 pub(crate) use originate::{Originator, Server};
 
