@@ -9,7 +9,8 @@ use mesh_tests::{Lab, Node, eventually, outcome};
 
 use crate::bookinfo::Bookinfo;
 
-fn bpftool(arguments: &[&str]) -> serde_json::Value {
+/// What bpftool says, as JSON.
+pub fn bpftool(arguments: &[&str]) -> serde_json::Value {
     let said = outcome(Command::new("bpftool").arg("--json").args(arguments))
         .expect("bpftool starts")
         .success();

@@ -1,8 +1,12 @@
 //! Connections are intercepted without iptables, and applications do not notice.
 
-use mesh_tests::{Node, Workload};
+use std::time::Duration;
+
+use mesh_tests::{Agent, Lab, Node, Workload, eventually, workload_entries};
 
 use crate::bookinfo::{Bookinfo, VIP4, VIP6};
+use crate::bpftool::bpftool;
+use crate::leaving::pin;
 
 /// Connects as told by its arguments (socket family, address, port) and prints
 /// what the application is told: its peer, and the original destination.
@@ -122,7 +126,7 @@ fn a_server_sees_the_true_address_of_its_client() {
 
 #[test]
 fn packet_filters_are_the_same_before_during_and_after() {
-    let lab = mesh_tests::Lab::new();
+    let lab = Lab::new();
     let probe = lab.workload(Node::A, "probe", &[]);
     let before = probe.packet_filter();
     drop(lab);
@@ -166,6 +170,41 @@ fn a_port_on_which_nothing_listens_stays_closed() {
     assert_eq!(
         open.status, 200,
         "the application's own port is open: {open:?}"
+    );
+}
+
+#[test]
+fn a_port_closes_with_its_application() {
+    let lab = Lab::new();
+    let server = lab.workload(Node::A, "server", &[("app", "server")]);
+    let outside = lab.workload(Node::Outside, "outside", &[]);
+    lab.configure("workloads.yaml", &workload_entries(&[&server]));
+    // It listens before the agent comes.
+    let mut serving = server.serve(7000, "bookinfo", &["reviews", "--listen", "[::]:7000"]);
+    let _agent = Agent::start(&lab, Node::A);
+    let url = format!("http://{}:7000/", server.v4);
+    let open = outside.curl(&[&url]);
+    assert_eq!(open.status, 200, "{open:?}");
+    let is_listed = || {
+        let dump = bpftool(&["map", "dump", "pinned", &pin(&lab, "listening")]);
+        let mut entries = dump.as_array().into_iter().flatten();
+        entries.any(|entry| entry["formatted"]["key"]["port"] == 7000)
+    };
+    assert!(is_listed());
+    serving.kill();
+    // Nobody has told the kernel programs; the first who is refused does.
+    let refused = outside.curl(&[&url]);
+    assert_ne!(refused.exit, 0, "{refused:?}");
+    eventually(Duration::from_secs(5), "the port is closed", || {
+        let is_closed = !is_listed();
+        is_closed
+            .then_some(())
+            .ok_or_else(|| "it is listed".to_owned())
+    });
+    let reply = outside.curl(&[&url]);
+    assert_eq!(
+        reply.exit, 7,
+        "curl's code for a refused connection; {reply:?}"
     );
 }
 

@@ -10,18 +10,13 @@ use mesh_tests::{
 };
 
 use crate::bookinfo::{Bookinfo, VIP4};
+use crate::bpftool::bpftool;
 
 /// Within which a restarted agent is to carry traffic again.
 const BACK: Duration = Duration::from_secs(10);
 
-fn bpftool(arguments: &[&str]) -> serde_json::Value {
-    let said = outcome(Command::new("bpftool").arg("--json").args(arguments))
-        .expect("bpftool starts")
-        .success();
-    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {said}"))
-}
-
-fn pin(lab: &Lab, name: &str) -> String {
+/// Where a map of node a is pinned.
+pub fn pin(lab: &Lab, name: &str) -> String {
     lab.bpffs(Node::A).join(name).to_string_lossy().into_owned()
 }
 
