@@ -22,6 +22,17 @@ pub struct Caller {
     pub transport: Transport,
 }
 
+/// What the kernel programs noted on a connection from an application.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted {
+    /// What the application wanted to connect to.
+    pub destination: SocketAddr,
+    /// Cookie of its socket.
+    pub flow: u64,
+    /// Whether the short-circuit knows both ends.
+    pub is_spliced: bool,
+}
+
 /// Marks the agent's own sockets, and reads what the kernel programs noted on
 /// accepted ones.
 pub struct SocketMarks {
@@ -62,19 +73,30 @@ impl SocketMarks {
             .map_err(io::Error::other)
     }
 
-    /// The destination that the application asked for, and the cookie of its
-    /// socket; `None` for a connection that no kernel program has sent here.
+    /// What the application asked for; `None` for a connection that no kernel program
+    /// has sent here.
     ///
     /// # Errors
     /// Where the map cannot be read.
-    pub fn original_destination(
-        &self,
-        accepted: &impl AsRawFd,
-    ) -> io::Result<Option<(SocketAddr, u64)>> {
-        match self.origins.get(accepted, 0) {
-            Ok(origin) if origin.role == OriginRole::Agent as u32 => {
-                Ok(Some((origin.address.into(), origin.flow)))
-            }
+    pub fn accepted(&self, socket: &impl AsRawFd) -> io::Result<Option<Accepted>> {
+        Ok(self.origin(socket)?.map(|origin| Accepted {
+            destination: origin.address.into(),
+            flow: origin.flow,
+            is_spliced: origin.splice != 0,
+        }))
+    }
+
+    /// Whether the short-circuit knows a connection of the agent to an application.
+    ///
+    /// # Errors
+    /// Where the map cannot be read.
+    pub fn is_spliced(&self, connected: &impl AsRawFd) -> io::Result<bool> {
+        Ok((self.origin(connected)?).is_some_and(|origin| origin.splice != 0))
+    }
+
+    fn origin(&self, socket: &impl AsRawFd) -> io::Result<Option<Origin>> {
+        match self.origins.get(socket, 0) {
+            Ok(origin) if origin.role == OriginRole::Agent as u32 => Ok(Some(origin)),
             Ok(_) | Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(io::Error::other(error)),
         }

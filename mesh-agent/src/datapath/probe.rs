@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Map, MapData, SkStorage, SockHash};
 use aya::programs::SkMsg;
@@ -38,7 +38,7 @@ pub(super) struct Findings {
 
 /// Tries it. An error is the reason why it cannot be tried.
 pub(super) fn run() -> Result<Findings, String> {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     // The thread's namespaces are not the process's, and go with the thread.
     let probe = thread::Builder::new()
         .name("probe".to_owned())
@@ -143,6 +143,7 @@ impl Probe {
                     Self::fionread as fn(&mut Self, bool) -> io::Result<bool>,
                 ),
                 ("splice(2)", Self::splice),
+                ("a read that is short, though more is there", Self::whole),
                 ("a blocking recv during a reset", Self::reset),
             ] {
                 if !shows(self, sends)? {
@@ -215,6 +216,22 @@ impl Probe {
         Ok(moved == 5)
     }
 
+    /// A recv gives all that is there, also what came in different ways: who waits for
+    /// events (epoll(7), edge-triggered) may take a short one for the last.
+    fn whole(&mut self, sends: bool) -> io::Result<bool> {
+        let mut pair = self.pair(sends)?;
+        pair.sender.write_all(b"12345")?;
+        let by_tcp = self.splices.get(&pair.sender, 0);
+        let by_tcp = Splice {
+            sends: 0,
+            ..by_tcp.map_err(io::Error::other)?
+        };
+        (self.splices.insert(&pair.sender, by_tcp, 0)).map_err(io::Error::other)?;
+        pair.sender.write_all(b"67890")?;
+        await_acknowledged(&pair.sender)?;
+        Ok(pair.receiver.read(&mut [0; 20])? == 10)
+    }
+
     /// A recv that waits when the connection is reset says so.
     fn reset(&mut self, sends: bool) -> io::Result<bool> {
         let pair = self.pair(sends)?;
@@ -234,6 +251,23 @@ impl Probe {
         drop(pair.sender);
         let said = reader.join().map_err(|_| io::Error::other("no answer"))?;
         Ok(said == Err(io::ErrorKind::ConnectionReset))
+    }
+}
+
+/// Waits until the other end has what was sent by TCP.
+fn await_acknowledged(sender: &TcpStream) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: writes an int.
+        let result =
+            unsafe { libc::ioctl(sender.as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
+        match (result, unacknowledged) {
+            (0, 0) => return Ok(()),
+            (0, _) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            (0, _) => return Err(io::ErrorKind::TimedOut.into()),
+            _ => return Err(io::Error::last_os_error()),
+        }
     }
 }
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use hickory_proto::op::{MessageType, ResponseCode};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -32,7 +31,7 @@ impl DnsServer {
     /// At [`MAX_TCP_CONNECTIONS`], on what is no DNS, and where the stream fails.
     pub async fn serve_tcp(
         self: Arc<Self>,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite,
         original: SocketAddr,
         stop: CancellationToken,
     ) -> io::Result<()> {
@@ -41,9 +40,7 @@ impl DnsServer {
                 "the workload has {MAX_TCP_CONNECTIONS} connections for DNS already"
             )));
         };
-        // Answers are small and complete: nothing is gained by waiting for more.
-        stream.set_nodelay(true)?;
-        let (reader, writer) = stream.into_split();
+        let (reader, writer) = tokio::io::split(stream);
         let connection = Connection {
             server: self,
             original,
@@ -67,18 +64,18 @@ struct Pending {
     _slot: OwnedSemaphorePermit,
 }
 
-struct Connection {
+struct Connection<S> {
     server: Arc<DnsServer>,
     original: SocketAddr,
-    client: Frames<OwnedReadHalf>,
-    to_client: OwnedWriteHalf,
+    client: Frames<ReadHalf<S>>,
+    to_client: WriteHalf<S>,
     /// Connected at the first question that is not ours.
     upstream: Option<(Frames<OwnedReadHalf>, OwnedWriteHalf)>,
     /// Oldest first.
     pending: VecDeque<Pending>,
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite> Connection<S> {
     async fn serve(mut self) -> io::Result<()> {
         let mut open = true;
         loop {

@@ -3,6 +3,7 @@
 //! inbound and application (to an application).
 
 pub mod application;
+mod application_stream;
 mod client_hello;
 mod connect_tunnel;
 pub mod copy;

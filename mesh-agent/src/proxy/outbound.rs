@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::application_stream::ApplicationStream;
 use super::client_hello::{self, Hello, MAX_CLIENT_HELLO};
 use super::copy::Duplex;
 use super::destination::{Meant, meant, named};
@@ -78,12 +79,13 @@ pub async fn serve(listener: TcpListener, outbound: Arc<Outbound>) {
 
 impl Outbound {
     async fn connection(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        let Some((destination, flow)) = self.node.datapath.marks().original_destination(&stream)?
-        else {
+        let Some(accepted) = self.node.datapath.marks().accepted(&stream)? else {
             // Somebody who found the listener's port. There is nothing for him here.
             stream.abort();
             return Err(io::Error::other("no original destination"));
         };
+        let (destination, flow) = (accepted.destination, accepted.flow);
+        let mut stream = ApplicationStream::new(stream, accepted.is_spliced);
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
             self.note_protocol(flow, Recognised::Dns);
@@ -152,7 +154,7 @@ impl Outbound {
         &self,
         mut connection: Connection<'_>,
         mut bytes: BytesMut,
-        mut stream: TcpStream,
+        mut stream: ApplicationStream,
     ) -> io::Result<()> {
         let workload = &self.local.workload;
         let snapshot = self.node.snapshot.load_full();
@@ -170,7 +172,11 @@ impl Outbound {
     }
 
     /// A port that is declared to carry HTTP: only the version is to be told.
-    async fn http(&self, connection: Connection<'_>, mut stream: TcpStream) -> io::Result<()> {
+    async fn http(
+        &self,
+        connection: Connection<'_>,
+        mut stream: ApplicationStream,
+    ) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         let version = match read_more(&mut stream, &mut bytes, None).await? {
             Sniffed::Http2 => HttpVersion::Http2,
@@ -185,7 +191,7 @@ impl Outbound {
         &self,
         connection: Connection<'_>,
         version: HttpVersion,
-        stream: Replay<TcpStream>,
+        stream: Replay<ApplicationStream>,
     ) -> io::Result<()> {
         let recognised = match version {
             HttpVersion::Http1 => Recognised::Http1,
@@ -225,7 +231,7 @@ impl Outbound {
     async fn first_speaker(
         &self,
         connection: Connection<'_>,
-        mut stream: TcpStream,
+        mut stream: ApplicationStream,
     ) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         let first = read_more(&mut stream, &mut bytes, Some(CLIENT_FIRST)).await?;
@@ -261,7 +267,7 @@ impl Outbound {
         connection: Connection<'_>,
         first: Sniffed,
         bytes: BytesMut,
-        stream: TcpStream,
+        stream: ApplicationStream,
     ) -> io::Result<()> {
         if first == Sniffed::Tls {
             return self.tls(connection, bytes, stream).await;
@@ -309,7 +315,7 @@ pub(super) async fn read_more(
 /// Reads until the name that a TLS client asks for is known; `None` where it
 /// names none, or speaks something else.
 async fn read_server_name(
-    stream: &mut TcpStream,
+    stream: &mut ApplicationStream,
     bytes: &mut BytesMut,
 ) -> io::Result<Option<String>> {
     let read = async {

@@ -14,7 +14,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stream import exchange, read_exactly, read_line
+from stream import exchange, read_exactly, read_line, send_by_both
 
 SCENARIO, ADDRESS = sys.argv[1:3]
 MiB = 1 << 20
@@ -218,6 +218,18 @@ def hold():
         if read_exactly(connection, 12) != b"still there?":
             print("wrong", flush=True)
     print("done", flush=True)
+
+
+def by_both():
+    """Bytes come both handed over and by TCP, to the server and from it, while nobody reads."""
+    connection = connect("by-both")
+    read_exactly(connection, 6)
+    print("open", flush=True)
+    sys.stdin.readline()
+    send_by_both(connection)
+    print("sent", flush=True)
+    print("server has", read_line(connection).strip(), flush=True)
+    print("client has", read_line(connection).strip(), flush=True)
 
 
 def once():

@@ -9,7 +9,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(__file__))
-from stream import exchange, read_exactly, read_line
+from stream import exchange, read_exactly, read_line, send_by_both
 
 TCP_DEFER_ACCEPT = 9
 
@@ -45,6 +45,12 @@ def serve(connection):
         while chunk := connection.recv(1 << 20):
             count += len(chunk)
         connection.sendall(f"{count}\n".encode())
+    elif command == "by-both":
+        connection.sendall(b"ready\n")
+        connection.sendall(read_line(connection).encode())
+        time.sleep(1)
+        send_by_both(connection)
+        connection.recv(1)
     elif command == "echo":
         while chunk := connection.recv(1 << 16):
             connection.sendall(chunk)

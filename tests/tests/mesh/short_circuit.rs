@@ -126,6 +126,39 @@ fn every_byte_arrives_once_and_in_order_both_ways_at_once() {
 }
 
 #[test]
+fn what_was_handed_over_does_not_hide_what_came_by_tcp_from_the_agent() {
+    let pair = pair(false, "on");
+    let log = pair.lab.folder().join("by-both.log");
+    let mut command = pair.client.command("python3");
+    command.args([CLIENT, "by-both", VIP]);
+    command.stdin(std::process::Stdio::piped());
+    let mut client = Process::spawn(&mut command, log).expect("python starts");
+    let begin = client.stdin();
+    let says = |what: &str| {
+        let said = || client.log().contains(what);
+        let soon = std::time::Duration::from_secs(10);
+        assert!(
+            mesh_tests::wait_until(soon, said),
+            "{what}: {}",
+            client.log()
+        );
+    };
+    says("open");
+    // Bytes come by both ways while the agent cannot look: it is woken once for all of them.
+    pair.agent.signal(libc::SIGSTOP);
+    drop(begin);
+    says("sent");
+    pair.agent.signal(libc::SIGCONT);
+    says("server has handed over, by TCP");
+    // A second later the server sends the same.
+    pair.agent.signal(libc::SIGSTOP);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    pair.agent.signal(libc::SIGCONT);
+    says("client has handed over, by TCP");
+    assert!(pair.handed_over() >= 2, "{:?}", pair.counters());
+}
+
+#[test]
 fn a_reader_that_stops_holds_its_writer_back_and_goes_on_in_time() {
     everywhere("stopped", "waits True\nall read True\nin time True\n");
 }

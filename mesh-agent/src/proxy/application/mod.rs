@@ -15,13 +15,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_common::Transport;
-use tokio::net::TcpStream;
 
 pub use admissions::{Admissions, Revocable};
 pub use closed_ports::ClosedPorts;
 use pipe::Pipe;
 pub use reports::{Event, Report, Reports};
 
+use super::application_stream::ApplicationStream;
 use super::one_of::one_of;
 use super::{Local, Node};
 use crate::identity::Identity;
@@ -77,7 +77,7 @@ impl From<Refused> for io::Error {
 /// A connection to an application, or to the filter before it.
 pub enum Application {
     /// To the application; a change of policy may revoke it.
-    Direct(Revocable<TcpStream>),
+    Direct(Revocable<ApplicationStream>),
     /// To the filter that looks at the requests.
     Filtered(Pipe),
 }
@@ -144,7 +144,7 @@ async fn admitted(
     local: &Arc<Local>,
     caller: Caller,
     application: SocketAddr,
-) -> Result<Revocable<TcpStream>, Refused> {
+) -> Result<Revocable<ApplicationStream>, Refused> {
     // Before the connection is made: a policy that comes meanwhile finds it.
     let admission = node
         .admissions
@@ -159,7 +159,7 @@ async fn connect(
     local: &Arc<Local>,
     caller: &Caller,
     application: SocketAddr,
-) -> io::Result<TcpStream> {
+) -> io::Result<ApplicationStream> {
     let seen = crate::datapath::Caller {
         address: caller.address,
         identity: caller.identity.as_ref().map(ToString::to_string),
@@ -175,7 +175,9 @@ async fn connect(
     if refused {
         closed_ports::refused(node, local);
     }
-    connected
+    let stream = connected?;
+    let is_spliced = node.datapath.marks().is_spliced(&stream)?;
+    Ok(ApplicationStream::new(stream, is_spliced))
 }
 
 /// Counts a refusal, and says so.
