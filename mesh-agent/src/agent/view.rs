@@ -428,7 +428,7 @@ fn rule_of(
         UpstreamTls::Auto => DestinationTls::Auto,
         UpstreamTls::Disable => DestinationTls::Disable,
         UpstreamTls::IstioMutual => DestinationTls::IstioMutual,
-        UpstreamTls::Originate(_) | UpstreamTls::NotApplied => DestinationTls::Originate,
+        UpstreamTls::Originate(_) | UpstreamTls::Impossible(_) => DestinationTls::Originate,
     };
     Some(DestinationRule {
         name: rule.name.clone(),

@@ -1,6 +1,7 @@
 //! Files by which we are clients of servers that are not of the mesh: roots,
 //! certificates, revocation lists, tokens. Others renew them.
 
+use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,33 @@ pub fn stamp(path: &Path) -> Option<Stamp> {
     Some(Stamp(metadata.ino(), seconds, nanoseconds, metadata.len()))
 }
 
+/// PEM, and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Pem<'a> {
+    /// In a file.
+    File(&'a Path),
+    /// In memory, under a name that errors say.
+    Given(&'a Path, &'a [u8]),
+}
+
+impl<'a> Pem<'a> {
+    fn name(self) -> &'a Path {
+        match self {
+            Self::File(path) | Self::Given(path, _) => path,
+        }
+    }
+
+    fn read(self) -> Result<Cow<'a, [u8]>, FileError> {
+        match self {
+            Self::File(path) => match std::fs::read(path) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(error) => Err(unusable(path, error.to_string())),
+            },
+            Self::Given(_, bytes) => Ok(bytes.into()),
+        }
+    }
+}
+
 /// Verifies servers against the roots in a file and the name that is dialled, and shows them
 /// a certificate (files of the chain and of its key) where there is one.
 ///
@@ -51,7 +79,8 @@ pub fn client_tls(
     own: Option<(&Path, &Path)>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, FileError> {
-    let trust = trust(Some(roots), None)?;
+    let trust = trust(Some(Pem::File(roots)), None)?;
+    let own = own.map(|(chain, key)| (Pem::File(chain), Pem::File(key)));
     let verifier = ServerVerifier::new(Arc::new(trust), Names(Vec::new()));
     client_config(Arc::new(verifier), own, alpn)
 }
@@ -62,7 +91,7 @@ pub fn client_tls(
 /// As above.
 pub fn client_config(
     verifier: Arc<dyn ServerCertVerifier>,
-    own: Option<(&Path, &Path)>,
+    own: Option<(Pem<'_>, Pem<'_>)>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, FileError> {
     // rustls refuses versions only where the provider has none of their ciphers.
@@ -75,11 +104,11 @@ pub fn client_config(
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let secret = PrivateKeyDer::from_pem_slice(read(key)?.as_bytes())
-                .map_err(|error| unusable(key, format!("no private key in PEM: {error}")))?;
+            let secret = PrivateKeyDer::from_pem_slice(&key.read()?)
+                .map_err(|error| unusable(key.name(), format!("no private key in PEM: {error}")))?;
             builder
                 .with_client_auth_cert(certificates(chain)?, secret)
-                .map_err(|error| unusable(key, error.to_string()))?
+                .map_err(|error| unusable(key.name(), error.to_string()))?
         }
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -90,21 +119,24 @@ pub fn client_config(
 ///
 /// # Errors
 /// Where a file cannot be used.
-pub fn trust(roots: Option<&Path>, revoked: Option<&Path>) -> Result<Trust, FileError> {
+pub fn trust(roots: Option<Pem<'_>>, revoked: Option<Pem<'_>>) -> Result<Trust, FileError> {
     let mut store = RootCertStore::empty();
-    if let Some(path) = roots {
+    if let Some(roots) = roots {
         // One that cannot be used does not spoil the others.
-        let (added, _) = store.add_parsable_certificates(certificates(path)?);
+        let (added, _) = store.add_parsable_certificates(certificates(roots)?);
         if added == 0 {
-            return Err(unusable(path, "no root that can be used".to_owned()));
+            return Err(unusable(
+                roots.name(),
+                "no root that can be used".to_owned(),
+            ));
         }
     }
     let trust = Trust::of(store);
-    let Some(path) = revoked else {
+    let Some(revoked) = revoked else {
         return Ok(trust);
     };
-    let trust = trust.with_revoked(revocation_lists(path)?);
-    trust.map_err(|error| unusable(path, error.to_string()))
+    let trust = trust.with_revoked(lists(revoked)?);
+    trust.map_err(|error| unusable(revoked.name(), error.to_string()))
 }
 
 /// The header `authorization` with the token in a file.
@@ -118,8 +150,8 @@ pub fn bearer(path: &Path) -> Result<HeaderValue, FileError> {
     Ok(value)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    all(path, "certificate")
+fn certificates(pem: Pem<'_>) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    all(pem, "certificate")
 }
 
 /// The lists of revoked certificates in a file; at least one.
@@ -129,20 +161,27 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> 
 pub(super) fn revocation_lists(
     path: &Path,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
-    let lists = all(path, "list of revoked certificates")?;
+    lists(Pem::File(path))
+}
+
+fn lists(pem: Pem<'_>) -> Result<Vec<CertificateRevocationListDer<'static>>, FileError> {
+    let lists = all(pem, "list of revoked certificates")?;
     let nobody = Trust::of(RootCertStore::empty());
     match nobody.with_revoked(lists.clone()) {
         Ok(_) => Ok(lists),
-        Err(error) => Err(unusable(path, format!("not a revocation list: {error}"))),
+        Err(error) => Err(unusable(
+            pem.name(),
+            format!("not a revocation list: {error}"),
+        )),
     }
 }
 
-fn all<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, FileError> {
-    let found = T::pem_slice_iter(read(path)?.as_bytes())
+fn all<T: PemObject>(pem: Pem<'_>, what: &str) -> Result<Vec<T>, FileError> {
+    let found = T::pem_slice_iter(&pem.read()?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(path, format!("not PEM: {error}")))?;
+        .map_err(|error| unusable(pem.name(), format!("not PEM: {error}")))?;
     if found.is_empty() {
-        return Err(unusable(path, format!("no {what} in PEM")));
+        return Err(unusable(pem.name(), format!("no {what} in PEM")));
     }
     Ok(found)
 }

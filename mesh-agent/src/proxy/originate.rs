@@ -13,9 +13,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::identity::pem_files::{Stamp, client_config, stamp, trust};
+use crate::identity::pem_files::{self, Stamp, client_config, stamp, trust};
 use crate::identity::verify::{Names, ServerVerifier};
-use crate::route::TlsOrigination;
+use crate::route::{Pem, TlsOrigination};
 
 /// Where systems keep the authorities that they trust; the first that is there counts.
 const SYSTEM_ROOTS: [&str; 4] = [
@@ -109,33 +109,39 @@ impl Originator {
 
 fn load(settings: &Settings) -> io::Result<Loaded> {
     let tls = &settings.tls;
-    let mut files = Vec::new();
-    let mut file = |path: &str| {
-        let path = PathBuf::from(path);
-        // Before it is read: what changes meanwhile is another file.
-        files.push((path.clone(), stamp(&path)));
-        path
+    let of_system = match &tls.authorities {
+        None if tls.verify => Some(Pem::File(system_roots()?)),
+        _ => None,
     };
+    let mut files = Vec::new();
     let verifier = if tls.verify {
-        let roots = match &tls.authorities {
-            Some(path) => file(path),
-            None => file(&system_roots()?),
-        };
-        let revoked = tls.revoked.as_deref().map(&mut file);
-        let trust = trust(Some(&roots), revoked.as_deref())?;
+        let roots = tls.authorities.as_ref().or(of_system.as_ref());
+        let roots = roots.map(|pem| used(pem, &mut files));
+        let revoked = tls.revoked.as_ref().map(|pem| used(pem, &mut files));
+        let trust = trust(roots, revoked)?;
         ServerVerifier::new(Arc::new(trust), Names(settings.names.clone()))
     } else {
         ServerVerifier::blind()
     };
-    let own = (tls.certificate.as_ref()).map(|(chain, key)| (file(chain), file(key)));
-    let own = own
-        .as_ref()
-        .map(|(chain, key)| (chain.as_ref(), key.as_ref()));
+    let own = tls.certificate.as_ref();
+    let own = own.map(|(chain, key)| (used(chain, &mut files), used(key, &mut files)));
     let config = client_config(Arc::new(verifier), own, settings.alpn)?;
     Ok(Loaded {
         config: Arc::new(config),
         files,
     })
+}
+
+/// What is read of `pem`; a file is noted before: what changes meanwhile is another file.
+fn used<'p>(pem: &'p Pem, files: &mut Vec<(PathBuf, Option<Stamp>)>) -> pem_files::Pem<'p> {
+    match pem {
+        Pem::File(path) => {
+            let path = Path::new(path);
+            files.push((path.to_owned(), stamp(path)));
+            pem_files::Pem::File(path)
+        }
+        Pem::Secret(name, bytes) => pem_files::Pem::Given(Path::new(&**name), &bytes.0),
+    }
 }
 
 fn system_roots() -> io::Result<String> {

@@ -246,9 +246,7 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
         })
     };
     match (&target.policy.tls, mode) {
-        (UpstreamTls::NotApplied, _) => Err(
-            "the DestinationRule asks for a TLS mode that this version does not apply".to_owned(),
-        ),
+        (UpstreamTls::Impossible(reason), _) => Err(format!("the DestinationRule: {reason}")),
         (UpstreamTls::IstioMutual, None) => Err(
             "the DestinationRule asks for ISTIO_MUTUAL, but the endpoint is not in the mesh"
                 .to_owned(),

@@ -34,6 +34,19 @@ pub struct DestinationRuleSpec {
     pub workload_selector: Option<WorkloadSelector>,
 }
 
+impl DestinationRuleSpec {
+    /// All the names of Secrets that it has.
+    pub fn credential_names(&self) -> impl Iterator<Item = &str> {
+        let of_subsets = (self.subsets.iter()).filter_map(|one| one.traffic_policy.as_deref());
+        let policies = of_subsets.chain(&self.traffic_policy);
+        let blocks = policies.flat_map(|policy| {
+            let ports = policy.port_level_settings.iter();
+            ports.map(|port| &port.tls).chain([&policy.tls])
+        });
+        blocks.filter_map(|tls| tls.as_ref()?.credential_name.as_deref())
+    }
+}
+
 /// Labels that a workload must have.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

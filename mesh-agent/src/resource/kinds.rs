@@ -12,6 +12,7 @@ pub(super) enum Kind {
     Sidecar,
     PeerAuthentication,
     AuthorizationPolicy,
+    Secret,
 }
 
 /// What happens to an object of some kind.
@@ -23,7 +24,7 @@ pub(super) enum Treatment {
     NotApplied(&'static str),
 }
 
-const SERVICE: &[&str] = &["v1"];
+const CORE: &[&str] = &["v1"];
 const NETWORKING: &[&str] = &[
     "networking.istio.io/v1",
     "networking.istio.io/v1beta1",
@@ -32,7 +33,7 @@ const NETWORKING: &[&str] = &[
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Service,
         Self::WorkloadEntry,
         Self::WorkloadGroup,
@@ -42,6 +43,7 @@ impl Kind {
         Self::Sidecar,
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
+        Self::Secret,
     ];
 
     /// As it stands in `kind`.
@@ -56,15 +58,32 @@ impl Kind {
             Self::Sidecar => "Sidecar",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Secret => "Secret",
         }
     }
 
     /// The values of `apiVersion`. All have one schema.
     pub(super) fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Service => SERVICE,
+            Self::Service | Self::Secret => CORE,
             Self::PeerAuthentication | Self::AuthorizationPolicy => SECURITY,
             _ => NETWORKING,
+        }
+    }
+
+    /// What an object of this kind may consist of.
+    pub(super) fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Secret => &[
+                "apiVersion",
+                "kind",
+                "metadata",
+                "type",
+                "data",
+                "stringData",
+                "immutable",
+            ],
+            _ => &["apiVersion", "kind", "metadata", "spec", "status"],
         }
     }
 }

@@ -13,6 +13,7 @@ mod parse;
 mod peer_authentication;
 mod report;
 pub mod scalar;
+mod secret;
 mod service;
 mod service_entry;
 pub mod sidecar;
@@ -32,6 +33,7 @@ pub use cache::{Cache, Reading, parse};
 pub use destination_rule::DestinationRuleSpec;
 pub use documents::MAX_FILE_BYTES;
 pub use peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec, WorkloadSelector};
+pub use secret::{Kept, SecretSpec};
 pub use service::{ClusterIp, IpFamily, ServicePortSpec, ServiceSpec, ServiceType, Transport};
 pub use service_entry::{
     EndpointSelector, LocationSpec, PortProtocol, ResolutionSpec, ServiceEntryPort,
@@ -113,6 +115,8 @@ pub struct ResourceSet {
     pub peer_authentications: Resources<PeerAuthenticationSpec>,
     /// Istio `AuthorizationPolicy`.
     pub authorization_policies: Resources<AuthorizationPolicySpec>,
+    /// Kubernetes `Secret`.
+    pub secrets: Resources<SecretSpec>,
     /// What was noticed while they were read.
     pub warnings: Vec<Finding>,
 }
@@ -129,6 +133,7 @@ impl ResourceSet {
             + self.sidecars.len()
             + self.peer_authentications.len()
             + self.authorization_policies.len()
+            + self.secrets.len()
     }
 
     /// Adds the resources of another file.
@@ -144,6 +149,7 @@ impl ResourceSet {
             sidecars,
             peer_authentications,
             authorization_policies,
+            secrets,
             warnings,
         } = other;
         self.services.extend_from_slice(services);
@@ -157,6 +163,7 @@ impl ResourceSet {
             .extend_from_slice(peer_authentications);
         self.authorization_policies
             .extend_from_slice(authorization_policies);
+        self.secrets.extend_from_slice(secrets);
         self.warnings.extend_from_slice(warnings);
     }
 
@@ -172,6 +179,7 @@ impl ResourceSet {
             sidecars,
             peer_authentications,
             authorization_policies,
+            secrets,
             warnings: _,
         } = self;
         cache::keep(services, &before.services);
@@ -183,6 +191,7 @@ impl ResourceSet {
         cache::keep(sidecars, &before.sidecars);
         cache::keep(peer_authentications, &before.peer_authentications);
         cache::keep(authorization_policies, &before.authorization_policies);
+        cache::keep(secrets, &before.secrets);
     }
 
     /// Names and origins of all of them.
@@ -200,6 +209,7 @@ impl ResourceSet {
             sidecars,
             peer_authentications,
             authorization_policies,
+            secrets,
             warnings: _,
         } = self;
         of(services)
@@ -211,6 +221,7 @@ impl ResourceSet {
             .chain(of(sidecars))
             .chain(of(peer_authentications))
             .chain(of(authorization_policies))
+            .chain(of(secrets))
     }
 
     /// Whether there is none.

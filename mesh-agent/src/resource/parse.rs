@@ -145,9 +145,11 @@ impl Read {
             );
             return Err(place.error("apiVersion", reason));
         }
-        let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let known = kind.fields();
         if let Some(field) = object.keys().find(|key| !known.contains(&key.as_str())) {
-            let reason = format!("unknown field; beside spec stand only {}", known.join(", "));
+            let content = if kind == Kind::Secret { "data" } else { "spec" };
+            let known = known.join(", ");
+            let reason = format!("unknown field; beside {content} stand only {known}");
             return Err(place.error(field, reason));
         }
         let metadata = object.remove("metadata").unwrap_or_default();
@@ -201,6 +203,11 @@ impl Read {
                 let resource = typed(meta, spec, |_, _, _| {}, findings)?;
                 findings.extend(sidecar::validate(&resource));
                 set.sidecars.push(resource);
+            }
+            Kind::Secret => {
+                let spec = super::SecretSpec::read(&object)
+                    .map_err(|(field, reason)| Finding::error(&meta, field, reason))?;
+                set.secrets.push(Arc::new(Resource { meta, spec }));
             }
         }
         Ok(())

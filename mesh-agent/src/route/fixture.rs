@@ -130,6 +130,7 @@ pub(crate) fn routes(
         virtual_services: &virtual_services,
         destination_rules: &destination_rules,
         sidecars: &[],
+        secrets: &[],
     };
     let (routes, findings, _) = Compiler::default().compile(&sources, registry, &SETTINGS);
     (routes, findings)

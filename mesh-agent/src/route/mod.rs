@@ -41,7 +41,7 @@ pub use retry::{AskedRetries, Retries, RetryOn};
 pub use sidecar::OutboundPolicy;
 pub use tcp::TcpDecision;
 pub use upstream_policy::{
-    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, LatencyPolicy, OutlierPolicy,
+    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, LatencyPolicy, OutlierPolicy, Pem,
     ProtocolPolicy, RetryBudget, SuccessRatePolicy, TcpLimits, TlsOrigination, UpstreamPolicy,
     UpstreamTls, Warmup,
 };
@@ -51,7 +51,7 @@ use std::sync::Arc;
 
 use crate::registry::Service;
 use crate::resource::{
-    DestinationRuleSpec, Resource, ResourceSet, SidecarSpec, VirtualServiceSpec,
+    DestinationRuleSpec, Resource, ResourceSet, SecretSpec, SidecarSpec, VirtualServiceSpec,
 };
 use hosts::HostTable;
 use model::VirtualHost;
@@ -67,6 +67,8 @@ pub struct Sources<'a> {
     pub destination_rules: &'a [Arc<Resource<DestinationRuleSpec>>],
     /// Istio `Sidecar`.
     pub sidecars: &'a [Arc<Resource<SidecarSpec>>],
+    /// Kubernetes `Secret`.
+    pub secrets: &'a [Arc<Resource<SecretSpec>>],
 }
 
 impl<'a> Sources<'a> {
@@ -76,6 +78,7 @@ impl<'a> Sources<'a> {
             virtual_services: &set.virtual_services,
             destination_rules: &set.destination_rules,
             sidecars: &set.sidecars,
+            secrets: &set.secrets,
         }
     }
 }

@@ -191,11 +191,11 @@ impl Plan<'_> {
         }
     }
 
-    /// Where TLS is asked for that this version cannot give, nothing is sent.
+    /// Where TLS is asked for that cannot be made, nothing is sent.
     fn never_in_the_clear(self) -> Result<Self, Unroutable> {
-        if self.policy.tls == UpstreamTls::NotApplied {
+        if let UpstreamTls::Impossible(reason) = &self.policy.tls {
             return Err(Unroutable::no_cluster(format!(
-                "{}: DestinationRule {} asks for TLS by credentialName, which this version does not apply",
+                "{}: DestinationRule {}: {reason}",
                 self.service.host,
                 self.destination_rule.unwrap_or_default()
             )));

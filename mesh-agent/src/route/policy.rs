@@ -5,12 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::hosts::{HostTable, expand};
-use super::upstream_policy::{Blocks, HttpTunnel, OutlierPolicy, UpstreamPolicy};
+use super::upstream_policy::{
+    Blocks, Credentials, HttpTunnel, Named, OutlierPolicy, UpstreamPolicy, UpstreamTls,
+};
 use super::view::ClientView;
 use crate::memo::{Memo, Same};
 use crate::registry::{Service, Visibility};
 use crate::resource::destination_rule::{
-    Comparisons, DestinationRuleSpec, OutlierDetection, ProxyProtocolVersion, TrafficPolicy,
+    ClientTls, Comparisons, DestinationRuleSpec, OutlierDetection, ProxyProtocolVersion,
+    TrafficPolicy,
 };
 use crate::resource::{Finding, Resource};
 
@@ -23,21 +26,21 @@ struct Level {
 
 impl Level {
     /// A port's settings replace all blocks of their level.
-    fn of(policy: Option<&TrafficPolicy>, comparisons: &Comparisons) -> Self {
-        let Some(policy) = policy else {
-            return Self::default();
-        };
+    fn of(policy: &TrafficPolicy, read: &mut Reading<'_>) -> Self {
+        let comparisons = read.comparisons;
         let outlier = |block: &Option<OutlierDetection>| {
             let block = block.as_ref();
-            block.map(|block| OutlierPolicy::compile(block, comparisons))
+            block.map(|block| OutlierPolicy::compile(block, &comparisons))
         };
-        let ports = policy.port_level_settings.iter().filter_map(|settings| {
+        let settings = policy.port_level_settings.iter().enumerate();
+        let ports = settings.filter_map(|(i, settings)| {
             let port = u16::try_from(settings.port?.number).ok()?;
+            let below = format!(".portLevelSettings[{i}]");
             let blocks = Blocks {
                 load_balancer: settings.load_balancer.clone(),
                 connection_pool: settings.connection_pool.clone(),
                 outlier: outlier(&settings.outlier_detection),
-                tls: settings.tls.clone(),
+                tls: read.tls(settings.tls.as_ref(), &below),
                 // What a port's settings do not know stays the level's.
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
@@ -45,17 +48,18 @@ impl Level {
             };
             Some((port, blocks))
         });
+        let ports = ports.collect();
         Self {
             base: Blocks {
                 load_balancer: policy.load_balancer.clone(),
                 connection_pool: policy.connection_pool.clone(),
                 outlier: outlier(&policy.outlier_detection),
-                tls: policy.tls.clone(),
+                tls: read.tls(policy.tls.as_ref(), ""),
                 retry_budget: policy.retry_budget.clone(),
                 proxy_protocol: proxy_protocol(policy),
                 tunnel: tunnel(policy),
             },
-            ports: ports.collect(),
+            ports,
         }
     }
 
@@ -89,6 +93,50 @@ impl Level {
                 .map(|(port, blocks)| (*port, blocks.resolve().into()))
                 .collect(),
         }
+    }
+}
+
+/// A policy that is being compiled, with what it depends on.
+struct Reading<'a> {
+    resource: &'a Resource<DestinationRuleSpec>,
+    /// Path of the policy.
+    field: String,
+    comparisons: Comparisons,
+    credentials: &'a Credentials<'a>,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(
+        resource: &'a Resource<DestinationRuleSpec>,
+        field: String,
+        credentials: &'a Credentials<'a>,
+        findings: &'a mut Vec<Finding>,
+    ) -> Self {
+        Self {
+            resource,
+            field,
+            // Validation has told of what is wrong with them.
+            comparisons: Comparisons::read(&resource.meta).0,
+            credentials,
+            findings,
+        }
+    }
+
+    fn tls(&mut self, tls: Option<&ClientTls>, below: &str) -> Option<UpstreamTls> {
+        let tls = tls?;
+        let Resource { meta, spec } = self.resource;
+        // Whoever writes a rule for others cannot make them use what only it may read.
+        let credential = (spec.workload_selector.as_ref())
+            .and_then(|_| self.credentials.of(&meta.namespace, tls));
+        if let Some(Err(reason)) = &credential {
+            self.findings.push(Finding::warning(
+                meta,
+                format!("{}{below}.tls.credentialName", self.field),
+                format!("{reason}; such connections are refused"),
+            ));
+        }
+        Some(UpstreamTls::compile(tls, credential))
     }
 }
 
@@ -185,6 +233,7 @@ pub(super) struct DestinationRules {
 impl DestinationRules {
     pub(super) fn compile(
         resources: &[Arc<Resource<DestinationRuleSpec>>],
+        credentials: &Credentials<'_>,
         cluster_domain: &str,
         root_namespace: &str,
         compiled: &mut Compiled,
@@ -227,9 +276,14 @@ impl DestinationRules {
             }
         }
         for merged in sources {
-            let (rule, found) = compiled.get(merged.resources().map(Same::new).collect(), || {
+            let made_from = MadeFrom {
+                rules: merged.resources().map(Same::new).collect(),
+                secrets: merged.secrets(credentials),
+            };
+            let (rule, found) = compiled.get(made_from, || {
                 let mut findings = Vec::new();
-                (Arc::new(merged.compile(&mut findings)), findings.into())
+                let rule = merged.compile(credentials, &mut findings);
+                (Arc::new(rule), findings.into())
             });
             findings.extend_from_slice(&found);
             rules
@@ -265,11 +319,6 @@ impl DestinationRules {
     }
 }
 
-/// What its annotations say; validation has told of what is wrong with them.
-fn comparisons(resource: &Resource<DestinationRuleSpec>) -> Comparisons {
-    Comparisons::read(&resource.meta).0
-}
-
 fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
     if resource.spec.workload_selector.is_some() {
         Visibility::private(&resource.meta)
@@ -278,9 +327,17 @@ fn visibility(resource: &Resource<DestinationRuleSpec>) -> Visibility {
     }
 }
 
-/// What has been made of which resources, merged in this order, and what was to tell.
-pub(super) type Compiled =
-    Memo<Vec<Same<Resource<DestinationRuleSpec>>>, (Arc<DestinationRule>, Arc<[Finding]>)>;
+/// What has been made of which resources, and what was to tell.
+pub(super) type Compiled = Memo<MadeFrom, (Arc<DestinationRule>, Arc<[Finding]>)>;
+
+/// What a rule is made from.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct MadeFrom {
+    /// Merged in this order.
+    rules: Vec<Same<Resource<DestinationRuleSpec>>>,
+    /// What they name, where that has an effect.
+    secrets: Vec<Named>,
+}
 
 /// Rules of one host and one visibility.
 struct Merged<'a> {
@@ -295,11 +352,25 @@ impl<'a> Merged<'a> {
         std::iter::once(self.first).chain(self.others.iter().copied())
     }
 
-    fn compile(&self, findings: &mut Vec<Finding>) -> DestinationRule {
+    fn secrets(&self, credentials: &Credentials<'_>) -> Vec<Named> {
+        let with_effect = (self.resources()).filter(|rule| rule.spec.workload_selector.is_some());
+        let named = with_effect.flat_map(|rule| {
+            let namespace = &rule.meta.namespace;
+            let names = rule.spec.credential_names();
+            names.map(|name| credentials.named(namespace, name))
+        });
+        named.collect()
+    }
+
+    fn compile(
+        &self,
+        credentials: &Credentials<'_>,
+        findings: &mut Vec<Finding>,
+    ) -> DestinationRule {
         let mut policy = None;
         for resource in self.resources() {
             match (&policy, &resource.spec.traffic_policy) {
-                (None, Some(own)) => policy = Some((own, comparisons(resource))),
+                (None, Some(own)) => policy = Some((own, resource)),
                 (Some(_), Some(_)) => findings.push(Finding::warning(
                     &resource.meta,
                     "spec.trafficPolicy",
@@ -311,8 +382,12 @@ impl<'a> Merged<'a> {
                 (_, None) => {}
             }
         }
-        let level = policy.map_or_else(Level::default, |(policy, comparisons)| {
-            Level::of(Some(policy), &comparisons)
+        let level = policy.map_or_else(Level::default, |(policy, resource)| {
+            let field = "spec.trafficPolicy".to_owned();
+            Level::of(
+                policy,
+                &mut Reading::new(resource, field, credentials, findings),
+            )
         });
         let policies = level.resolve();
         let mut subsets: Vec<Subset> = Vec::new();
@@ -333,9 +408,11 @@ impl<'a> Merged<'a> {
                     name: subset.name.clone(),
                     labels: subset.labels.clone(),
                     policies: match subset.traffic_policy.as_deref() {
-                        Some(own) => Level::of(Some(own), &comparisons(resource))
-                            .over(&level)
-                            .resolve(),
+                        Some(own) => {
+                            let field = format!("spec.subsets[{i}].trafficPolicy");
+                            let read = &mut Reading::new(resource, field, credentials, findings);
+                            Level::of(own, read).over(&level).resolve()
+                        }
                         None => policies.clone(),
                     },
                 });

@@ -1,14 +1,17 @@
 //! How connections to a service are made.
 
 mod compile;
+mod credentials;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use compile::Blocks;
+pub(super) use credentials::{Credentials, Named};
 
 use super::hashing::HashPolicy;
 use super::locality::LocalitySetting;
+use crate::resource::Kept;
 use crate::resource::destination_rule::ProxyProtocolVersion;
 pub use crate::resource::destination_rule::{LatencyPolicy, SuccessRatePolicy};
 
@@ -53,19 +56,28 @@ pub enum UpstreamTls {
     IstioMutual,
     /// TLS to a server outside of the mesh.
     Originate(Arc<TlsOrigination>),
-    /// TLS is asked for in a way that is not applied: no connection.
-    NotApplied,
+    /// TLS that cannot be made, and why: no connection.
+    Impossible(Arc<str>),
+}
+
+/// Certificates, a key, or a list of what is revoked, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pem {
+    /// Path of a file, which is read again when it changes.
+    File(String),
+    /// Part of a Secret, with its name.
+    Secret(Arc<str>, Kept),
 }
 
 /// `tls` with mode `SIMPLE` or `MUTUAL`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsOrigination {
-    /// Files of the client's certificate and key, for `MUTUAL`.
-    pub certificate: Option<(String, String)>,
-    /// File of the trusted authorities; the system's where left out.
-    pub authorities: Option<String>,
-    /// File of certificates that their authorities have revoked.
-    pub revoked: Option<String>,
+    /// The client's certificate and key, for `MUTUAL`.
+    pub certificate: Option<(Pem, Pem)>,
+    /// The trusted authorities; the system's where left out.
+    pub authorities: Option<Pem>,
+    /// Certificates that their authorities have revoked.
+    pub revoked: Option<Pem>,
     /// Name to ask the server for; the service's host where left out.
     pub sni: Option<String>,
     /// Names that the server may have; the ServiceEntry's, or the one that was asked

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::resource::{Cache, Severity, parse};
+use crate::route::{Pem, UpstreamTls};
 use crate::source::directory;
 
 fn compile(text: &str) -> Result<Snapshot, Vec<Finding>> {
@@ -63,6 +64,81 @@ fn only_services_that_nobody_serves_and_no_route_diverts_are_marked() {
     assert_eq!(nobody, ["10.96.0.1/32"]);
 }
 
+/// A rule that asks for TLS with what Secrets hold, and what becomes of connections.
+fn tls_of(secrets: &str) -> (UpstreamTls, Vec<String>) {
+    let text = format!(
+        "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: p}}, spec: {{hosts: [p.example.com], \
+         resolution: STATIC, ports: [{{number: 80, name: http}}], endpoints: [{{address: 192.0.2.1}}]}}}}\n\
+         --- {{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: p}}, spec: {{host: p.example.com, \
+         workloadSelector: {{matchLabels: {{app: web}}}}, trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, \
+         tls: {{mode: MUTUAL, credentialName: pair}}}}]}}}}}}\n{secrets}"
+    );
+    let snapshot = compile(&text).expect("a configuration");
+    let client = crate::route::ClientView {
+        namespace: "default",
+        labels: &[("app".to_owned(), "web".to_owned())].into(),
+    };
+    let service = &snapshot.registry.services[0];
+    let rule = snapshot.routes.destination_rule(&client, service);
+    let warnings = snapshot.warnings.iter().map(Finding::to_string);
+    (
+        rule.expect("the rule").policy(80).tls.clone(),
+        warnings.collect(),
+    )
+}
+
+#[test]
+fn a_credential_is_a_secret_of_the_rules_namespace() {
+    let secret = |name: &str, data: &str| {
+        format!(
+            "--- {{apiVersion: v1, kind: Secret, metadata: {{{name}}}, stringData: {{{data}}}}}\n"
+        )
+    };
+    let whole = secret("name: pair", "tls.crt: a, tls.key: b, ca.crt: c");
+    let apart = secret("name: pair", "cert: a, key: b") + &secret("name: pair-cacert", "cacert: c");
+    for (text, certificate, authorities) in [
+        (&whole, "pair, tls.crt", "pair, ca.crt"),
+        (&apart, "pair, cert", "pair-cacert, cacert"),
+    ] {
+        let (UpstreamTls::Originate(tls), warnings) = tls_of(text) else {
+            panic!("{text}");
+        };
+        let name = |pem: &Pem| match pem {
+            Pem::Secret(name, _) => name.to_string(),
+            Pem::File(path) => path.clone(),
+        };
+        let own = tls.certificate.as_ref().map(|(chain, _)| name(chain));
+        assert_eq!(own, Some(format!("Secret default/{certificate}")));
+        let roots = tls.authorities.as_ref().map(name);
+        assert_eq!(roots, Some(format!("Secret default/{authorities}")));
+        assert_eq!(warnings, [""; 0], "{text}");
+    }
+    let field = "spec.trafficPolicy.portLevelSettings[0].tls.credentialName";
+    for (text, reason) in [
+        (String::new(), "there is no Secret default/pair"),
+        (
+            secret(
+                "name: pair, namespace: other",
+                "tls.crt: a, tls.key: b, ca.crt: c",
+            ),
+            "there is no Secret default/pair",
+        ),
+        (
+            secret("name: pair", "tls.crt: a, tls.key: b"),
+            "Secret default/pair has neither ca.crt nor cacert",
+        ),
+        (
+            secret("name: pair", "tls.crt: a, ca.crt: b"),
+            "Secret default/pair has neither tls.crt and tls.key nor cert and key",
+        ),
+    ] {
+        let (tls, warnings) = tls_of(&text);
+        assert_eq!(tls, UpstreamTls::Impossible(reason.into()), "{text}");
+        let expected = format!("{field}: {reason}; such connections are refused");
+        assert!(warnings[0].ends_with(&expected), "{warnings:?}");
+    }
+}
+
 /// The example that people start with must be without a finding.
 #[test]
 fn the_example_compiles() {
@@ -76,7 +152,7 @@ fn the_example_compiles() {
 }
 
 /// Files, and what each may hold in the course of time; nothing where it is not there.
-const FILES: [&[&str]; 14] = [
+const FILES: [&[&str]; 16] = [
     &[
         "",
         "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a}, spec: {address: 10.0.0.1, labels: {app: web, version: v1}}}",
@@ -151,6 +227,17 @@ const FILES: [&[&str]; 14] = [
     &[
         "",
         "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p}, spec: {action: DENY, targetRefs: [{kind: Service, group: '', name: web}], rules: [{}]}}",
+    ],
+    &[
+        "",
+        "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: tls}, spec: {host: db, workloadSelector: {matchLabels: {app: web}}, trafficPolicy: {tls: {mode: MUTUAL, credentialName: pair}}, subsets: [{name: v1, trafficPolicy: {tls: {mode: SIMPLE, credentialName: pair}}}]}}",
+        "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: tls}, spec: {host: db, trafficPolicy: {tls: {mode: MUTUAL, credentialName: pair}}}}",
+    ],
+    &[
+        "",
+        "{apiVersion: v1, kind: Secret, metadata: {name: pair}, stringData: {tls.crt: a, tls.key: b, ca.crt: c}}",
+        "{apiVersion: v1, kind: Secret, metadata: {name: pair}, stringData: {tls.crt: d, tls.key: e}}\n---\n{apiVersion: v1, kind: Secret, metadata: {name: pair-cacert}, stringData: {cacert: f}}",
+        "{apiVersion: v1, kind: Secret, metadata: {name: pair, namespace: other}, data: {tls.crt: YQ==}}",
     ],
 ];
 

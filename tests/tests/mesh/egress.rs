@@ -72,7 +72,7 @@ fn issue(workload: &Workload, file: &str, name: &str) -> [String; 2] {
 /// A server outside of the mesh; one that wants a certificate of its clients where `mutual`.
 fn start(mutual: bool) -> (Mesh, [String; 2]) {
     let lab = Lab::new();
-    let client = lab.workload(Node::A, "client", &[]);
+    let client = lab.workload(Node::A, "client", &[("app", "client")]);
     let partner = lab.workload(Node::Outside, "partner", &[]);
     let [ca, _] = issue(&partner, "ca", "authority");
     let [certificate, key] = issue(&partner, "server", "partner.example.com");
@@ -183,6 +183,50 @@ fn the_client_can_show_a_certificate() {
     ));
     // This server answers nobody whom its authority does not know.
     mesh.expect("with one there is", 200, "Protocol  : TLSv1.3");
+}
+
+#[test]
+fn a_certificate_can_stand_in_a_secret() {
+    let (mesh, [certificate, key]) = start(true);
+    let folder = mesh.partner.file("unused", "");
+    let folder = folder.parent().expect("a folder");
+    let file = |path: &str| std::fs::read_to_string(path).expect("a file");
+    let indented = |text: String| text.replace('\n', "\n    ");
+    let secret = |key: &str| {
+        let ca = folder.join("partner-ca.pem");
+        let [certificate, key, ca] = [&certificate, key, &*ca.to_string_lossy()].map(file);
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: pair}}\ntype: kubernetes.io/tls\nstringData:\n  \
+             tls.crt: |\n    {}\n  tls.key: |\n    {}\n  ca.crt: |\n    {}\n",
+            indented(certificate),
+            indented(key),
+            indented(ca),
+        )
+    };
+    mesh.lab.configure(
+        "rule.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: partner}\n\
+         spec:\n  host: partner.example.com\n  workloadSelector: {matchLabels: {app: client}}\n  \
+         trafficPolicy: {tls: {mode: MUTUAL, credentialName: pair}}\n",
+    );
+    mesh.expect(
+        "there is no such Secret yet",
+        503,
+        "there is no Secret default/pair",
+    );
+    mesh.lab.configure("secret.yaml", &secret(&key));
+    mesh.expect(
+        "the server takes the certificate",
+        200,
+        "Protocol  : TLSv1.3",
+    );
+    // One that cannot be used harms nobody else, and is said.
+    mesh.lab.configure("secret.yaml", &secret(&certificate));
+    mesh.expect(
+        "no key",
+        503,
+        "Secret default/pair, tls.key: no private key in PEM",
+    );
 }
 
 /// A proxy that knows CONNECT, and an echo server behind it. Arguments: their ports.

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::resource::Kept;
 
 fn certificates(path: &str) -> Vec<CertificateDer<'static>> {
     let all = CertificateDer::pem_file_iter(path).expect("a file");
@@ -47,6 +48,16 @@ impl World {
 
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    fn file(&self, name: &str) -> Pem {
+        Pem::File(self.path(name))
+    }
+
+    /// The same in a Secret.
+    fn secret(&self, name: &str) -> Pem {
+        let bytes = std::fs::read(self.path(name)).expect("a file");
+        Pem::Secret(format!("Secret, {name}").into(), Kept(bytes.into()))
     }
 
     /// A certificate for these names, as `<file>.pem` and `<file>.key`.
@@ -134,7 +145,7 @@ impl World {
     fn simple(&self) -> TlsOrigination {
         TlsOrigination {
             certificate: None,
-            authorities: Some(self.path("ca.pem")),
+            authorities: Some(self.file("ca.pem")),
             revoked: None,
             sni: None,
             subject_alt_names: Vec::new(),
@@ -206,12 +217,12 @@ async fn a_client_can_show_a_certificate() {
     world.issue("server", &["www.example.com"], None);
     world.issue("client", &["client"], None);
     let mutual = TlsOrigination {
-        certificate: Some((world.path("client.pem"), world.path("client.key"))),
+        certificate: Some((world.file("client.pem"), world.file("client.key"))),
         ..world.simple()
     };
     assert!(world.connect(mutual, &[], true).await.is_ok());
     let missing = TlsOrigination {
-        certificate: Some((world.path("nothing.pem"), world.path("client.key"))),
+        certificate: Some((world.file("nothing.pem"), world.file("client.key"))),
         ..world.simple()
     };
     let error = world
@@ -219,6 +230,33 @@ async fn a_client_can_show_a_certificate() {
         .await
         .expect_err("no file");
     assert!(error.contains("nothing.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn what_stands_in_a_secret_counts_like_files() {
+    let world = World::new();
+    world.issue("server", &["www.example.com"], None);
+    world.issue("client", &["client"], None);
+    let mutual = TlsOrigination {
+        certificate: Some((world.secret("client.pem"), world.secret("client.key"))),
+        authorities: Some(world.secret("ca.pem")),
+        ..world.simple()
+    };
+    assert!(world.connect(mutual.clone(), &[], true).await.is_ok());
+    let stranger = TlsOrigination {
+        authorities: Some(World::new().secret("ca.pem")),
+        ..mutual.clone()
+    };
+    assert!(world.connect(stranger, &[], true).await.is_err());
+    let no_key = TlsOrigination {
+        certificate: Some((world.secret("client.pem"), world.secret("client.pem"))),
+        ..mutual
+    };
+    let error = world.connect(no_key, &[], true).await.expect_err("no key");
+    assert!(
+        error.contains("Secret, client.pem: no private key"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -248,7 +286,7 @@ async fn a_revoked_server_is_refused() {
         world.write("crl.pem", &list.pem().expect("PEM"));
     };
     let with = || TlsOrigination {
-        revoked: Some(world.path("crl.pem")),
+        revoked: Some(world.file("crl.pem")),
         ..world.simple()
     };
     list(&[&[1, 2, 3]]);

@@ -22,8 +22,9 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
             );
         }
     }
+    let selected = spec.workload_selector.is_some();
     if let Some(policy) = &spec.traffic_policy {
-        traffic_policy(&mut report, policy, "spec.trafficPolicy");
+        traffic_policy(&mut report, policy, "spec.trafficPolicy", selected);
     }
     for (i, subset) in spec.subsets.iter().enumerate() {
         let field = format!("spec.subsets[{i}]");
@@ -40,7 +41,8 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
         }
         report.labels(&subset.labels, &format!("{field}.labels"));
         if let Some(policy) = &subset.traffic_policy {
-            traffic_policy(&mut report, policy, &format!("{field}.trafficPolicy"));
+            let field = format!("{field}.trafficPolicy");
+            traffic_policy(&mut report, policy, &field, selected);
         }
     }
     let (comparisons, problems) = Comparisons::read(&resource.meta);
@@ -65,14 +67,15 @@ fn detects_outliers(spec: &DestinationRuleSpec) -> bool {
     })
 }
 
-fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) {
+/// `selected`: the rule has a workloadSelector.
+fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str, selected: bool) {
     let blocks = Blocks {
         load_balancer: policy.load_balancer.as_ref(),
         connection_pool: policy.connection_pool.as_ref(),
         outlier_detection: policy.outlier_detection.as_ref(),
         tls: policy.tls.as_ref(),
     };
-    blocks.check(report, field);
+    blocks.check(report, field, selected);
     if policy.port_level_settings.len() > MAX_PORT_POLICIES {
         report.error(
             format!("{field}.portLevelSettings"),
@@ -91,7 +94,7 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str) 
             outlier_detection: settings.outlier_detection.as_ref(),
             tls: settings.tls.as_ref(),
         };
-        blocks.check(report, &field);
+        blocks.check(report, &field, selected);
     }
     if let Some(budget) = &policy.retry_budget {
         report.percent(budget.percent, format!("{field}.retryBudget.percent"));
@@ -127,7 +130,7 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    fn check(&self, report: &mut Report<'_>, field: &str) {
+    fn check(&self, report: &mut Report<'_>, field: &str, selected: bool) {
         if let Some(block) = self.load_balancer {
             load_balancer(report, block, &format!("{field}.loadBalancer"));
         }
@@ -138,7 +141,7 @@ impl Blocks<'_> {
             outlier_detection(report, block, &format!("{field}.outlierDetection"));
         }
         if let Some(block) = self.tls {
-            tls(report, block, &format!("{field}.tls"));
+            tls(report, block, &format!("{field}.tls"), selected);
         }
     }
 }
@@ -329,7 +332,7 @@ fn outlier_detection(report: &mut Report<'_>, block: &OutlierDetection, field: &
     }
 }
 
-fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
+fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str, selected: bool) {
     let own = [
         ("clientCertificate", block.client_certificate.is_some()),
         ("privateKey", block.private_key.is_some()),
@@ -368,10 +371,21 @@ fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str) {
                 );
             }
             if block.credential_name.is_some() {
-                report.warning(
-                    format!("{field}.credentialName"),
-                    "not applied by this version: connections are refused rather than made without it",
-                );
+                for (name, there) in &own[..4] {
+                    if *there {
+                        report.error(format!("{field}.{name}"), "excludes credentialName");
+                    }
+                }
+                if !selected {
+                    let then = match block.mode {
+                        TlsMode::Mutual => "such connections are refused",
+                        _ => "the system's authorities are trusted",
+                    };
+                    report.warning(
+                        format!("{field}.credentialName"),
+                        format!("has no effect without spec.workloadSelector, as in Istio: {then}"),
+                    );
+                }
             }
             if block.insecure_skip_verify == Some(true) {
                 report.warning(

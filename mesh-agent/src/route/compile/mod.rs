@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::model::{Rules, VirtualHost};
 use super::policy::{self, DestinationRules};
 use super::sidecar::Sidecars;
+use super::upstream_policy::Credentials;
 use super::{Routes, Settings, Sources, delegate, hosts};
 use crate::memo::{Memo, Same};
 use crate::registry::Registry;
@@ -44,6 +45,7 @@ impl Compiler {
             virtual_services,
             destination_rules,
             sidecars,
+            secrets,
         } = sources;
         let &Settings {
             cluster_domain,
@@ -58,6 +60,7 @@ impl Compiler {
             cluster_domain: cluster_domain.to_owned(),
             destination_rules: DestinationRules::compile(
                 destination_rules,
+                &Credentials::new(secrets),
                 cluster_domain,
                 root_namespace,
                 &mut self.destination_rules,

@@ -246,7 +246,7 @@ fn nothing_is_sent_in_the_clear_where_tls_is_asked_for() {
         &[],
         &[(
             "default/reviews",
-            "{host: reviews, trafficPolicy: {tls: {mode: SIMPLE, credentialName: secret}}}",
+            "{host: reviews, trafficPolicy: {tls: {mode: MUTUAL, credentialName: secret}}}",
         )],
     );
     assert!(

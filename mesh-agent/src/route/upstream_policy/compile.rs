@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::credentials::Credential;
 use super::{
-    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, OutlierPolicy, ProtocolPolicy,
+    Algorithm, Balancer, HttpLimits, HttpTunnel, Keepalive, OutlierPolicy, Pem, ProtocolPolicy,
     RetryBudget, TcpLimits, TlsOrigination, UpstreamPolicy, UpstreamTls, Warmup,
 };
 use crate::resource::destination_rule::{
@@ -28,7 +29,7 @@ pub(in crate::route) struct Blocks {
     pub(in crate::route) load_balancer: Option<LoadBalancer>,
     pub(in crate::route) connection_pool: Option<ConnectionPool>,
     pub(in crate::route) outlier: Option<OutlierPolicy>,
-    pub(in crate::route) tls: Option<ClientTls>,
+    pub(in crate::route) tls: Option<UpstreamTls>,
     pub(in crate::route) retry_budget: Option<RetryBudgetSpec>,
     pub(in crate::route) proxy_protocol: Option<ProxyProtocolVersion>,
     pub(in crate::route) tunnel: Option<Arc<HttpTunnel>>,
@@ -62,7 +63,7 @@ impl Blocks {
                 .and_then(|block| block.locality_lb_setting.as_ref())
                 .map(LocalitySetting::compile),
             warmup: balancer.and_then(resolve_warmup),
-            tls: UpstreamTls::compile(self.tls.as_ref()),
+            tls: self.tls.clone().unwrap_or_default(),
             connect_timeout: tcp
                 .and_then(|tcp| tcp.connect_timeout)
                 .map_or(CONNECT_TIMEOUT, |timeout| timeout.0),
@@ -194,22 +195,39 @@ impl OutlierPolicy {
 }
 
 impl UpstreamTls {
-    fn compile(tls: Option<&ClientTls>) -> Self {
-        let Some(tls) = tls else { return Self::Auto };
-        let certificate = match tls.mode {
+    /// `credential`: what a `credentialName` means, where it has an effect.
+    pub(in crate::route) fn compile(
+        tls: &ClientTls,
+        credential: Option<Result<Credential, String>>,
+    ) -> Self {
+        let is_mutual = match tls.mode {
             TlsMode::Disable => return Self::Disable,
             TlsMode::IstioMutual => return Self::IstioMutual,
-            TlsMode::Simple => None,
-            TlsMode::Mutual => tls.client_certificate.clone().zip(tls.private_key.clone()),
+            TlsMode::Simple => false,
+            TlsMode::Mutual => true,
         };
-        let unknown = tls.credential_name.is_some();
-        if unknown || (tls.mode == TlsMode::Mutual && certificate.is_none()) {
-            return Self::NotApplied;
+        let file = |path: &Option<String>| path.clone().map(Pem::File);
+        let Credential {
+            certificate,
+            authorities,
+            revoked,
+        } = match credential {
+            Some(Ok(credential)) => credential,
+            Some(Err(reason)) => return Self::Impossible(reason.into()),
+            None => Credential {
+                certificate: file(&tls.client_certificate).zip(file(&tls.private_key)),
+                authorities: file(&tls.ca_certificates),
+                revoked: file(&tls.ca_crl),
+            },
+        };
+        if is_mutual && certificate.is_none() {
+            let reason = "mode MUTUAL, and no certificate to show";
+            return Self::Impossible(reason.into());
         }
         Self::Originate(Arc::new(TlsOrigination {
-            certificate,
-            authorities: tls.ca_certificates.clone(),
-            revoked: tls.ca_crl.clone(),
+            certificate: certificate.filter(|_| is_mutual),
+            authorities,
+            revoked,
             sni: tls.sni.clone().filter(|name| !name.is_empty()),
             subject_alt_names: tls.subject_alt_names.clone(),
             verify: tls.insecure_skip_verify != Some(true),

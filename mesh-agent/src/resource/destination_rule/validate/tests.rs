@@ -88,8 +88,16 @@ fn what_cannot_be_is_refused() {
             "warning spec.trafficPolicy.outlierDetection.consecutiveErrors: has no effect: use consecutive5xxErrors",
         ),
         (
+            "{host: a, trafficPolicy: {tls: {mode: MUTUAL, credentialName: b}}}",
+            "warning spec.trafficPolicy.tls.credentialName: has no effect without spec.workloadSelector, as in Istio: such connections are refused",
+        ),
+        (
+            "{host: a, workloadSelector: {matchLabels: {app: a}}, trafficPolicy: {tls: {mode: SIMPLE, credentialName: b, caCertificates: c}}}",
+            "error spec.trafficPolicy.tls.caCertificates: excludes credentialName",
+        ),
+        (
             "{host: a, trafficPolicy: {tls: {mode: SIMPLE, credentialName: b}}}",
-            "warning spec.trafficPolicy.tls.credentialName: not applied by this version: connections are refused rather than made without it",
+            "warning spec.trafficPolicy.tls.credentialName: has no effect without spec.workloadSelector, as in Istio: the system's authorities are trusted",
         ),
     ] {
         assert_eq!(findings(spec), [expected], "{spec}");
