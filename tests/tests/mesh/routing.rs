@@ -206,6 +206,28 @@ fn every_way_to_write_the_host_is_routed() {
     }
 }
 
+/// The value of a header field that the application saw.
+fn seen<'r>(reply: &'r str, name: &str) -> Option<&'r str> {
+    let mut lines = reply.lines();
+    lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+#[test]
+fn a_request_has_a_name_of_its_own() {
+    let mesh = start();
+    let url = "http://reviews/headers";
+    let name = |headers: &[&str]| {
+        let reply = mesh.sleep.curl(&[&[url], headers].concat());
+        let name = seen(&reply.body, "x-request-id");
+        name.unwrap_or_else(|| panic!("{reply:?}")).to_owned()
+    };
+    let [one, other] = [name(&[]), name(&[])];
+    assert_ne!(one, other);
+    let lengths: Vec<_> = one.split('-').map(str::len).collect();
+    assert_eq!(lengths, [8, 4, 4, 4, 12], "{one}");
+    assert_eq!(name(&["-H", "x-request-id: mine"]), "mine");
+}
+
 #[test]
 fn the_guides_samples_are_as_printed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/guide");

@@ -15,7 +15,7 @@ use super::connector::Connector;
 use super::failure::Failure;
 use super::forward::Exchange;
 use super::record::Record;
-use super::{message, websocket};
+use super::{message, request_id, websocket};
 use crate::balance::Destination;
 use crate::registry::Registry;
 use crate::route::{Abort, ClientView, Decision, Facts, Outcome, RequestView};
@@ -34,6 +34,7 @@ pub(super) async fn answer<C: Connector>(
     let normalization = snapshot.authorization.path_normalization;
     let admitted = websocket::admit(&mut request).and_then(|extended_connect| {
         message::admit(&mut request, normalization)?;
+        request_id::ensure(request.headers_mut(), &mut rand::rng());
         Ok(extended_connect)
     });
     let admitted =

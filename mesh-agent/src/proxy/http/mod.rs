@@ -13,6 +13,7 @@ mod mirror;
 mod pool;
 mod record;
 mod request_body;
+mod request_id;
 mod tunnel;
 mod upstream;
 mod websocket;

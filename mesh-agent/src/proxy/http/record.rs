@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::connector::Connector;
 use super::pool::HttpPool;
 use super::request_body::BodySource;
+use super::request_id::REQUEST_ID;
 use super::upstream::HttpCluster;
 use super::{ConnectionContext, message};
 use crate::balance::{Member, full_name};
@@ -23,7 +24,6 @@ use crate::telemetry::requests::{Measures, Outcome};
 use crate::telemetry::{Flag, Flags, Telemetry};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The answer is the endpoint's.
 pub(super) const VIA_UPSTREAM: &str = "via_upstream";
 

@@ -43,7 +43,7 @@ async fn hop_by_hop_fields_end_here_and_the_rest_goes_on() {
     .await;
     let proxy = proxy_to(endpoint).await;
     let answer = proxy
-        .request("GET /a%20b HTTP/1.1\r\nHost: reviews:80\r\nConnection: close, x-hop, host\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTE: trailers, gzip\r\nX-Two: a\r\nX-Two: b\r\n\r\n")
+        .request("GET /a%20b HTTP/1.1\r\nHost: reviews:80\r\nConnection: close, x-hop, host\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTE: trailers, gzip\r\nX-Two: a\r\nX-Request-ID: mine\r\nX-Two: b\r\n\r\n")
         .await;
     let asked = told.recv().await.expect("a request");
     let lines: Vec<_> = asked.trim_end().lines().collect();
@@ -57,6 +57,7 @@ async fn hop_by_hop_fields_end_here_and_the_rest_goes_on() {
             "host: reviews:80",
             "te: trailers",
             "x-envoy-attempt-count: 1",
+            "x-request-id: mine",
             "x-two: a",
             "x-two: b"
         ]
