@@ -90,7 +90,9 @@ pub fn make(folder: &Path, kernel: &Kernel, tests: &Path, arguments: &[String]) 
         root.own(&mesh_tests::binary(name), name)?;
     }
     root.own(tests, "tests")?;
-    root.tree(&shell::root().join("target/bpf/undermesh.o"))?;
+    for name in ["target/bpf/undermesh.o", "tests/data"] {
+        root.tree(&shell::root().join(name))?;
+    }
     root.init(arguments)?;
     root.pack(&folder.join("image.cpio"))
 }

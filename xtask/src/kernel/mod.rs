@@ -21,7 +21,7 @@ const PACKAGES: &[&str] = &["qemu-system-x86", "cpio", "kmod", "binutils"];
 
 /// What must hold on every kernel, by the names of the end-to-end tests:
 /// interception both ways and both address families, names, mutual TLS between
-/// two nodes, routing, TCP, fail closed, and what people see.
+/// two nodes, routing, TCP, every kind of socket, fail closed, and what people see.
 const SMOKE: &[&str] = &[
     "interception::an_application_sees_the_address_that_it_asked_for",
     "interception::a_server_sees_the_true_address_of_its_client",
@@ -32,8 +32,10 @@ const SMOKE: &[&str] = &[
     "routing::every_way_to_write_the_host_is_routed",
     "protocols::a_server_may_speak_first",
     "lifetime::when_the_clients_agent_is_killed_connections_are_refused_and_nothing_passes_in_the_clear",
+    "edges::every_way_to_connect_is_captured",
     "meshctl::check_has_a_tick_for_everything_that_is_well",
     "bpftool::every_pinned_map_has_btf_and_dumps_named_fields",
+    "bpftool::the_kernel_programs_say_why",
 ];
 
 /// Runs the smoke test, or the tests whose name contains `filter`, on a kernel `version`, such as `6.1`.
