@@ -239,6 +239,40 @@ def once():
     connection.close()
 
 
+def churn():
+    """Connections that end in all ways, many at once."""
+    ended, wrong = [], []
+
+    def one(number):
+        connection = connect("echo")
+        content = os.urandom(1 + number * 997 % 40_000)
+        connection.sendall(content)
+        how = number % 4
+        if how == 0:
+            connection.shutdown(socket.SHUT_WR)
+            if read_exactly(connection, len(content)) != content or connection.recv(1):
+                wrong.append(number)
+        elif how == 1:
+            # A reset, with bytes unread and under way.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif how == 2:
+            # Closed with bytes unread, or before they come.
+            read_exactly(connection, 1)
+        connection.close()
+        ended.append(number)
+
+    def many(first):
+        for number in range(first, 400, 8):
+            one(number)
+
+    threads = [threading.Thread(target=many, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("ended", len(ended), "wrong", wrong)
+
+
 def farewell():
     """Many small messages, and the server is the first to close."""
     connection = connect("farewell 1000")

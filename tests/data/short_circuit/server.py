@@ -66,7 +66,15 @@ def serve(connection):
     elif command == "reset":
         time.sleep(numbers[0] / 1000)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
+
+
+def one(connection):
+    """Closes it also where the client is gone before its time."""
+    with connection:
+        try:
+            serve(connection)
+        except OSError as error:
+            print(error, flush=True)
 
 
 def listen(port, deferred):
@@ -75,10 +83,10 @@ def listen(port, deferred):
     if deferred:
         listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 5)
     listener.bind(("0.0.0.0", port))
-    listener.listen(128)
+    listener.listen(1024)
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        threading.Thread(target=one, args=(connection,), daemon=True).start()
 
 
 random.seed(1)

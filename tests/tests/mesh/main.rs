@@ -45,6 +45,7 @@ mod resolvers;
 mod routing;
 mod short_circuit;
 mod sockets;
+mod spliced_sockets;
 mod takeover;
 mod traffic;
 mod trust;

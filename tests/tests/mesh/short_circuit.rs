@@ -55,7 +55,7 @@ impl Pair {
     }
 
     /// What the client of a scenario sees of the service.
-    fn sees(&self, scenario: &str) -> String {
+    pub fn sees(&self, scenario: &str) -> String {
         self.run(scenario, VIP).success()
     }
 
@@ -83,7 +83,7 @@ impl Pair {
         self.counters()[4..7].iter().sum()
     }
 
-    fn set_knob(&self, index: u8, value: u8) {
+    pub fn set_knob(&self, index: u8, value: u8) {
         let pin = self.lab.bpffs(Node::A).join("knobs");
         let (index, value) = (index.to_string(), value.to_string());
         let update = ["map", "update", "pinned", &pin.to_string_lossy()];
