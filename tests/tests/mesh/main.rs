@@ -46,6 +46,7 @@ mod routing;
 mod short_circuit;
 mod sockets;
 mod spliced_sockets;
+mod strict;
 mod takeover;
 mod traffic;
 mod trust;

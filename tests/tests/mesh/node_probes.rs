@@ -11,9 +11,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const NODE_PORT: &str = "30080";
 
 /// Mutual TLS only, everywhere.
-const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+pub const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
     metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n";
-const PERMISSIVE: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+pub const PERMISSIVE: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
     metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: PERMISSIVE}}\n";
 /// One identity alone may talk to anything.
 const ALLOW_SLEEP: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
@@ -203,6 +203,40 @@ fn a_unit_of_the_node_is_no_probe_whatever_way_the_agent_takes_for_it() {
             }
         });
     }
+}
+
+/// Who takes the address and the port of a probe that has ended is not taken for it.
+#[test]
+fn another_machine_with_the_address_and_port_of_an_earlier_probe_is_refused() {
+    const PORT: u16 = 40_007;
+    let stage = Stage::start(&[]);
+    stage.lab.configure("peer-authentication.yaml", STRICT);
+    stage.others_are(0, "STRICT");
+    let url = &stage.urls()[0];
+    let probe = stage.host.curl(&["--local-port", &PORT.to_string(), url]);
+    assert_eq!(probe.status, 200, "{probe:?}");
+    // The node leaves the wire, and the other machine gets its address.
+    let (node, outside) = (&stage.host, &stage.outside);
+    node.run("ip", &["link", "set", "eth0", "down"]).success();
+    let address = format!("{}/32", node.v4);
+    let take = ["address", "add", &address, "dev", "eth0"];
+    outside.run("ip", &take).success();
+    stage.web.run("ip", &["neigh", "flush", "all"]).success();
+    let mut port = PORT;
+    let mut forged = || {
+        let own = node.v4.to_string();
+        let (from, to) = (["--interface", &own], ["--local-port", &port.to_string()]);
+        port += 1;
+        outside.curl(&[from, to, [url, "--silent"]].concat())
+    };
+    let reply = forged();
+    assert_eq!(reply.status, 0, "{reply:?}");
+    assert_ne!(reply.exit, 28, "refused, not lost: {reply:?}");
+    stage.lab.configure("peer-authentication.yaml", PERMISSIVE);
+    eventually(PATIENCE, "there is a way for it", || match forged() {
+        reply if reply.status == 200 => Ok(()),
+        reply => Err(format!("{reply:?}")),
+    });
 }
 
 #[test]
