@@ -118,6 +118,10 @@ impl AsyncWrite for ApplicationStream {
 }
 
 impl Duplex for ApplicationStream {
+    fn batch_bytes(&self) -> usize {
+        self.stream.batch_bytes()
+    }
+
     fn abort(&mut self) {
         self.stream.abort();
     }

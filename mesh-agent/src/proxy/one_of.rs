@@ -79,6 +79,12 @@ macro_rules! one_of {
                 }
             }
 
+            fn batch_bytes(&self) -> usize {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::batch_bytes(io),)+
+                }
+            }
+
             fn keeps(&self) -> bool {
                 match self {
                     $(Self::$variant(io) => $crate::proxy::copy::Duplex::keeps(io),)+

@@ -64,6 +64,10 @@ impl<S: Duplex> Duplex for Replay<S> {
         self.stream.abort();
     }
 
+    fn batch_bytes(&self) -> usize {
+        self.stream.batch_bytes()
+    }
+
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.stream.poll_aborted(cx)
     }

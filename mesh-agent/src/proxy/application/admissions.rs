@@ -341,6 +341,10 @@ impl<S: Duplex> Duplex for Revocable<S> {
         self.stream.abort();
     }
 
+    fn batch_bytes(&self) -> usize {
+        self.stream.batch_bytes()
+    }
+
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         // Where all has been read nobody reads any more, and this alone can tell.
         match self.admission.poll_revoked(cx) {

@@ -17,18 +17,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
+use duplex::{CHUNK_BYTES, SOCKET_BYTES};
 pub use duplex::{Chunk, Duplex};
 
-/// What is read at once. One buffer per thread serves all streams; a stream has
-/// memory of its own only for what its receiver did not take yet.
-/// Behind the nine bytes that head an HTTP/2 frame it fills four TLS records; a
-/// byte more would travel in a fifth.
-const BUFFER_BYTES: usize = 64 * 1024 - 9;
 /// What fills at least so much of the buffer is given away with it where the writer
 /// keeps it, and the thread gets a new one; less is copied.
-const LARGE_BYTES: usize = BUFFER_BYTES / 2;
+const LARGE_BYTES: usize = CHUNK_BYTES / 2;
 /// After this many full buffers a stream lets others have their turn.
 const MAX_ROUNDS: usize = 16;
+/// For how many a larger one counts.
+const LARGE_ROUND: usize = SOCKET_BYTES / CHUNK_BYTES;
 /// How long an end that has sent all to the other, while that other is gone, is
 /// still listened to, so that what it was sent gets through before the abort.
 const LINGER: Duration = Duration::from_millis(500);
@@ -160,7 +158,7 @@ impl<A: Duplex, B: Duplex> Drop for Ends<A, B> {
 /// overtake the bytes and the end that were sent to this stream before.
 async fn discard(stream: &mut impl Duplex) {
     let drain = async {
-        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut buffer = vec![0; CHUNK_BYTES];
         while let Ok(1..) = stream.read(&mut buffer).await {}
     };
     let _ = tokio::time::timeout(LINGER, drain).await;
@@ -197,7 +195,15 @@ impl Failure {
 
 /// One direction.
 #[derive(Default)]
-enum Way {
+struct Way {
+    state: State,
+    /// The last read filled its buffer, and all of it was taken: a larger one may be
+    /// filled as well. A stream whose receiver is slow does not hold so much.
+    flows: bool,
+}
+
+#[derive(Default)]
+enum State {
     /// Nothing is held; the writer may have to be flushed.
     #[default]
     Reading,
@@ -211,7 +217,7 @@ enum Way {
 
 impl Way {
     fn is_done(&self) -> bool {
-        matches!(self, Self::Done)
+        matches!(self.state, State::Done)
     }
 
     fn poll(
@@ -221,34 +227,36 @@ impl Way {
         count: &AtomicU64,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
-        for _ in 0..MAX_ROUNDS {
-            match self {
-                Self::Reading => match poll_pass(reader, writer, count, cx)? {
-                    Poll::Ready(next) => *self = next,
+        let mut rounds = 0;
+        while rounds < MAX_ROUNDS {
+            rounds += if self.flows { LARGE_ROUND } else { 1 };
+            match &mut self.state {
+                State::Reading => match poll_pass(&mut self.flows, reader, writer, count, cx)? {
+                    Poll::Ready(next) => self.state = next,
                     Poll::Pending => {
                         // Nothing to read: what is on its way shall not wait for more.
                         let _ = Pin::new(writer).poll_flush(cx).map_err(Failure::writing)?;
                         return Poll::Pending;
                     }
                 },
-                Self::Writing(rest) => {
+                State::Writing(rest) => {
                     let taken = ready!(writer.poll_give(cx, rest))
                         .and_then(taken)
                         .map_err(Failure::writing)?;
                     count.fetch_add(taken as u64, Ordering::Relaxed);
                     if rest.is_empty() {
-                        *self = Self::Reading;
+                        self.state = State::Reading;
                     }
                 }
-                Self::Ending => {
+                State::Ending => {
                     match ready!(Pin::new(&mut *writer).poll_shutdown(cx)) {
                         // It has gone after it said all: nothing is left to be told.
                         Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
                         other => other.map_err(Failure::writing)?,
                     }
-                    *self = Self::Done;
+                    self.state = State::Done;
                 }
-                Self::Done => return Poll::Ready(Ok(())),
+                State::Done => return Poll::Ready(Ok(())),
             }
         }
         cx.waker().wake_by_ref();
@@ -257,19 +265,28 @@ impl Way {
 }
 
 thread_local! {
+    /// For all streams that this thread carries: a stream has memory of its own only
+    /// for what its receiver did not take yet.
     static SCRATCH: Cell<BytesMut> = Cell::default();
+    /// The same for those in full flow.
+    static LARGE_SCRATCH: Cell<BytesMut> = Cell::default();
 }
 
 /// Reads once and writes what was read; only what the writer does not take is kept.
 fn poll_pass(
+    flows: &mut bool,
     reader: &mut impl Duplex,
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Poll<Result<Way, Failure>> {
-    let mut scratch = SCRATCH.take();
-    if scratch.capacity() < BUFFER_BYTES {
-        scratch = BytesMut::with_capacity(BUFFER_BYTES);
+) -> Poll<Result<State, Failure>> {
+    let (scratch_of_thread, bytes) = match writer.batch_bytes() {
+        bytes if *flows && bytes > CHUNK_BYTES => (&LARGE_SCRATCH, bytes),
+        _ => (&SCRATCH, CHUNK_BYTES),
+    };
+    let mut scratch = scratch_of_thread.take();
+    if scratch.capacity() < bytes {
+        scratch = BytesMut::with_capacity(bytes);
     }
     let next = match reader.poll_chunk(cx, &mut scratch) {
         Poll::Pending => Poll::Pending,
@@ -281,8 +298,9 @@ fn poll_pass(
         }
         Poll::Ready(Ok(Chunk::Lent)) => Poll::Ready(lend(&scratch, writer, count, cx)),
     };
+    *flows = scratch.len() >= CHUNK_BYTES && matches!(next, Poll::Ready(Ok(State::Reading)));
     scratch.clear();
-    SCRATCH.set(scratch);
+    scratch_of_thread.set(scratch);
     next
 }
 
@@ -292,17 +310,17 @@ fn give(
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Result<Way, Failure> {
+) -> Result<State, Failure> {
     if bytes.is_empty() {
-        return Ok(Way::Ending);
+        return Ok(State::Ending);
     }
     if let Poll::Ready(result) = writer.poll_give(cx, &mut bytes) {
         let taken = result.and_then(taken).map_err(Failure::writing)?;
         count.fetch_add(taken as u64, Ordering::Relaxed);
     }
     Ok(match bytes.is_empty() {
-        true => Way::Reading,
-        false => Way::Writing(bytes),
+        true => State::Reading,
+        false => State::Writing(bytes),
     })
 }
 
@@ -312,9 +330,9 @@ fn lend(
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Result<Way, Failure> {
+) -> Result<State, Failure> {
     if bytes.is_empty() {
-        return Ok(Way::Ending);
+        return Ok(State::Ending);
     }
     let taken = match Pin::new(writer).poll_write(cx, bytes) {
         Poll::Pending => 0,
@@ -322,8 +340,8 @@ fn lend(
     };
     count.fetch_add(taken as u64, Ordering::Relaxed);
     Ok(match &bytes[taken..] {
-        [] => Way::Reading,
-        rest => Way::Writing(Bytes::copy_from_slice(rest)),
+        [] => State::Reading,
+        rest => State::Writing(Bytes::copy_from_slice(rest)),
     })
 }
 
