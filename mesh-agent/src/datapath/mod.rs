@@ -27,7 +27,7 @@ mod verdicts;
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use flows::{FlowPath, FlowRecord};
 pub use kernel_log::LogLevel;
-pub use marks::{Caller, SocketMarks};
+pub use marks::{Accepted, Caller, SocketMarks};
 pub use mounts::mount_point;
 pub use order::AttachOrder;
 pub use short_circuit::{Tier, Tiers};

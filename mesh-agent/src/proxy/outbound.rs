@@ -24,7 +24,7 @@ use super::sniff::{MAX_SNIFF, Sniffed, sniff};
 use super::tcp::{self, Connection};
 use super::upstream::Upstream;
 use super::{Local, Node};
-use crate::datapath::FlowPath;
+use crate::datapath::{Accepted, FlowPath};
 use crate::dns::DnsServer;
 use crate::registry::{Protocol, Resolution};
 use crate::route::ClientView;
@@ -79,13 +79,17 @@ pub async fn serve(listener: TcpListener, outbound: Arc<Outbound>) {
 
 impl Outbound {
     async fn connection(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        let Some(accepted) = self.node.datapath.marks().accepted(&stream)? else {
+        let Some(Accepted {
+            destination,
+            flow,
+            is_spliced,
+        }) = self.node.datapath.marks().accepted(&stream)?
+        else {
             // Somebody who found the listener's port. There is nothing for him here.
             stream.abort();
             return Err(io::Error::other("no original destination"));
         };
-        let (destination, flow) = (accepted.destination, accepted.flow);
-        let mut stream = ApplicationStream::new(stream, accepted.is_spliced);
+        let mut stream = ApplicationStream::new(stream, is_spliced);
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
             self.note_protocol(flow, Recognised::Dns);

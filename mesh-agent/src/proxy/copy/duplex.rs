@@ -74,7 +74,6 @@ impl Duplex for TcpStream {
         SOCKET_BYTES
     }
 
-
     fn abort(&mut self) {
         // With no time to linger close(2) sends a reset. On failure the
         // connection is gone already.

@@ -77,65 +77,69 @@ pub struct CopyError {
 ///
 /// # Errors
 /// The first failure of either stream.
-pub async fn copy_both<A: Duplex, B: Duplex>(
+pub fn copy_both<A: Duplex, B: Duplex>(
     first: A,
     second: B,
     transferred: &Transferred,
-) -> Result<(), CopyError> {
+) -> impl Future<Output = Result<(), CopyError>> {
+    // Not an async function: its future would have room for both streams twice.
     let mut ends = Ends {
         first,
         second,
         finished: false,
     };
-    let mut forward = Way::default();
-    let mut backward = Way::default();
-    let result = std::future::poll_fn(|cx| {
-        let Ends { first, second, .. } = &mut ends;
-        let a = forward
-            .poll(first, second, &transferred.first_to_second, cx)
-            .map_err(|failure| failure.between(End::First, End::Second))?;
-        let b = backward
-            .poll(second, first, &transferred.second_to_first, cx)
-            .map_err(|failure| failure.between(End::Second, End::First))?;
-        if a.is_ready() && b.is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        // Where all of a stream is read, only this can tell of its abort.
-        if a.is_ready()
-            && let Poll::Ready(source) = first.poll_aborted(cx)
-        {
-            return Poll::Ready(Err(
-                Failure::reading(source).between(End::First, End::Second)
-            ));
-        }
-        if b.is_ready()
-            && let Poll::Ready(source) = second.poll_aborted(cx)
-        {
-            return Poll::Ready(Err(
-                Failure::reading(source).between(End::Second, End::First)
-            ));
-        }
-        Poll::Pending
-    })
-    .await;
+    async move {
+        let ends = &mut ends;
+        let mut forward = Way::default();
+        let mut backward = Way::default();
+        let result = std::future::poll_fn(|cx| {
+            let Ends { first, second, .. } = &mut *ends;
+            let a = forward
+                .poll(first, second, &transferred.first_to_second, cx)
+                .map_err(|failure| failure.between(End::First, End::Second))?;
+            let b = backward
+                .poll(second, first, &transferred.second_to_first, cx)
+                .map_err(|failure| failure.between(End::Second, End::First))?;
+            if a.is_ready() && b.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            // Where all of a stream is read, only this can tell of its abort.
+            if a.is_ready()
+                && let Poll::Ready(source) = first.poll_aborted(cx)
+            {
+                return Poll::Ready(Err(
+                    Failure::reading(source).between(End::First, End::Second)
+                ));
+            }
+            if b.is_ready()
+                && let Poll::Ready(source) = second.poll_aborted(cx)
+            {
+                return Poll::Ready(Err(
+                    Failure::reading(source).between(End::Second, End::First)
+                ));
+            }
+            Poll::Pending
+        })
+        .await;
 
-    match &result {
-        Ok(()) => ends.finished = true,
-        Err(CopyError {
-            end: End::First, ..
-        }) if forward.is_done() => {
-            ends.first.abort();
-            discard(&mut ends.second).await;
+        match &result {
+            Ok(()) => ends.finished = true,
+            Err(CopyError {
+                end: End::First, ..
+            }) if forward.is_done() => {
+                ends.first.abort();
+                discard(&mut ends.second).await;
+            }
+            Err(CopyError {
+                end: End::Second, ..
+            }) if backward.is_done() => {
+                ends.second.abort();
+                discard(&mut ends.first).await;
+            }
+            Err(_) => {}
         }
-        Err(CopyError {
-            end: End::Second, ..
-        }) if backward.is_done() => {
-            ends.second.abort();
-            discard(&mut ends.first).await;
-        }
-        Err(_) => {}
+        result
     }
-    result
 }
 
 /// Both streams, aborted on drop unless the copy came to its regular end.
@@ -194,19 +198,13 @@ impl Failure {
 }
 
 /// One direction.
-#[derive(Default)]
-struct Way {
-    state: State,
-    /// The last read filled its buffer, and all of it was taken: a larger one may be
-    /// filled as well. A stream whose receiver is slow does not hold so much.
-    flows: bool,
-}
-
-#[derive(Default)]
-enum State {
+enum Way {
     /// Nothing is held; the writer may have to be flushed.
-    #[default]
-    Reading,
+    Reading {
+        /// The last read filled its buffer, and all of it was taken: a larger one may be
+        /// filled as well. A stream whose receiver is slow does not hold so much.
+        flows: bool,
+    },
     /// This was read and waits for the writer.
     Writing(Bytes),
     /// The reader ended, the writer is being told.
@@ -215,9 +213,15 @@ enum State {
     Done,
 }
 
+impl Default for Way {
+    fn default() -> Self {
+        Self::Reading { flows: false }
+    }
+}
+
 impl Way {
     fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self, Self::Done)
     }
 
     fn poll(
@@ -229,34 +233,39 @@ impl Way {
     ) -> Poll<Result<(), Failure>> {
         let mut rounds = 0;
         while rounds < MAX_ROUNDS {
-            rounds += if self.flows { LARGE_ROUND } else { 1 };
-            match &mut self.state {
-                State::Reading => match poll_pass(&mut self.flows, reader, writer, count, cx)? {
-                    Poll::Ready(next) => self.state = next,
+            rounds += 1;
+            match self {
+                Self::Reading { flows } => match poll_pass(*flows, reader, writer, count, cx)? {
+                    Poll::Ready(next) => {
+                        if *flows {
+                            rounds += LARGE_ROUND - 1;
+                        }
+                        *self = next;
+                    }
                     Poll::Pending => {
                         // Nothing to read: what is on its way shall not wait for more.
                         let _ = Pin::new(writer).poll_flush(cx).map_err(Failure::writing)?;
                         return Poll::Pending;
                     }
                 },
-                State::Writing(rest) => {
+                Self::Writing(rest) => {
                     let taken = ready!(writer.poll_give(cx, rest))
                         .and_then(taken)
                         .map_err(Failure::writing)?;
                     count.fetch_add(taken as u64, Ordering::Relaxed);
                     if rest.is_empty() {
-                        self.state = State::Reading;
+                        *self = Self::default();
                     }
                 }
-                State::Ending => {
+                Self::Ending => {
                     match ready!(Pin::new(&mut *writer).poll_shutdown(cx)) {
                         // It has gone after it said all: nothing is left to be told.
                         Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
                         other => other.map_err(Failure::writing)?,
                     }
-                    self.state = State::Done;
+                    *self = Self::Done;
                 }
-                State::Done => return Poll::Ready(Ok(())),
+                Self::Done => return Poll::Ready(Ok(())),
             }
         }
         cx.waker().wake_by_ref();
@@ -274,14 +283,14 @@ thread_local! {
 
 /// Reads once and writes what was read; only what the writer does not take is kept.
 fn poll_pass(
-    flows: &mut bool,
+    flows: bool,
     reader: &mut impl Duplex,
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Poll<Result<State, Failure>> {
+) -> Poll<Result<Way, Failure>> {
     let (scratch_of_thread, bytes) = match writer.batch_bytes() {
-        bytes if *flows && bytes > CHUNK_BYTES => (&LARGE_SCRATCH, bytes),
+        bytes if flows && bytes > CHUNK_BYTES => (&LARGE_SCRATCH, bytes),
         _ => (&SCRATCH, CHUNK_BYTES),
     };
     let mut scratch = scratch_of_thread.take();
@@ -298,10 +307,13 @@ fn poll_pass(
         }
         Poll::Ready(Ok(Chunk::Lent)) => Poll::Ready(lend(&scratch, writer, count, cx)),
     };
-    *flows = scratch.len() >= CHUNK_BYTES && matches!(next, Poll::Ready(Ok(State::Reading)));
+    let is_full = scratch.len() >= CHUNK_BYTES;
     scratch.clear();
     scratch_of_thread.set(scratch);
-    next
+    next.map_ok(|next| match next {
+        Way::Reading { .. } => Way::Reading { flows: is_full },
+        other => other,
+    })
 }
 
 /// Writes what the writer may keep.
@@ -310,17 +322,17 @@ fn give(
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Result<State, Failure> {
+) -> Result<Way, Failure> {
     if bytes.is_empty() {
-        return Ok(State::Ending);
+        return Ok(Way::Ending);
     }
     if let Poll::Ready(result) = writer.poll_give(cx, &mut bytes) {
         let taken = result.and_then(taken).map_err(Failure::writing)?;
         count.fetch_add(taken as u64, Ordering::Relaxed);
     }
     Ok(match bytes.is_empty() {
-        true => State::Reading,
-        false => State::Writing(bytes),
+        true => Way::default(),
+        false => Way::Writing(bytes),
     })
 }
 
@@ -330,9 +342,9 @@ fn lend(
     writer: &mut impl Duplex,
     count: &AtomicU64,
     cx: &mut Context<'_>,
-) -> Result<State, Failure> {
+) -> Result<Way, Failure> {
     if bytes.is_empty() {
-        return Ok(State::Ending);
+        return Ok(Way::Ending);
     }
     let taken = match Pin::new(writer).poll_write(cx, bytes) {
         Poll::Pending => 0,
@@ -340,8 +352,8 @@ fn lend(
     };
     count.fetch_add(taken as u64, Ordering::Relaxed);
     Ok(match &bytes[taken..] {
-        [] => State::Reading,
-        rest => State::Writing(Bytes::copy_from_slice(rest)),
+        [] => Way::default(),
+        rest => Way::Writing(Bytes::copy_from_slice(rest)),
     })
 }
 
