@@ -2,7 +2,7 @@
 
 pub mod authorization;
 mod path;
-mod peer_authentication;
+pub mod peer_authentication;
 pub mod tls_check;
 
 pub use authorization::{Authorization, L4Verdict};

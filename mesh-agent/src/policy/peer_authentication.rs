@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::memo::{Memo, Same};
 use crate::registry::Workload;
 use crate::resource::{Finding, Meta, Mode, PeerAuthenticationSpec, Resource};
 
@@ -22,10 +23,10 @@ pub enum MtlsMode {
 /// there is, as Istio takes the oldest.
 #[derive(Clone, Debug, Default)]
 pub struct PeerAuthentications {
-    mesh: Option<Policy>,
-    by_namespace: HashMap<String, Policy>,
+    mesh: Option<Arc<Policy>>,
+    by_namespace: HashMap<String, Arc<Policy>>,
     /// Those with a selector, by namespace, in file order.
-    by_workload: HashMap<String, Vec<Policy>>,
+    by_workload: HashMap<String, Vec<Arc<Policy>>>,
 }
 
 /// What one resource says; `None` inherits.
@@ -39,19 +40,29 @@ struct Policy {
     ports: BTreeMap<u16, MtlsMode>,
 }
 
-impl PeerAuthentications {
-    /// Compiles the resources; those without a selector in `root_namespace`
-    /// apply to the whole mesh. Resources without effect are told.
+/// Compiles resources, and remembers what it has made of which.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    policies: Memo<Same<Resource<PeerAuthenticationSpec>>, Arc<Policy>>,
+}
+
+impl Compiler {
+    /// Compiles the resources, always with the same root namespace; those without a selector
+    /// in it apply to the whole mesh. Resources without effect are told, and how many had to
+    /// be compiled.
     pub fn compile(
+        &mut self,
         resources: &[Arc<Resource<PeerAuthenticationSpec>>],
         root_namespace: &str,
-    ) -> (Self, Vec<Finding>) {
-        let mut compiled = Self::default();
+    ) -> (PeerAuthentications, Vec<Finding>, usize) {
+        let mut compiled = PeerAuthentications::default();
         let mut findings = Vec::new();
         for resource in resources {
             let Resource { meta, spec } = &**resource;
             let in_root = meta.namespace == root_namespace;
-            let policy = Policy::new(meta, spec, in_root);
+            let policy = (self.policies).get(Same::new(resource), || {
+                Arc::new(Policy::new(meta, spec, in_root))
+            });
             let first = match spec.match_labels() {
                 Some(_) if in_root => {
                     let reason = "a policy of the root namespace applies to the whole mesh and \
@@ -78,6 +89,17 @@ impl PeerAuthentications {
                 findings.push(Finding::warning(meta, "", reason));
             }
         }
+        (compiled, findings, self.policies.end())
+    }
+}
+
+impl PeerAuthentications {
+    /// Compiles resources once, as a [`Compiler`] does.
+    pub fn compile(
+        resources: &[Arc<Resource<PeerAuthenticationSpec>>],
+        root_namespace: &str,
+    ) -> (Self, Vec<Finding>) {
+        let (compiled, findings, _) = Compiler::default().compile(resources, root_namespace);
         (compiled, findings)
     }
 
@@ -108,6 +130,19 @@ impl PeerAuthentications {
             Some((mode, policy)) => (mode, Some(&policy.name)),
             None => (MtlsMode::Permissive, None),
         }
+    }
+}
+
+#[cfg(test)]
+impl PeerAuthentications {
+    /// All of it, in an order that does not depend on chance.
+    pub(crate) fn inspect(&self) -> Vec<String> {
+        let one = self.by_namespace.iter().map(|one| format!("{one:?}"));
+        let several = self.by_workload.iter().map(|one| format!("{one:?}"));
+        let mut shown: Vec<_> = one.chain(several).collect();
+        shown.push(format!("{:?}", self.mesh));
+        shown.sort();
+        shown
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Options, Snapshot};
-use crate::policy::{Authorization, PeerAuthentications, authorization};
+use crate::policy::{authorization, peer_authentication};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::{Settings, Sources};
 use crate::{registry, route};
@@ -15,6 +15,8 @@ pub struct Compiler {
     options: Options,
     registry: registry::Compiler,
     routes: route::Compiler,
+    peer_authentication: peer_authentication::Compiler,
+    authorization: authorization::Compiler,
     made: Made,
 }
 
@@ -25,6 +27,8 @@ pub struct Made {
     pub registry: registry::Made,
     /// VirtualServices and DestinationRules.
     pub routes: route::Made,
+    /// PeerAuthentications and AuthorizationPolicies.
+    pub policies: usize,
 }
 
 impl Compiler {
@@ -34,6 +38,8 @@ impl Compiler {
             options,
             registry: registry::Compiler::default(),
             routes: route::Compiler::default(),
+            peer_authentication: peer_authentication::Compiler::default(),
+            authorization: authorization::Compiler::default(),
             made: Made::default(),
         }
     }
@@ -57,9 +63,9 @@ impl Compiler {
         let cluster_domain = &options.cluster_domain;
         let (registry, of_registry, registry_made) =
             (self.registry).compile(resources, &options.trust_domain, cluster_domain);
-        let (peer_authentication, of_policy) =
-            PeerAuthentications::compile(&resources.peer_authentications, &options.root_namespace);
-        let (authorization, of_authorization) = Authorization::compile(
+        let (peer_authentication, of_policy, peer_made) = (self.peer_authentication)
+            .compile(&resources.peer_authentications, &options.root_namespace);
+        let (authorization, of_authorization, authorization_made) = self.authorization.compile(
             &resources.authorization_policies,
             &registry,
             &authorization::Options {
@@ -81,6 +87,7 @@ impl Compiler {
         self.made = Made {
             registry: registry_made,
             routes: routes_made,
+            policies: peer_made + authorization_made,
         };
         let findings = [
             &resources.warnings,

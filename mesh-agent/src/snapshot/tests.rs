@@ -152,7 +152,7 @@ fn the_example_compiles() {
 }
 
 /// Files, and what each may hold in the course of time; nothing where it is not there.
-const FILES: [&[&str]; 16] = [
+const FILES: [&[&str]; 18] = [
     &[
         "",
         "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a}, spec: {address: 10.0.0.1, labels: {app: web, version: v1}}}",
@@ -239,6 +239,18 @@ const FILES: [&[&str]; 16] = [
         "{apiVersion: v1, kind: Secret, metadata: {name: pair}, stringData: {tls.crt: d, tls.key: e}}\n---\n{apiVersion: v1, kind: Secret, metadata: {name: pair-cacert}, stringData: {cacert: f}}",
         "{apiVersion: v1, kind: Secret, metadata: {name: pair, namespace: other}, data: {tls.crt: YQ==}}",
     ],
+    &[
+        "",
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: STRICT}}}\n---\n{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: db}, spec: {selector: {matchLabels: {app: db}}, portLevelMtls: {5432: {mode: DISABLE}}}}",
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: STRICT}}}\n---\n{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: again}, spec: {mtls: {mode: DISABLE}}}",
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p, namespace: istio-system}, spec: {mtls: {mode: PERMISSIVE}}}",
+    ],
+    &[
+        "",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a}, spec: {selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {methods: [GET], paths: [/a*]}}]}]}}\n---\n{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: b}, spec: {targetRefs: [{kind: Service, name: web, group: ''}], action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}}",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a}, spec: {selector: {matchLabels: {app: db}}, rules: [{to: [{operation: {ports: ['5432']}}]}]}}\n---\n{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: b}, spec: {targetRefs: [{kind: Service, name: web, group: ''}], action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}}",
+        "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a, namespace: istio-system}, spec: {}}",
+    ],
 ];
 
 /// A configuration after so many changes, each of a file to one of its states.
@@ -286,6 +298,10 @@ proptest! {
                     prop_assert_eq!(&step.warnings, &whole.warnings);
                     prop_assert_eq!(&step.registry, &whole.registry);
                     prop_assert_eq!(step.routes.inspect(), whole.routes.inspect());
+                    let policies = |snapshot: &Snapshot| {
+                        (snapshot.peer_authentication.inspect(), snapshot.authorization.inspect())
+                    };
+                    prop_assert_eq!(policies(&step), policies(&whole));
                 }
                 (step, whole) => prop_assert_eq!(step.err(), whole.err()),
             }
@@ -299,12 +315,17 @@ fn a_change_compiles_only_what_it_touches() {
     let mut made = |file, state| {
         let resources = course.change(file, state).expect("valid");
         course.compiler.compile(1, &resources).expect("valid");
-        let Made { registry, routes } = course.compiler.made();
+        let Made {
+            registry,
+            routes,
+            policies,
+        } = course.compiler.made();
         let made = [
             registry.workloads,
             registry.services,
             routes.destination_rules,
             routes.virtual_services,
+            policies,
         ];
         (made, course.compiler.compile(1, &resources).expect("valid"))
     };
@@ -324,30 +345,39 @@ fn a_change_compiles_only_what_it_touches() {
     // Two workloads serve `web`: the entries of the others are not looked at again.
     let web = "web.default.svc.cluster.local";
     let (counts, after) = made(9, 3);
-    assert_eq!(counts, [0, 0, 0, 1], "a VirtualService");
+    assert_eq!(counts, [0, 0, 0, 1, 0], "a VirtualService");
     assert!(Arc::ptr_eq(&before.registry, &after.registry));
-    assert_eq!(made(7, 2).0, [0, 0, 1, 0], "a DestinationRule");
+    assert_eq!(made(7, 2).0, [0, 0, 1, 0, 0], "a DestinationRule");
     let (counts, after) = made(4, 0);
-    assert_eq!(counts, [0, 0, 0, 0], "a Service that goes");
+    assert_eq!(counts, [0, 0, 0, 0, 0], "a Service that goes");
     assert!(Arc::ptr_eq(
         &before.registry.by_host[web],
         &after.registry.by_host[web]
     ));
-    assert_eq!(made(4, 1).0, [0, 1, 0, 0], "a Service that comes");
+    assert_eq!(made(4, 1).0, [0, 1, 0, 0, 0], "a Service that comes");
     assert_eq!(
         made(0, 2).0,
-        [1, 2, 0, 0],
+        [1, 2, 0, 0, 0],
         "a workload, and the services that it serves"
     );
     assert_eq!(
         made(1, 2).0,
-        [1, 2, 0, 0],
+        [1, 2, 0, 0, 0],
         "one of two in a file, and the services that it leaves and joins"
     );
     assert_eq!(
         made(9, 1).0,
-        [0, 0, 0, 1],
+        [0, 0, 0, 1, 0],
         "a VirtualService that delegates"
     );
-    assert_eq!(made(10, 2).0, [0, 0, 0, 1], "the one that it delegates to");
+    assert_eq!(
+        made(10, 2).0,
+        [0, 0, 0, 1, 0],
+        "the one that it delegates to"
+    );
+    assert_eq!(made(16, 1).0, [0, 0, 0, 0, 2], "two PeerAuthentications");
+    assert_eq!(made(16, 2).0, [0, 0, 0, 0, 1], "one of them");
+    assert_eq!(made(17, 1).0, [0, 0, 0, 0, 2], "two AuthorizationPolicies");
+    assert_eq!(made(17, 2).0, [0, 0, 0, 0, 1], "one of them");
+    assert_eq!(made(9, 3).0, [0, 0, 0, 1, 0], "no policy");
 }

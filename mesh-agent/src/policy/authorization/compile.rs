@@ -1,12 +1,13 @@
 //! From resources to policies.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::pattern::{self, PathPattern, Pattern};
 use super::rule::{Clause, Clauses, Policy, Rule, Scope, Test};
-use super::{Authorization, Options};
-use crate::registry::{Protocol, Registry, WorkloadName};
+use super::{Authorization, Options, Protocols};
+use crate::memo::{Memo, Same, are_same};
+use crate::registry::{Protocol, Registry, Service, WorkloadName};
 use crate::resource::authorization_policy::{
     Action, Attribute, AuthorizationPolicySpec, Pair, TargetRef, is_dry_run, policy_name,
 };
@@ -15,19 +16,34 @@ use crate::resource::{self, Finding, Meta, Resource};
 /// The trust domain by which policies mean the mesh's own, whatever it is called.
 const LOCAL_TRUST_DOMAIN: &str = "cluster.local";
 
-impl Authorization {
-    /// Compiles the policies; those in the root namespace apply to the whole
-    /// mesh. What has no effect is told.
+/// Compiles policies, and remembers what it has made of which.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    rules: Memo<Same<Resource<AuthorizationPolicySpec>>, Arc<[Rule]>>,
+    protocols: Option<Declared>,
+}
+
+/// What ports of workloads speak, and the services that say so.
+#[derive(Debug)]
+struct Declared {
+    services: Vec<Arc<Service>>,
+    protocols: Arc<Protocols>,
+}
+
+impl Compiler {
+    /// Compiles the policies, always with the same options; those in the root namespace
+    /// apply to the whole mesh. What has no effect is told, and how many had to be compiled.
     pub fn compile(
+        &mut self,
         resources: &[Arc<Resource<AuthorizationPolicySpec>>],
         registry: &Registry,
         options: &Options,
-    ) -> (Self, Vec<Finding>) {
+    ) -> (Authorization, Vec<Finding>, usize) {
         let mut findings = Vec::new();
-        let mut compiled = Self {
+        let mut compiled = Authorization {
             path_normalization: options.path_normalization,
             sources: resources.to_vec(),
-            ..Self::default()
+            ..Authorization::default()
         };
         for resource in resources {
             let Resource { meta, spec } = &**resource;
@@ -40,11 +56,12 @@ impl Authorization {
                 dry_run: is_dry_run(meta) == Some(true)
                     && matches!(spec.action, Action::Allow | Action::Deny),
                 scope,
-                rules: spec
-                    .rules
-                    .iter()
-                    .map(|rule| compile_rule(rule, spec.action, meta, options))
-                    .collect(),
+                rules: self.rules.get(Same::new(resource), || {
+                    let rules = spec.rules.iter();
+                    rules
+                        .map(|rule| compile_rule(rule, spec.action, meta, options))
+                        .collect()
+                }),
             };
             if meta.namespace == options.root_namespace {
                 compiled.mesh.push(policy);
@@ -53,10 +70,29 @@ impl Authorization {
                 namespace.or_default().push(policy);
             }
         }
-        if !resources.is_empty() {
-            compiled.protocols = protocols(registry);
+        if resources.is_empty() {
+            self.protocols = None;
+        } else {
+            compiled.protocols = self.protocols(registry);
         }
-        (compiled, findings)
+        (compiled, findings, self.rules.end())
+    }
+
+    fn protocols(&mut self, registry: &Registry) -> Arc<Protocols> {
+        let services = &registry.services;
+        match &self.protocols {
+            Some(declared) if are_same(&declared.services, services) => {
+                Arc::clone(&declared.protocols)
+            }
+            _ => {
+                let protocols = Arc::new(protocols(registry));
+                self.protocols = Some(Declared {
+                    services: services.clone(),
+                    protocols: Arc::clone(&protocols),
+                });
+                protocols
+            }
+        }
     }
 }
 
@@ -72,7 +108,7 @@ fn scope(
             None => Scope::All,
         });
     }
-    let mut names = HashSet::new();
+    let mut names = BTreeSet::new();
     for (index, target) in spec.targets().enumerate() {
         if target.kind.starts_with("Gateway") {
             continue;
@@ -278,8 +314,8 @@ fn matches_domain(domain: &str, own: &str) -> bool {
 }
 
 /// What the ports of workloads speak: as the first service that has them declares.
-fn protocols(registry: &Registry) -> HashMap<(WorkloadName, u16), Protocol> {
-    let mut protocols = HashMap::new();
+fn protocols(registry: &Registry) -> Protocols {
+    let mut protocols = Protocols::new();
     for service in &registry.services {
         for port in service
             .ports

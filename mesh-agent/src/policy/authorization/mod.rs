@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
+pub use compile::Compiler;
 pub use rule::remote_ip;
 use rule::{Policy, Truth};
 
@@ -37,6 +38,9 @@ pub struct Options {
     pub path_normalization: PathNormalization,
 }
 
+/// What ports of workloads are declared to speak.
+type Protocols = HashMap<(WorkloadName, u16), Protocol>;
+
 /// All policies, compiled.
 #[derive(Clone, Debug, Default)]
 pub struct Authorization {
@@ -45,7 +49,7 @@ pub struct Authorization {
     /// The others, in file order.
     by_namespace: HashMap<String, Vec<Policy>>,
     /// What ports of workloads are declared to speak; empty where there is no policy.
-    protocols: HashMap<(WorkloadName, u16), Protocol>,
+    protocols: Arc<Protocols>,
     /// The form in which paths are compared and passed on.
     pub path_normalization: PathNormalization,
     /// The generation of the configuration that brought these policies. What was connected
@@ -235,6 +239,11 @@ impl Authorization {
         } else {
             generation
         };
+    }
+
+    /// Whether any policy applies to a workload.
+    pub fn is_asked_of(&self, workload: &Workload) -> bool {
+        self.of(workload).next().is_some()
     }
 
     /// The policies that apply to a workload: the mesh's, then its namespace's.

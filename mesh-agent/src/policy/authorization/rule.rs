@@ -1,7 +1,8 @@
 //! One policy, compiled, and what it says about a connection or a request.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use ipnet::IpNet;
@@ -72,7 +73,7 @@ pub struct Policy {
     /// Reports what it would do instead of doing it.
     pub dry_run: bool,
     pub scope: Scope,
-    pub rules: Vec<Rule>,
+    pub rules: Arc<[Rule]>,
 }
 
 /// The workloads that a policy applies to, of its namespace, or of the mesh in
@@ -84,7 +85,7 @@ pub enum Scope {
     /// Those with these labels.
     Labels(BTreeMap<String, String>),
     /// Those behind the services of `targetRefs`.
-    Workloads(HashSet<WorkloadName>),
+    Workloads(BTreeSet<WorkloadName>),
 }
 
 /// A rule: any of `from`, any of `to`, and `when`. An empty list is anything.

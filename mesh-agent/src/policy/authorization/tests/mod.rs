@@ -38,6 +38,20 @@ fn world(policies: &[&str]) -> World {
     world_of(policies, &[])
 }
 
+impl Authorization {
+    /// All of it, in an order that does not depend on chance.
+    pub(crate) fn inspect(&self) -> Vec<String> {
+        let of_mesh = self.mesh.iter().map(|policy| format!("{policy:?}"));
+        let of_namespaces = self.by_namespace.values();
+        let mut shown: Vec<_> = of_namespaces
+            .map(|policies| format!("{policies:?}"))
+            .chain(self.protocols.iter().map(|port| format!("{port:?}")))
+            .collect();
+        shown.sort();
+        of_mesh.chain(shown).collect()
+    }
+}
+
 fn world_of(policies: &[&str], aliases: &[&str]) -> World {
     let mut text = MESH.to_owned();
     for policy in policies {
@@ -59,8 +73,8 @@ fn world_of(policies: &[&str], aliases: &[&str]) -> World {
         trust_domain_aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         path_normalization: PathNormalization::Base,
     };
-    let (authorization, findings) =
-        Authorization::compile(&set.authorization_policies, &registry, &options);
+    let (authorization, findings, _) =
+        Compiler::default().compile(&set.authorization_policies, &registry, &options);
     World {
         registry,
         authorization,
