@@ -1,3 +1,5 @@
+mod istio_samples;
+
 use proptest::prelude::*;
 
 use super::*;
