@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::host::Member;
 use super::view::topology;
-use crate::registry::Workload;
+use crate::registry::{Distribution, Workload};
 use crate::route::{LocalitySetting, Shares, UpstreamPolicy, lies_in};
 
 /// Endpoints that are equally near, in parts with weights.
@@ -34,11 +34,13 @@ impl<P> Level<P> {
 
 /// The nearest first; a level without endpoints is left out. As in Istio, other
 /// endpoints than the nearest are for when those fail, so without outlier
-/// detection, which would notice, all are equally near.
+/// detection, which would notice, all are equally near; unless the service itself
+/// prefers near ones and no DestinationRule says otherwise.
 pub(super) fn levels<P>(
     members: &[Arc<Member<P>>],
     client: &Workload,
     policy: &UpstreamPolicy,
+    distribution: Distribution,
 ) -> Vec<Level<P>> {
     let fails_over = policy.outlier.is_some();
     match &policy.locality {
@@ -57,6 +59,9 @@ pub(super) fn levels<P>(
         Some(LocalitySetting::Failover(regions)) if fails_over => {
             by_rank(members, |member| place_rank(regions, client, member))
         }
+        None if distribution != Distribution::Any => by_rank(members, |member| {
+            distribution_rank(distribution, client, member)
+        }),
         None if fails_over => by_rank(members, |member| place_rank(&[], client, member)),
         _ => vec![Level::of(members.to_vec())],
     }
@@ -93,6 +98,33 @@ fn place_rank<P>(regions: &[(String, String)], client: &Workload, member: &Membe
         .unwrap_or_default();
     let named = |(from, other): &(String, String)| from == region && other == to;
     if regions.iter().any(named) { 3 } else { 4 }
+}
+
+/// Network, region and zone, as Istio has it; for the same node also subzone and node.
+fn distribution_rank<P>(
+    distribution: Distribution,
+    client: &Workload,
+    member: &Member<P>,
+) -> usize {
+    let plain = |key: &str| (key.to_owned(), None);
+    let mut labels: Vec<_> = [
+        "topology.istio.io/network",
+        "topology.kubernetes.io/region",
+        "topology.kubernetes.io/zone",
+    ]
+    .map(plain)
+    .into();
+    if distribution != Distribution::SameNode {
+        return label_rank(&labels, client, member);
+    }
+    labels.push(plain("topology.istio.io/subzone"));
+    let node = |workload: &Workload| workload.node.clone();
+    let own = node(client);
+    let is_here = own.is_some() && member.endpoint.workload.as_deref().and_then(node) == own;
+    match label_rank(&labels, client, member) {
+        0 if is_here => 0,
+        rank => rank + 1,
+    }
 }
 
 /// The first label that differs decides: the later, the nearer.

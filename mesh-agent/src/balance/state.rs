@@ -87,7 +87,12 @@ impl<P: EndpointPool> State<P> {
             service: Arc::clone(destination.service),
             policy: Arc::clone(destination.policy),
             client: Arc::clone(destination.client),
-            view: View::build(&members, destination.client, destination.policy),
+            view: View::build(
+                &members,
+                destination.client,
+                destination.policy,
+                destination.service.distribution,
+            ),
             members,
             monitors,
         }
@@ -102,7 +107,12 @@ impl<P: EndpointPool> State<P> {
             members: self.members.clone(),
             unhealthy: self.unhealthy.clone(),
             monitors: self.monitors.clone(),
-            view: View::build(&self.members, &self.client, &self.policy),
+            view: View::build(
+                &self.members,
+                &self.client,
+                &self.policy,
+                self.service.distribution,
+            ),
         }
     }
 }

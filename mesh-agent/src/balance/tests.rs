@@ -9,7 +9,8 @@ use super::outlier::Cause;
 use super::*;
 use crate::identity::Identity;
 use crate::registry::{
-    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Workload, WorkloadName,
+    Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Workload,
+    WorkloadName,
 };
 use crate::route::fixture;
 use crate::route::{ClientView, Routes, UpstreamPolicy};
@@ -53,6 +54,7 @@ fn service(endpoints: &[(&str, u32, &str)]) -> Arc<Service> {
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        distribution: Default::default(),
         visibility: Default::default(),
         origin: String::new(),
     })
@@ -391,6 +393,55 @@ fn near_endpoints_come_first_where_failures_are_noticed() {
     // Without outlier detection nobody would notice: all are equally near, as in Istio.
     let mut mesh = Mesh::new(&REGIONS, PLAIN);
     assert_eq!(mesh.counts(200).0.len(), 4);
+}
+
+#[test]
+fn a_service_can_prefer_near_endpoints_itself() {
+    let prefer = |mesh: &mut Mesh, distribution| {
+        let plain = (*mesh.service).clone();
+        mesh.service = Arc::new(Service {
+            distribution,
+            ..plain
+        });
+    };
+    let mut mesh = Mesh::new(&REGIONS, PLAIN);
+    prefer(&mut mesh, Distribution::SameZone);
+    assert_eq!(mesh.counts(50).of("10.0.0.1"), 50);
+    // A DestinationRule counts more.
+    let off = "{loadBalancer: {localityLbSetting: {enabled: false}}}";
+    let mut mesh = Mesh::policy(off, &REGIONS);
+    prefer(&mut mesh, Distribution::SameZone);
+    assert_eq!(mesh.counts(200).0.len(), 4);
+
+    let here = [
+        ("10.0.0.1", 1, "eu/west/a"),
+        ("10.0.0.2", 1, "eu/west/a"),
+        ("10.0.0.3", 1, "eu/west/b"),
+    ];
+    let on_node = |node: &str| {
+        let workload = (*client("eu/west/a")).clone();
+        Arc::new(Workload {
+            node: Some(node.to_owned()),
+            ..workload
+        })
+    };
+    for (own, expected) in [("n2", 1), ("n9", 2)] {
+        let mut mesh = Mesh::new(&here, PLAIN);
+        let mut service = (*mesh.service).clone();
+        for (number, endpoint) in service.endpoints.iter_mut().enumerate() {
+            let plain = (**endpoint).clone();
+            *endpoint = Arc::new(Endpoint {
+                workload: Some(on_node(&format!("n{}", number + 1))),
+                ..plain
+            });
+        }
+        mesh.service = Arc::new(service);
+        mesh.client = on_node(own);
+        prefer(&mut mesh, Distribution::SameNode);
+        let counts = mesh.counts(200);
+        assert_eq!(counts.0.len(), expected, "{own}: {counts:?}");
+        assert!(counts.of("10.0.0.2") > 0 && counts.of("10.0.0.3") == 0);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::host::{EndpointAddress, Member};
 use super::locality::{self, Level};
 use super::set::Set;
-use crate::registry::Workload;
+use crate::registry::{Distribution, Workload};
 use crate::route::UpstreamPolicy;
 
 /// Healthy endpoints are taken for 1.4 times as many (Envoy's overprovisioning factor, in percent).
@@ -43,6 +43,7 @@ impl<P> View<P> {
         members: &[Arc<Member<P>>],
         client: &Workload,
         policy: &UpstreamPolicy,
+        distribution: Distribution,
     ) -> Self {
         let of = |like: fn(&IpAddr) -> bool| -> Vec<Arc<Member<P>>> {
             let is_like =
@@ -51,7 +52,7 @@ impl<P> View<P> {
         };
         let (v4, v6) = (of(IpAddr::is_ipv4), of(IpAddr::is_ipv6));
         let both = v4.len() < members.len() && v6.len() < members.len();
-        let near = |members: &[Arc<Member<P>>]| Near::build(members, client, policy);
+        let near = |members: &[Arc<Member<P>>]| Near::build(members, client, policy, distribution);
         Self {
             v4: both.then(|| near(&v4)),
             v6: both.then(|| near(&v6)),
@@ -71,8 +72,13 @@ impl<P> View<P> {
 }
 
 impl<P> Near<P> {
-    fn build(members: &[Arc<Member<P>>], client: &Workload, policy: &UpstreamPolicy) -> Self {
-        let levels = locality::levels(members, client, policy);
+    fn build(
+        members: &[Arc<Member<P>>],
+        client: &Workload,
+        policy: &UpstreamPolicy,
+        distribution: Distribution,
+    ) -> Self {
+        let levels = locality::levels(members, client, policy, distribution);
         let panic = policy
             .outlier
             .as_ref()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::draft::{self, Draft, Pool, Wanted};
 use super::enrol::Candidate;
 use super::{
-    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Visibility, Workload, protocol,
+    Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort, Visibility,
+    Workload, protocol,
 };
 use crate::resource::scalar::{TargetPort, is_dns_label};
 use crate::resource::{
@@ -94,6 +95,7 @@ pub(super) fn draft(
                 Resolution::Static
             },
             subject_alt_names: Vec::new(),
+            distribution: Distribution::read(spec.traffic_distribution.as_deref(), meta, findings),
             visibility: visibility(resource, findings),
             origin: meta.origin.to_string(),
         }),

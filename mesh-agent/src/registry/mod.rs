@@ -24,7 +24,7 @@ pub use compile::{Compiler, Made};
 pub(crate) use host::{canonical_host, full_names};
 pub use observed::Observed;
 pub(crate) use service::PASSTHROUGH;
-pub use service::{Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+pub use service::{Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 pub use visibility::Visibility;
 pub use workload::{
     Placement, SameNode, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName,

@@ -77,6 +77,7 @@ pub fn service(
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        distribution: Default::default(),
         visibility: Default::default(),
         origin: "samples.yaml, document 1".to_owned(),
     }

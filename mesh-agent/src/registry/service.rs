@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Visibility, Workload};
+use crate::resource::{Finding, Meta};
 
 /// A Kubernetes `Service` or one host of an Istio `ServiceEntry`.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,10 +31,55 @@ pub struct Service {
     pub resolution: Resolution,
     /// `ServiceEntry.subjectAltNames`.
     pub subject_alt_names: Vec<String>,
+    /// Which endpoints its clients prefer, where no DestinationRule says.
+    pub distribution: Distribution,
     /// Namespaces that see it.
     pub visibility: Visibility,
     /// File and document that it comes from, for messages.
     pub origin: String,
+}
+
+/// `trafficDistribution` of a service: near endpoints first, others while none of those
+/// is in service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// All are equally near.
+    #[default]
+    Any,
+    /// Those of the client's zone.
+    SameZone,
+    /// Those of the client's node.
+    SameNode,
+}
+
+impl Distribution {
+    /// Annotation for it (Istio), for services whose API has no field.
+    pub const ANNOTATION: &str = "networking.istio.io/traffic-distribution";
+
+    /// What the field or else the annotation of a resource says, in Kubernetes' words.
+    pub(super) fn read(field: Option<&str>, meta: &Meta, findings: &mut Vec<Finding>) -> Self {
+        let annotation = meta.annotations.get(Self::ANNOTATION);
+        let (place, value) = match (field, annotation) {
+            (Some(value), _) => ("spec.trafficDistribution".to_owned(), value),
+            (None, Some(value)) => (
+                format!("metadata.annotations[{}]", Self::ANNOTATION),
+                &**value,
+            ),
+            (None, None) => return Self::Any,
+        };
+        match value.to_ascii_lowercase().as_str() {
+            "preferclose" | "prefersamezone" => Self::SameZone,
+            "prefersamenode" => Self::SameNode,
+            "any" => Self::Any,
+            _ => {
+                let reason = format!(
+                    "has no effect: {value:?} is not PreferSameZone, PreferSameNode or PreferClose"
+                );
+                findings.push(Finding::warning(meta, place, reason));
+                Self::Any
+            }
+        }
+    }
 }
 
 /// Istio's names for where unknown traffic goes.
@@ -93,6 +139,7 @@ impl Service {
             location: Location::MeshExternal,
             resolution: Resolution::Static,
             subject_alt_names: Vec::new(),
+            distribution: Distribution::default(),
             visibility: Visibility::default(),
             origin: String::new(),
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::draft::{self, Draft, Pool, Wanted};
 use super::enrol::{self, Candidate};
 use super::{
-    Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel, Visibility, Workload,
-    protocol,
+    Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel,
+    Visibility, Workload, protocol,
 };
 use crate::resource::scalar::HostName;
 use crate::resource::{
@@ -66,6 +66,7 @@ pub(super) fn drafts(
         .collect();
     let ranges = spec.addresses.iter().filter(|net| net.single().is_none());
     let networks: Vec<_> = ranges.map(|net| net.0).collect();
+    let distribution = Distribution::read(None, meta, findings);
     let declined = (meta.labels.get(AUTO_ALLOCATE)).is_some_and(|value| value == "false");
     let draft = |host: &HostName| {
         let endpoints = match endpoints.as_slice() {
@@ -100,6 +101,7 @@ pub(super) fn drafts(
                 },
                 resolution: resolution(spec),
                 subject_alt_names: spec.subject_alt_names.clone(),
+                distribution,
                 visibility: Visibility::new(meta, &spec.export_to),
                 origin: meta.origin.to_string(),
             }),

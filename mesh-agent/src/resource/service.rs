@@ -39,7 +39,7 @@ pub struct ServiceSpec {
     pub session_affinity_config: Option<Value>,
     /// Not applied.
     pub internal_traffic_policy: Option<String>,
-    /// Not applied.
+    /// Which endpoints clients prefer.
     pub traffic_distribution: Option<String>,
 
     /// Read for completeness: families follow from `ipFamilies` and the endpoints.
@@ -268,7 +268,6 @@ impl ServiceSpec {
                 "internalTrafficPolicy",
                 differs(&self.internal_traffic_policy, "Cluster"),
             ),
-            ("trafficDistribution", self.traffic_distribution.is_some()),
         ];
         for (field, _) in unapplied.iter().filter(|(_, used)| *used) {
             findings.push(Finding::warning(

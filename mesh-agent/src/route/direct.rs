@@ -3,7 +3,7 @@
 
 use super::upstream_policy::{Algorithm, Balancer, UpstreamPolicy, UpstreamTls};
 use super::{ClientView, Routes};
-use crate::registry::{Resolution, Service};
+use crate::registry::{Distribution, Resolution, Service};
 
 /// How connections that need no proxy are spread over a service's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub fn plan(
 ) -> Option<DirectPlan> {
     service.port(port)?;
     let reachable = service.resolution == Resolution::Static
+        && service.distribution == Distribution::Any
         && service
             .endpoints
             .iter()

@@ -75,6 +75,7 @@ pub(crate) fn service(
         location: Location::MeshInternal,
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
+        distribution: Default::default(),
         visibility: Default::default(),
         origin: String::new(),
     })

@@ -3,6 +3,7 @@ mod istio_samples;
 use proptest::prelude::*;
 
 use super::*;
+use crate::registry::Distribution;
 use crate::resource::{Cache, Severity, parse};
 use crate::route::{Pem, UpstreamTls};
 use crate::source::directory;
@@ -64,6 +65,58 @@ fn only_services_that_nobody_serves_and_no_route_diverts_are_marked() {
         .map(|(network, _)| network.to_string())
         .collect();
     assert_eq!(nobody, ["10.96.0.1/32"]);
+}
+
+#[test]
+fn services_say_which_endpoints_they_prefer() {
+    let annotation = |value: &str| {
+        format!(
+            "metadata: {{name: a, annotations: {{networking.istio.io/traffic-distribution: {value}}}}}"
+        )
+    };
+    let service = |meta: &str, more: &str| {
+        format!("{{apiVersion: v1, kind: Service, {meta}, spec: {{ports: [{{port: 80}}]{more}}}}}")
+    };
+    let plain = "metadata: {name: a}";
+    let entry = "hosts: [a.example.com], ports: [{number: 80, name: http}], resolution: DNS";
+    for (text, distribution, warnings) in [
+        (service(plain, ""), Distribution::Any, 0),
+        (
+            service(plain, ", trafficDistribution: PreferClose"),
+            Distribution::SameZone,
+            0,
+        ),
+        (
+            service(plain, ", trafficDistribution: PreferSameNode"),
+            Distribution::SameNode,
+            0,
+        ),
+        (
+            service(plain, ", trafficDistribution: Random"),
+            Distribution::Any,
+            1,
+        ),
+        (
+            service(&annotation("PreferSameZone"), ""),
+            Distribution::SameZone,
+            0,
+        ),
+        (
+            format!(
+                "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, {}, spec: {{{entry}}}}}",
+                annotation("preferclose")
+            ),
+            Distribution::SameZone,
+            0,
+        ),
+    ] {
+        let snapshot = compile(&text).expect("a configuration");
+        let service = &snapshot.registry.services[0];
+        assert_eq!(service.distribution, distribution, "{text}");
+        let said = snapshot.warnings.iter();
+        let said = said.filter(|one| one.reason.contains("PreferSameZone"));
+        assert_eq!(said.count(), warnings, "{text}");
+    }
 }
 
 /// A rule that asks for TLS with what Secrets hold, and what becomes of connections.
