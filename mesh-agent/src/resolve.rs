@@ -1,6 +1,8 @@
 //! Names of endpoints, resolved again and again: what they lead to changes
 //! without a change of the configuration.
 
+mod ttl;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
@@ -16,6 +18,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a resolver may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer holds at least, whatever DNS says of it, or as long as the refresh
+/// rate where that is shorter.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// A name's new addresses, sorted; at least one.
 pub type Answer = (Arc<str>, Vec<IpAddr>);
@@ -24,6 +29,9 @@ pub type Answer = (Arc<str>, Vec<IpAddr>);
 pub trait Lookup: Send + Sync + 'static {
     /// Its addresses, in any order.
     fn addresses(&self, name: &str) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send;
+
+    /// How long they hold, where somebody says so.
+    fn time_to_live(&self, name: &str) -> impl Future<Output = Option<Duration>> + Send;
 }
 
 /// The system's resolver.
@@ -34,6 +42,10 @@ impl Lookup for System {
     async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         let found = tokio::net::lookup_host((name, 0)).await?;
         Ok(found.map(|address| address.ip()).collect())
+    }
+
+    async fn time_to_live(&self, name: &str) -> Option<Duration> {
+        ttl::of(name).await
     }
 }
 
@@ -104,7 +116,8 @@ async fn ask_again(
                         return;
                     }
                 }
-                refresh_rate
+                // Told before: whoever waits for an answer does not wait for how long it holds.
+                pause(lookup.time_to_live(&name).await, refresh_rate)
             }
             Ok(_) => RETRY.min(refresh_rate),
             Err(error) => {
@@ -116,6 +129,11 @@ async fn ask_again(
     }
 }
 
+/// Until a good answer is asked for again.
+fn pause(holds: Option<Duration>, refresh_rate: Duration) -> Duration {
+    holds.map_or(refresh_rate, |time| time.max(LEAST).min(refresh_rate))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -125,7 +143,7 @@ mod tests {
     const RATE: Duration = Duration::from_millis(5);
 
     /// Answers in turn; then the last for ever.
-    struct Script(Mutex<VecDeque<Option<Vec<IpAddr>>>>);
+    struct Script(Mutex<VecDeque<Option<Vec<IpAddr>>>>, Option<Duration>);
 
     impl Lookup for Script {
         async fn addresses(&self, _name: &str) -> io::Result<Vec<IpAddr>> {
@@ -135,6 +153,10 @@ mod tests {
                 _ => script.pop_front().flatten(),
             };
             next.ok_or_else(|| io::ErrorKind::NotFound.into())
+        }
+
+        async fn time_to_live(&self, _name: &str) -> Option<Duration> {
+            self.1
         }
     }
 
@@ -152,7 +174,7 @@ mod tests {
             Some(Vec::new()),
             Some(vec![ip(3)]),
         ];
-        let lookup = Script(Mutex::new(script.into()));
+        let lookup = Script(Mutex::new(script.into()), None);
         let (names, mut answers) = Names::new(lookup, RATE);
         names.follow(["a.example.com"]);
         let first = answers.recv().await.expect("an answer");
@@ -161,9 +183,21 @@ mod tests {
         assert_eq!(second, ("a.example.com".into(), vec![ip(3)]));
     }
 
+    #[test]
+    fn an_answer_is_asked_for_again_when_it_holds_no_longer() {
+        let minute = Duration::from_secs(60);
+        for (holds, expected) in [(Some(20), 20), (Some(0), 1), (Some(3600), 60), (None, 60)] {
+            let pause = pause(holds.map(Duration::from_secs), minute);
+            assert_eq!(pause.as_secs(), expected, "{holds:?}");
+        }
+        // Whoever wants it faster gets it faster.
+        let rate = Duration::from_millis(500);
+        assert_eq!(pause(Some(Duration::ZERO), rate), rate);
+    }
+
     #[tokio::test]
     async fn names_that_nobody_wants_any_more_are_not_followed() {
-        let lookup = Script(Mutex::new([Some(vec![ip(1)])].into()));
+        let lookup = Script(Mutex::new([Some(vec![ip(1)])].into()), None);
         let (names, mut answers) = Names::new(lookup, RATE);
         names.follow(["a", "b"]);
         let mut told = [answers.recv().await, answers.recv().await].map(|one| one.expect("told").0);

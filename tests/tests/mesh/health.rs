@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use mesh_tests::{
@@ -232,6 +233,74 @@ fn endpoints_follow_what_dns_says() {
     name(&[]);
     std::thread::sleep(Duration::from_secs(3));
     expect("the last good answer holds", &["two"]);
+}
+
+/// A name server for the name in a file's first line, with the addresses in the others and a
+/// time to live of a second. Arguments: its address, the file.
+const NAME_SERVER: &str = r#"
+import socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 53))
+open(sys.argv[2] + ".ready", "w").close()
+while True:
+    question, client = s.recvfrom(512)
+    name, *addresses = open(sys.argv[2]).read().split()
+    wanted = b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0"
+    end = question.index(b"\0", 12) + 5
+    is_ours = question[12:end] == wanted + struct.pack("!2H", 1, 1)
+    records = [struct.pack("!3HIH", 0xc00c, 1, 1, 1, 4) + socket.inet_aton(a) for a in addresses if is_ours]
+    s.sendto(question[:2] + struct.pack("!5H", 0x8180, 1, len(records), 0, 0) + question[12:end] + b"".join(records), client)
+"#;
+
+#[test]
+fn endpoints_follow_dns_as_often_as_it_says() {
+    /// Nobody else's.
+    const ADDRESS: &str = "127.0.53.77";
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let servers = ["one", "two"].map(|name| lab.workload(Node::Outside, name, &[]));
+    let _serving: Vec<Process> = servers
+        .iter()
+        .map(|server| server.serve(8080, "python3", &["-c", SERVER, "8080", &server.name, "/"]))
+        .collect();
+    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    lab.configure(
+        "entry.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api}\n\
+         spec: {hosts: [api.example.com], resolution: DNS, \
+         ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]}\n",
+    );
+    let [zone, settings] = ["zone", "agents-resolv.conf"].map(|name| lab.folder().join(name));
+    let name = |server: &Workload| {
+        fs::write(&zone, format!("api.example.com {}\n", server.v4)).expect("written");
+    };
+    name(&servers[0]);
+    fs::write(&settings, format!("nameserver {ADDRESS}\n")).expect("written");
+    let path = zone.to_string_lossy();
+    let mut command = Command::new("python3");
+    command.args(["-c", NAME_SERVER, ADDRESS, &path]);
+    let log = lab.folder().join("name-server.log");
+    let _name_server = Process::spawn(&mut command, log).expect("a name server");
+    eventually(LIVE, "the name server", || {
+        let ready = format!("{path}.ready");
+        fs::metadata(&ready)
+            .map(drop)
+            .map_err(|error| format!("{ready}: {error}"))
+    });
+    let files = vec![(settings, "/etc/resolv.conf")];
+    // The default is a minute.
+    let _agent = Agent::start_with_files(&lab, Node::A, files, &[]);
+    for server in &servers {
+        name(server);
+        eventually(LIVE, &server.name, || {
+            let reply = client.curl(&["http://api.example.com/"]);
+            if reply.body.contains(&server.name) {
+                Ok(())
+            } else {
+                Err(format!("{reply:?}"))
+            }
+        });
+    }
 }
 
 #[test]
