@@ -53,8 +53,14 @@ pub(super) fn levels<P>(
                 None => Level::of(members.to_vec()),
             }]
         }
-        Some(LocalitySetting::FailoverPriority(labels)) if fails_over => {
-            by_rank(members, |member| label_rank(labels, client, member))
+        Some(LocalitySetting::FailoverPriority(labels, regions)) if fails_over => {
+            by_rank(members, |member| {
+                let place = match regions.as_slice() {
+                    [] => 0,
+                    regions => place_rank(regions, client, member),
+                };
+                (label_rank(labels, client, member), place)
+            })
         }
         Some(LocalitySetting::Failover(regions)) if fails_over => {
             by_rank(members, |member| place_rank(regions, client, member))
@@ -67,7 +73,10 @@ pub(super) fn levels<P>(
     }
 }
 
-fn by_rank<P>(members: &[Arc<Member<P>>], rank: impl Fn(&Member<P>) -> usize) -> Vec<Level<P>> {
+fn by_rank<P, R: Copy + Ord>(
+    members: &[Arc<Member<P>>],
+    rank: impl Fn(&Member<P>) -> R,
+) -> Vec<Level<P>> {
     let mut ranked: Vec<_> = members
         .iter()
         .map(|member| (rank(member), member))
@@ -96,8 +105,11 @@ fn place_rank<P>(regions: &[(String, String)], client: &Workload, member: &Membe
         .split('/')
         .next()
         .unwrap_or_default();
-    let named = |(from, other): &(String, String)| from == region && other == to;
-    if regions.iter().any(named) { 3 } else { 4 }
+    // The first that is for the client's region, as in Istio.
+    match regions.iter().find(|(from, _)| from == region) {
+        Some((_, named)) if named != to => 4,
+        _ => 3,
+    }
 }
 
 /// Network, region and zone, as Istio has it; for the same node also subzone and node.

@@ -461,6 +461,20 @@ fn a_region_fails_over_to_the_one_that_is_named() {
 }
 
 #[test]
+fn among_equals_by_label_a_named_region_comes_first() {
+    let policy = "{outlierDetection: {maxEjectionPercent: 100}, loadBalancer: {localityLbSetting: \
+        {failoverPriority: [tier=none], failover: [{from: eu, to: as}]}}}";
+    let mut mesh = Mesh::policy(policy, &REGIONS);
+    assert_eq!(mesh.counts(50).of("10.0.0.1"), 50);
+    let now = mesh.at(1);
+    for (index, next) in [(0, "10.0.0.2"), (1, "10.0.0.4"), (3, "10.0.0.3")] {
+        mesh.fail(index, now).expect("out");
+        let counts = mesh.counts_of(&Choice::default(), now, 50);
+        assert_eq!(counts.of(next), 50, "{counts:?}");
+    }
+}
+
+#[test]
 fn labels_can_say_what_is_near() {
     let policy = "{outlierDetection: {maxEjectionPercent: 100}, loadBalancer: {localityLbSetting: \
         {failoverPriority: [version=v4, topology.kubernetes.io/region]}}}";

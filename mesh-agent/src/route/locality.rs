@@ -11,8 +11,9 @@ pub enum LocalitySetting {
     /// the named regions (from, to) first.
     Failover(Vec<(String, String)>),
     /// Those first whose values of these labels are the client's, in order of weight;
-    /// a label may demand a value of the endpoint.
-    FailoverPriority(Vec<(String, Option<String>)>),
+    /// a label may demand a value of the endpoint. Among equals, near ones first, where
+    /// regions are named, as above.
+    FailoverPriority(Vec<(String, Option<String>)>, Vec<(String, String)>),
     /// Shares by locality of the client.
     Distribute(Vec<Shares>),
 }
@@ -38,6 +39,10 @@ impl LocalitySetting {
             });
             return Self::Distribute(shares.collect());
         }
+        let regions = block.failover.iter();
+        let regions = regions
+            .map(|entry| (entry.from.clone(), entry.to.clone()))
+            .collect();
         if !block.failover_priority.is_empty() {
             let labels = block
                 .failover_priority
@@ -46,14 +51,9 @@ impl LocalitySetting {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (label.clone(), None),
                 });
-            return Self::FailoverPriority(labels.collect());
+            return Self::FailoverPriority(labels.collect(), regions);
         }
-        let regions = block.failover.iter();
-        Self::Failover(
-            regions
-                .map(|entry| (entry.from.clone(), entry.to.clone()))
-                .collect(),
-        )
+        Self::Failover(regions)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which DestinationRules can be used, field by field.
 
+mod locality;
+
 use super::*;
 use crate::resource::report::Report;
 use crate::resource::{Finding, Resource};
@@ -22,9 +24,17 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
             );
         }
     }
-    let selected = spec.workload_selector.is_some();
+    let of_rule = spec.traffic_policy.as_ref();
+    let whole = Around {
+        selected: spec.workload_selector.is_some(),
+        detects: false,
+    };
+    let subset_in = Around {
+        detects: of_rule.is_some_and(|policy| policy.outlier_detection.is_some()),
+        ..whole
+    };
     if let Some(policy) = &spec.traffic_policy {
-        traffic_policy(&mut report, policy, "spec.trafficPolicy", selected);
+        traffic_policy(&mut report, policy, "spec.trafficPolicy", whole);
     }
     for (i, subset) in spec.subsets.iter().enumerate() {
         let field = format!("spec.subsets[{i}]");
@@ -42,7 +52,7 @@ pub fn validate(resource: &Resource<DestinationRuleSpec>) -> Vec<Finding> {
         report.labels(&subset.labels, &format!("{field}.labels"));
         if let Some(policy) = &subset.traffic_policy {
             let field = format!("{field}.trafficPolicy");
-            traffic_policy(&mut report, policy, &field, selected);
+            traffic_policy(&mut report, policy, &field, subset_in);
         }
     }
     let (comparisons, problems) = Comparisons::read(&resource.meta);
@@ -67,15 +77,23 @@ fn detects_outliers(spec: &DestinationRuleSpec) -> bool {
     })
 }
 
-/// `selected`: the rule has a workloadSelector.
-fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str, selected: bool) {
+/// What a policy does not say itself.
+#[derive(Clone, Copy)]
+struct Around {
+    /// The rule has a workloadSelector.
+    selected: bool,
+    /// An outlierDetection is inherited.
+    detects: bool,
+}
+
+fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str, around: Around) {
     let blocks = Blocks {
         load_balancer: policy.load_balancer.as_ref(),
         connection_pool: policy.connection_pool.as_ref(),
         outlier_detection: policy.outlier_detection.as_ref(),
         tls: policy.tls.as_ref(),
     };
-    blocks.check(report, field, selected);
+    blocks.check(report, field, around);
     if policy.port_level_settings.len() > MAX_PORT_POLICIES {
         report.error(
             format!("{field}.portLevelSettings"),
@@ -94,7 +112,12 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str, 
             outlier_detection: settings.outlier_detection.as_ref(),
             tls: settings.tls.as_ref(),
         };
-        blocks.check(report, &field, selected);
+        // They inherit nothing.
+        let around = Around {
+            detects: false,
+            ..around
+        };
+        blocks.check(report, &field, around);
     }
     if let Some(budget) = &policy.retry_budget {
         report.percent(budget.percent, format!("{field}.retryBudget.percent"));
@@ -130,9 +153,10 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    fn check(&self, report: &mut Report<'_>, field: &str, selected: bool) {
+    fn check(&self, report: &mut Report<'_>, field: &str, around: Around) {
+        let detects = around.detects || self.outlier_detection.is_some();
         if let Some(block) = self.load_balancer {
-            load_balancer(report, block, &format!("{field}.loadBalancer"));
+            load_balancer(report, block, &format!("{field}.loadBalancer"), detects);
         }
         if let Some(block) = self.connection_pool {
             connection_pool(report, block, &format!("{field}.connectionPool"));
@@ -141,12 +165,12 @@ impl Blocks<'_> {
             outlier_detection(report, block, &format!("{field}.outlierDetection"));
         }
         if let Some(block) = self.tls {
-            tls(report, block, &format!("{field}.tls"), selected);
+            tls(report, block, &format!("{field}.tls"), around.selected);
         }
     }
 }
 
-fn load_balancer(report: &mut Report<'_>, block: &LoadBalancer, field: &str) {
+fn load_balancer(report: &mut Report<'_>, block: &LoadBalancer, field: &str, detects: bool) {
     if block.simple.is_some() && block.consistent_hash.is_some() {
         report.error(format!("{field}.consistentHash"), "excludes simple");
     }
@@ -164,7 +188,8 @@ fn load_balancer(report: &mut Report<'_>, block: &LoadBalancer, field: &str) {
         consistent_hash(report, hash, &format!("{field}.consistentHash"));
     }
     if let Some(setting) = &block.locality_lb_setting {
-        locality(report, setting, &format!("{field}.localityLbSetting"));
+        let field = format!("{field}.localityLbSetting");
+        locality::check(report, setting, &field, detects);
     }
     if let Some(warmup) = &block.warmup {
         if warmup.duration.is_none() {
@@ -224,36 +249,6 @@ fn consistent_hash(report: &mut Report<'_>, block: &ConsistentHash, field: &str)
             report.error(
                 format!("{field}.maglev.tableSize"),
                 format!("{size} is not a prime up to {MAX_TABLE_SIZE}"),
-            );
-        }
-    }
-}
-
-fn locality(report: &mut Report<'_>, block: &LocalityLbSetting, field: &str) {
-    let kinds = [
-        ("distribute", !block.distribute.is_empty()),
-        ("failover", !block.failover.is_empty()),
-        ("failoverPriority", !block.failover_priority.is_empty()),
-    ];
-    let named: Vec<_> = kinds.iter().filter(|(_, there)| *there).collect();
-    // Istio takes failover together with failoverPriority for regions of equal priority; here one is read.
-    if let [(first, _), (second, _), ..] = named.as_slice() {
-        report.error(format!("{field}.{second}"), format!("excludes {first}"));
-    }
-    for (i, entry) in block.distribute.iter().enumerate() {
-        let sum: u64 = entry.to.values().map(|weight| u64::from(*weight)).sum();
-        if sum != 100 {
-            report.error(
-                format!("{field}.distribute[{i}].to"),
-                format!("the weights add up to {sum}, not to 100"),
-            );
-        }
-    }
-    for (i, entry) in block.failover.iter().enumerate() {
-        if entry.from == entry.to {
-            report.error(
-                format!("{field}.failover[{i}].to"),
-                "is the region that fails",
             );
         }
     }

@@ -76,8 +76,29 @@ fn what_cannot_be_is_refused() {
             "error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: the weights add up to 90, not to 100",
         ),
         (
-            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [a]}}}}",
-            "error spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority: excludes failover",
+            "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [a, topology.kubernetes.io/zone]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority: topology.kubernetes.io/zone excludes failover",
+        ),
+        (
+            "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us/*}]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0].to: \"us/*\" is not a region",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: eu, to: {eu: 100}}], failover: [{from: eu, to: us}]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.failover: excludes distribute",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: eu, to: {eu: 100}}], failoverPriority: [a]}}}}",
+            "warning spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority: has no effect beside distribute",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: eu, to: {eu: 100, us: 0}}]}}}}",
+            "error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: a weight is 0: leave the locality out",
+        ),
+        (
+            "{host: a, trafficPolicy: {outlierDetection: {}}, subsets: [{name: b, trafficPolicy: {portLevelSettings: [{port: {number: 80}, loadBalancer: {localityLbSetting: {failoverPriority: [a]}}}]}}, \
+             {name: c, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [a]}}}}]}",
+            "warning spec.subsets[0].trafficPolicy.portLevelSettings[0].loadBalancer.localityLbSetting: has no effect without outlierDetection",
         ),
         (
             "{host: a, trafficPolicy: {loadBalancer: {warmup: {}}}}",
