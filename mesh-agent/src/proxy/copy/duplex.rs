@@ -34,7 +34,8 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
     fn abort(&mut self);
 
     /// Reads once, into `buffer` unless the stream has what it received in memory of its
-    /// own: that is passed on without a copy. Nothing is read at the end of the stream.
+    /// own: that is passed on without a copy; a stream does always one or always the
+    /// other. Nothing is read at the end of the stream.
     fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,

@@ -8,13 +8,13 @@ mod duplex;
 mod tests;
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use duplex::{CHUNK_BYTES, SOCKET_BYTES};
@@ -25,8 +25,9 @@ pub use duplex::{Chunk, Duplex};
 const LARGE_BYTES: usize = CHUNK_BYTES / 2;
 /// After this many full buffers a stream lets others have their turn.
 const MAX_ROUNDS: usize = 16;
-/// For how many a larger one counts.
-const LARGE_ROUND: usize = SOCKET_BYTES / CHUNK_BYTES;
+/// Pieces that a tunnel has received and that are written to a socket at once; for so
+/// many full buffers counts a larger one.
+const PIECES: usize = SOCKET_BYTES / CHUNK_BYTES;
 /// How long an end that has sent all to the other, while that other is gone, is
 /// still listened to, so that what it was sent gets through before the abort.
 const LINGER: Duration = Duration::from_millis(500);
@@ -207,6 +208,8 @@ enum Way {
     },
     /// This was read and waits for the writer.
     Writing(Bytes),
+    /// The same in several pieces, the first of them last.
+    WritingMany(Vec<Bytes>),
     /// The reader ended, the writer is being told.
     Ending,
     /// The writer was told.
@@ -238,7 +241,7 @@ impl Way {
                 Self::Reading { flows } => match poll_pass(*flows, reader, writer, count, cx)? {
                     Poll::Ready(next) => {
                         if *flows {
-                            rounds += LARGE_ROUND - 1;
+                            rounds += PIECES - 1;
                         }
                         *self = next;
                     }
@@ -255,6 +258,19 @@ impl Way {
                     count.fetch_add(taken as u64, Ordering::Relaxed);
                     if rest.is_empty() {
                         *self = Self::default();
+                    }
+                }
+                Self::WritingMany(pieces) => {
+                    let Some(piece) = pieces.last_mut() else {
+                        *self = Self::default();
+                        continue;
+                    };
+                    let taken = ready!(writer.poll_give(cx, piece))
+                        .and_then(taken)
+                        .map_err(Failure::writing)?;
+                    count.fetch_add(taken as u64, Ordering::Relaxed);
+                    if piece.is_empty() {
+                        pieces.pop();
                     }
                 }
                 Self::Ending => {
@@ -300,6 +316,12 @@ fn poll_pass(
     let next = match reader.poll_chunk(cx, &mut scratch) {
         Poll::Pending => Poll::Pending,
         Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::reading(error))),
+        Poll::Ready(Ok(Chunk::Owned(bytes)))
+            if bytes.len() >= LARGE_BYTES && writer.batch_bytes() > CHUNK_BYTES =>
+        {
+            let pieces = gather(bytes, reader, cx, &mut scratch);
+            Poll::Ready(give_many(pieces, writer, count, cx))
+        }
         Poll::Ready(Ok(Chunk::Owned(bytes))) => Poll::Ready(give(bytes, writer, count, cx)),
         Poll::Ready(Ok(Chunk::Lent)) if writer.keeps() && scratch.len() >= LARGE_BYTES => {
             let bytes = std::mem::take(&mut scratch).freeze();
@@ -333,6 +355,51 @@ fn give(
     Ok(match bytes.is_empty() {
         true => Way::default(),
         false => Way::Writing(bytes),
+    })
+}
+
+/// What else is there already. An end or a failure stays for the next to read.
+fn gather(
+    first: Bytes,
+    reader: &mut impl Duplex,
+    cx: &mut Context<'_>,
+    scratch: &mut BytesMut,
+) -> [Bytes; PIECES] {
+    let mut pieces: [Bytes; PIECES] = Default::default();
+    pieces[0] = first;
+    for piece in &mut pieces[1..] {
+        match reader.poll_chunk(cx, scratch) {
+            Poll::Ready(Ok(Chunk::Owned(bytes))) if !bytes.is_empty() => *piece = bytes,
+            _ => break,
+        }
+    }
+    pieces
+}
+
+/// Writes several pieces with one system call.
+fn give_many(
+    mut pieces: [Bytes; PIECES],
+    writer: &mut impl Duplex,
+    count: &AtomicU64,
+    cx: &mut Context<'_>,
+) -> Result<Way, Failure> {
+    let slices = pieces.each_ref().map(|piece| IoSlice::new(piece));
+    let mut left = match Pin::new(writer).poll_write_vectored(cx, &slices) {
+        Poll::Pending => 0,
+        Poll::Ready(result) => result.and_then(taken).map_err(Failure::writing)?,
+    };
+    count.fetch_add(left as u64, Ordering::Relaxed);
+    for piece in &mut pieces {
+        let taken = left.min(piece.len());
+        piece.advance(taken);
+        left -= taken;
+    }
+    let rest: Vec<Bytes> = (pieces.into_iter().rev())
+        .filter(|piece| !piece.is_empty())
+        .collect();
+    Ok(match rest.is_empty() {
+        true => Way::default(),
+        false => Way::WritingMany(rest),
     })
 }
 

@@ -162,3 +162,86 @@ async fn an_answer_before_the_end_of_the_question_arrives_whole() {
     let ((), got) = tokio::join!(server, client);
     assert!(got == answer);
 }
+
+/// Has received pieces in memory of their own, then its end; takes whatever is written.
+struct Received(std::collections::VecDeque<Bytes>);
+
+impl tokio::io::AsyncRead for Received {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        unreachable!("it is read in pieces")
+    }
+}
+
+impl tokio::io::AsyncWrite for Received {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Duplex for Received {
+    fn abort(&mut self) {
+        self.0.clear();
+    }
+
+    fn poll_chunk(&mut self, _: &mut Context<'_>, _: &mut BytesMut) -> Poll<io::Result<Chunk>> {
+        let piece = self.0.pop_front().unwrap_or_default();
+        Poll::Ready(Ok(Chunk::Owned(piece)))
+    }
+}
+
+#[tokio::test]
+async fn pieces_arrive_whole_and_in_order_at_a_slow_reader() {
+    let sent = noise(20_000_000, 3);
+    // Large ones, which go together, and small ones between.
+    let sizes = [
+        CHUNK_BYTES,
+        CHUNK_BYTES,
+        1,
+        LARGE_BYTES,
+        70_000,
+        17,
+        CHUNK_BYTES,
+    ];
+    let (mut rest, mut pieces) = (Bytes::from(sent.clone()), std::collections::VecDeque::new());
+    for size in sizes.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        pieces.push_back(rest.split_to(rest.len().min(*size)));
+    }
+    let (mut right, second) = pair().await;
+    let transferred = Arc::new(Transferred::default());
+    let copy = tokio::spawn({
+        let transferred = transferred.clone();
+        async move { copy_both(Received(pieces), second, &transferred).await }
+    });
+    let mut got = Vec::new();
+    let mut buffer = vec![0; 1_000_000];
+    loop {
+        match right.read(&mut buffer).await.unwrap() {
+            0 => break,
+            count => got.extend_from_slice(&buffer[..count]),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    right.shutdown().await.unwrap();
+    copy.await.unwrap().unwrap();
+    assert_eq!(transferred.bytes(), (sent.len() as u64, 0));
+    assert!(got == sent);
+}
