@@ -3,12 +3,11 @@
 //! namespace, with the workload's own address as its source, or to where the
 //! agent's verdict says.
 
-use core::mem::size_of;
 use core::ptr;
 
-use aya_ebpf::bindings::{bpf_sock, sockaddr};
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::{bpf_bind, bpf_set_retval};
+use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
@@ -22,10 +21,8 @@ use crate::context::{
 use crate::listener::is_served;
 use crate::log::connect::{Why, say};
 use crate::maps::DESTINATIONS;
-use crate::{account, direct, dns, splice};
+use crate::{account, direct, dns, source, splice};
 
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
@@ -42,20 +39,7 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
     let destination = ctx.address4();
     let next = intercept(&ctx, &destination);
     say(&next, &destination);
-    match next.what {
-        What::Pass => PROCEED,
-        What::Refuse => refuse(),
-        What::Redirect => {
-            bind4(&ctx, &next.source);
-            ctx.set_ip4(next.to.ip.words[3]);
-            ctx.set_port(next.to.port);
-            PROCEED
-        }
-        What::Dns => match next.workload {
-            Some(workload) => dns::redirect4(&ctx, workload, true),
-            None => PROCEED,
-        },
-    }
+    follow(&ctx, &next, redirect4, dns::redirect4)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -64,21 +48,44 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     let destination = ctx.address6();
     let next = intercept(&ctx, &destination);
     say(&next, &destination);
+    follow(&ctx, &next, redirect6, dns::redirect6)
+}
+
+/// Does what is to be done, in the family of the call. Gives the program's result.
+#[inline(always)]
+fn follow(
+    ctx: &SockAddr,
+    next: &Next,
+    redirect: impl FnOnce(&SockAddr, &Next),
+    ask: impl FnOnce(&SockAddr, &Workload, bool) -> i32,
+) -> i32 {
     match next.what {
         What::Pass => PROCEED,
         What::Refuse => refuse(),
         What::Redirect => {
-            // A mapped destination stays mapped, which is its canonical form: the socket speaks IPv4.
-            bind6(&ctx, &next.source);
-            ctx.set_ip6(&next.to.ip);
-            ctx.set_port(next.to.port);
+            redirect(ctx, next);
             PROCEED
         }
         What::Dns => match next.workload {
-            Some(workload) => dns::redirect6(&ctx, workload, true),
+            Some(workload) => ask(ctx, workload, true),
             None => PROCEED,
         },
     }
+}
+
+#[inline(always)]
+fn redirect4(ctx: &SockAddr, next: &Next) {
+    source::bind4(ctx, &next.source);
+    ctx.set_ip4(next.to.ip.words[3]);
+    ctx.set_port(next.to.port);
+}
+
+#[inline(always)]
+fn redirect6(ctx: &SockAddr, next: &Next) {
+    // A mapped destination stays mapped, which is its canonical form: the socket speaks IPv4.
+    source::bind6(ctx, &next.source);
+    ctx.set_ip6(&next.to.ip);
+    ctx.set_port(next.to.port);
 }
 
 /// What is done with the call. Every field always has a value: those of an
@@ -292,69 +299,4 @@ pub fn refuse() -> i32 {
     // SAFETY: available to cgroup programs since Linux 5.18.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL
-}
-
-/// `struct sockaddr_in` of the kernel.
-#[repr(C)]
-struct SockaddrIn {
-    family: u16,
-    port: u16,
-    address: u32,
-    zero: [u32; 2],
-}
-
-/// `struct sockaddr_in6` of the kernel.
-#[repr(C)]
-struct SockaddrIn6 {
-    family: u16,
-    port: u16,
-    flow_info: u32,
-    address: [u32; 4],
-    scope_id: u32,
-}
-
-/// Gives the socket the workload's address, as routing to the original
-/// destination would have. A socket that the application has bound keeps its
-/// own (the helper then fails, which is ignored).
-#[inline(always)]
-fn bind4(ctx: &SockAddr, ip: &Ip) {
-    if ip.is_unspecified() {
-        return;
-    }
-    let mut address = SockaddrIn {
-        family: AF_INET,
-        port: 0,
-        address: ip.words[3],
-        zero: [0; 2],
-    };
-    // SAFETY: the context of a connect program and an address on the stack.
-    unsafe {
-        bpf_bind(
-            ctx.as_ptr().cast(),
-            (&raw mut address).cast::<sockaddr>(),
-            size_of::<SockaddrIn>() as i32,
-        )
-    };
-}
-
-#[inline(always)]
-fn bind6(ctx: &SockAddr, ip: &Ip) {
-    if ip.is_unspecified() {
-        return;
-    }
-    let mut address = SockaddrIn6 {
-        family: AF_INET6,
-        port: 0,
-        flow_info: 0,
-        address: ip.words,
-        scope_id: 0,
-    };
-    // SAFETY: as above.
-    unsafe {
-        bpf_bind(
-            ctx.as_ptr().cast(),
-            (&raw mut address).cast::<sockaddr>(),
-            size_of::<SockaddrIn6>() as i32,
-        )
-    };
 }

@@ -21,6 +21,7 @@ mod ring;
 mod sk_lookup;
 mod sk_msg;
 mod sockops;
+mod source;
 mod splice;
 
 #[panic_handler]

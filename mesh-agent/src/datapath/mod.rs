@@ -5,6 +5,8 @@ mod account;
 mod bpf;
 mod btf;
 mod cgroup;
+mod enrolled;
+mod error;
 mod flows;
 mod host;
 mod identities;
@@ -25,6 +27,8 @@ mod tune;
 mod verdicts;
 
 pub use cgroup::{cgroup2_mount, own_cgroup};
+pub use enrolled::{Enrolled, ListenerPorts};
+pub use error::DatapathError;
 pub use flows::{FlowPath, FlowRecord};
 pub use kernel_log::LogLevel;
 pub use marks::{Accepted, Caller, SocketMarks};
@@ -35,19 +39,19 @@ pub use verdicts::{Decision, DirectEndpoint, WorkloadVerdict};
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_common::{
-    FlowState, Ip, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload, workload_flag,
+    FlowState, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload, workload_flag,
 };
 use parking_lot::Mutex;
 
 use crate::netns::{Location, Namespace};
-use crate::registry::{Served, ShortCircuit};
+use crate::registry::Served;
 use kernel_log::KernelLog;
 use lock::FolderLock;
 use maps::Maps;
@@ -56,132 +60,6 @@ use maps::Maps;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_OBJECT"));
 /// The same with log lines.
 static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_LOG_OBJECT"));
-
-/// Why the kernel side cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// A file or folder of bpffs or cgroup2.
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        /// What was done.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A pinned map has another layout.
-    #[error(
-        "{} has another layout than this version of the agent can use ({what} {found}, not \
-         {wanted}): stop the agent that made it, then `mesh-agent uninstall --bpffs` removes it",
-        path.display()
-    )]
-    Layout {
-        /// The pin.
-        path: PathBuf,
-        /// In what it differs.
-        what: String,
-        /// What was found.
-        found: String,
-        /// What was wanted.
-        wanted: String,
-    },
-    /// Another agent works with the same folder.
-    #[error(
-        "an agent already runs with --bpffs {}, and is not heard at this --admin-socket: stop it, \
-         or give this one its own --bpffs", path.display()
-    )]
-    InUse {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Somebody's program has a hook for itself.
-    #[error(
-        "program {id} ({name}) is attached to {} at {hook} for itself alone (without \
-         BPF_F_ALLOW_MULTI): detach it (`bpftool cgroup detach {} {hook} id {id}`), or have its owner \
-         attach it so that others may, too", cgroup.display(), cgroup.display()
-    )]
-    Exclusive {
-        /// The hook.
-        hook: String,
-        /// The cgroup that has the program.
-        cgroup: PathBuf,
-        /// Id of the program.
-        id: u32,
-        /// Its name.
-        name: String,
-    },
-    /// The order was asked for.
-    #[error(
-        "--attach first: this kernel cannot attach to {} before what is there (Linux 6.17 can): \
-         leave the flag out, or say --attach last", cgroup.display()
-    )]
-    NoOrder {
-        /// The cgroup.
-        cgroup: PathBuf,
-    },
-    /// The object or one of its programs was refused.
-    #[error("the kernel refused {what}: {reason}")]
-    Refused {
-        /// Program or map.
-        what: String,
-        /// Why; the verifier's last words.
-        reason: String,
-    },
-}
-
-/// Listeners of the agent in a workload's namespace; ports are 0 where a family is off.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ListenerPorts {
-    /// Connections of the workload over IPv4.
-    pub outbound4: u16,
-    /// Over IPv6.
-    pub outbound6: u16,
-    /// DNS over UDP and IPv4.
-    pub dns4: u16,
-    /// DNS over UDP and IPv6.
-    pub dns6: u16,
-}
-
-/// What the kernel is told of a workload.
-#[derive(Clone, Debug)]
-pub struct Enrolled {
-    /// Its addresses; the kernel knows the first of each family.
-    pub addresses: Vec<IpAddr>,
-    /// Who it is.
-    pub identity: String,
-    /// Listeners for it.
-    pub ports: ListenerPorts,
-    /// Its connections are left alone while no agent serves it, instead of refused.
-    pub fails_open: bool,
-    /// Its connections to addresses that the mesh does not know go to the agent, too.
-    pub takes_all: bool,
-    /// Whether its bytes may take the short-circuit.
-    pub short_circuit: ShortCircuit,
-}
-
-impl Enrolled {
-    fn value(&self, tiers: &Tiers) -> Workload {
-        let first = |is_v4: bool| {
-            let mut addresses = self.addresses.iter();
-            let address = addresses.find(|address| address.is_ipv4() == is_v4);
-            address.map_or(Ip::UNSPECIFIED, |address| Ip::from(*address))
-        };
-        let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let fail_open = flag(self.fails_open, workload_flag::FAIL_OPEN);
-        let all_outbound = flag(self.takes_all, workload_flag::ALL_OUTBOUND);
-        Workload {
-            ip4: first(true),
-            ip6: first(false),
-            outbound4_port: self.ports.outbound4,
-            outbound6_port: self.ports.outbound6,
-            dns4_port: self.ports.dns4,
-            dns6_port: self.ports.dns6,
-            flags: fail_open | all_outbound | tiers.flags(self.short_circuit),
-            ..Workload::default()
-        }
-    }
-}
 
 /// The loaded programs and their maps.
 pub struct Datapath {

@@ -28,80 +28,59 @@ pub enum Why {
 #[cfg(feature = "log")]
 #[inline(always)]
 pub fn say(next: &Next, destination: &SocketIp) {
-    match next.what {
-        What::Pass => {
-            log!(
-                trace,
-                "connect to {:i} port {} is left alone",
-                to = bytes(&destination.ip),
-                port = destination.port
+    macro_rules! connection {
+        ($level:ident, $format:literal $(, $name:ident = $value:expr)*) => {
+            log!($level, $format, to = bytes(&destination.ip), port = destination.port $(, $name = $value)*)
+        };
+    }
+    macro_rules! redirected {
+        ($format:literal) => {
+            connection!(
+                debug,
+                $format,
+                instead = bytes(&next.to.ip),
+                its_port = next.to.port
+            )
+        };
+    }
+    match (next.what, next.why) {
+        (What::Pass, _) => {
+            connection!(trace, "connect to {:i} port {} is left alone");
+        }
+        (What::Refuse, Why::Policy) => {
+            connection!(info, "connect to {:i} port {} is refused by policy");
+        }
+        (What::Refuse, Why::NoAgent) => {
+            connection!(
+                warn,
+                "connect to {:i} port {} is refused: no agent serves the workload"
             );
         }
-        What::Refuse => match next.why {
-            Why::Policy => {
-                log!(
-                    info,
-                    "connect to {:i} port {} is refused by policy",
-                    to = bytes(&destination.ip),
-                    port = destination.port
-                );
-            }
-            Why::NoAgent => {
-                log!(
-                    warn,
-                    "connect to {:i} port {} is refused: no agent serves the workload",
-                    to = bytes(&destination.ip),
-                    port = destination.port
-                );
-            }
-            Why::Nobody => {
-                log!(
-                    info,
-                    "connect to {:i} port {} is refused: it has no endpoint",
-                    to = bytes(&destination.ip),
-                    port = destination.port
-                );
-            }
-            Why::Device => {
-                log!(
-                    info,
-                    "connect to {:i} port {} is refused: the socket's device does not lead to the agent",
-                    to = bytes(&destination.ip),
-                    port = destination.port
-                );
-            }
-            _ => {
-                log!(
-                    error,
-                    "connect to {:i} port {} is refused for want of memory",
-                    to = bytes(&destination.ip),
-                    port = destination.port
-                );
-            }
-        },
-        What::Redirect => match next.why {
-            Why::Direct => {
-                log!(
-                    debug,
-                    "connect to {:i} port {} goes directly to {:i} port {}",
-                    to = bytes(&destination.ip),
-                    port = destination.port,
-                    instead = bytes(&next.to.ip),
-                    its_port = next.to.port
-                );
-            }
-            _ => {
-                log!(
-                    debug,
-                    "connect to {:i} port {} goes to {:i} port {}",
-                    to = bytes(&destination.ip),
-                    port = destination.port,
-                    instead = bytes(&next.to.ip),
-                    its_port = next.to.port
-                );
-            }
-        },
-        What::Dns => {
+        (What::Refuse, Why::Nobody) => {
+            connection!(
+                info,
+                "connect to {:i} port {} is refused: it has no endpoint"
+            );
+        }
+        (What::Refuse, Why::Device) => {
+            connection!(
+                info,
+                "connect to {:i} port {} is refused: the socket's device does not lead to the agent"
+            );
+        }
+        (What::Refuse, _) => {
+            connection!(
+                error,
+                "connect to {:i} port {} is refused for want of memory"
+            );
+        }
+        (What::Redirect, Why::Direct) => {
+            redirected!("connect to {:i} port {} goes directly to {:i} port {}");
+        }
+        (What::Redirect, _) => {
+            redirected!("connect to {:i} port {} goes to {:i} port {}");
+        }
+        (What::Dns, _) => {
             log!(trace, "DNS by connect to {:i}", to = bytes(&destination.ip));
         }
     }

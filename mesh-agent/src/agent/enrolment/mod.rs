@@ -1,29 +1,25 @@
 //! Which workloads of the configuration are on this node, and their listeners.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+mod handover;
+mod start;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mesh_common::ListenerKind;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::{self, Listeners};
-use super::takeover::{Handed, ListenerRole, Offered, Sockets};
+use super::takeover::{Handed, Sockets};
 use super::verdicts::LocalWorkload;
 use crate::admin::api::WorkloadState;
-use crate::datapath::{self, Datapath, ListenerPorts};
-use crate::dns::{DnsServer, Nameservers};
 use crate::identity::Certificates;
-use crate::netns::{BoxFuture, Location, NamespaceError, Place, WorkloadSockets};
+use crate::netns::{BoxFuture, Location, NamespaceError, Place};
 use crate::proxy::http::Upstreams;
-use crate::proxy::inbound::{self, Inbound};
-use crate::proxy::outbound::{self, Outbound};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{Local, Locals, Node};
-use crate::registry::{Registry, Service, ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
+use crate::registry::{Registry, ShortCircuit, WhenAgentIsDown, Workload, WorkloadName};
 use crate::route::ClientView;
 use crate::snapshot::Snapshot;
 
@@ -294,183 +290,6 @@ impl Enrolment {
             }
         }
     }
-
-    fn start(&self, workload: Arc<Workload>, location: Location) -> anyhow::Result<Enrolled> {
-        let datapath = &self.node.datapath;
-        let place = location.place();
-        // In the host's own namespace nothing that arrives is intercepted.
-        let hears_others = location.cgroup.is_none();
-        let sockets = Arc::new(WorkloadSockets::new(location, datapath.marks().clone()));
-        let inherited = self.handed.lock().take(&place);
-        let mut listeners = Listeners::new(&sockets, inherited);
-        let local = Arc::new(Local {
-            workload,
-            sockets: sockets.clone(),
-            closed_ports: Default::default(),
-        });
-        let drain = self.stop.child_token();
-        let dns = {
-            let snapshot = self.node.snapshot.clone();
-            let registry = move || snapshot.load().registry.clone();
-            let server = DnsServer::new(
-                local.workload.name.namespace.clone(),
-                registry,
-                sockets.clone(),
-            );
-            let (snapshot, workload) = (self.node.snapshot.clone(), local.workload.clone());
-            let sees = move |service: &Service| {
-                let routes = &snapshot.load().routes;
-                routes.sees_some_of(&ClientView::of(&workload), service)
-            };
-            Arc::new(server.with_visibility(sees))
-        };
-        let outbound = Arc::new(Outbound {
-            dns: dns.clone(),
-            node: self.node.clone(),
-            local: local.clone(),
-            upstreams: self.upstreams.clone(),
-            drain: drain.clone(),
-        });
-        let inbound = Arc::new(Inbound {
-            node: self.node.clone(),
-            local: local.clone(),
-            certificates: self.certificates.clone(),
-            drain: drain.clone(),
-        });
-        // Until all is in place, dropping the guard undoes what was begun.
-        let guard = drain.clone().drop_guard();
-        let before = datapath.ports(sockets.location());
-        let mut ports = ListenerPorts::default();
-        let mut waiting: Vec<BoxFuture<'static, ()>> = Vec::new();
-        for (family, dns_before) in [(&Family::V4, before.dns4), (&Family::V6, before.dns6)] {
-            let listener = match listeners.tcp(family.outbound) {
-                Ok(listener) => listener,
-                // IPv6 can be off in a namespace.
-                Err(_) if family == &Family::V6 => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let questions = listeners.udp(family.dns, dns_before)?;
-            let (outbound_port, dns_port) = (
-                listener.local_addr()?.port(),
-                questions.local_addr()?.port(),
-            );
-            if family == &Family::V4 {
-                (ports.outbound4, ports.dns4) = (outbound_port, dns_port);
-            } else {
-                (ports.outbound6, ports.dns6) = (outbound_port, dns_port);
-            }
-            if hears_others {
-                let kind = ListenerKind::Outbound;
-                datapath.set_listener(sockets.namespace(), kind, &listener)?;
-            }
-            waiting.push(Box::pin(outbound::serve(listener, outbound.clone())));
-            let nameservers = Arc::new(Aliases {
-                datapath: datapath.clone(),
-                netns_cookie: sockets.namespace().cookie(),
-            });
-            let served = dns.clone().serve_udp(questions, nameservers, drain.clone());
-            let name = local.workload.name.clone();
-            let open = self.node.connections.token();
-            waiting.push(Box::pin(async move {
-                let _open = open;
-                if let Err(error) = served.await {
-                    tracing::error!(workload = %name, %error, "DNS is not answered");
-                }
-            }));
-
-            if !hears_others {
-                continue;
-            }
-            let plaintext = listeners.tcp(family.inbound)?;
-            datapath.set_listener(sockets.namespace(), ListenerKind::Inbound, &plaintext)?;
-            waiting.push(Box::pin(inbound::serve_plaintext(
-                plaintext,
-                inbound.clone(),
-            )));
-            let tunnels = listeners.tcp(family.hbone)?;
-            datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
-            waiting.push(Box::pin(inbound::serve_hbone(tunnels, inbound.clone())));
-        }
-        let takes_all = takes_all(&self.node.snapshot.load(), &local.workload);
-        let enrolled = datapath::Enrolled {
-            takes_all,
-            addresses: local.workload.addresses.clone(),
-            identity: local.workload.identity.to_string(),
-            ports,
-            fails_open: local
-                .workload
-                .when_agent_is_down
-                .unwrap_or(self.when_agent_is_down)
-                == WhenAgentIsDown::Pass,
-            short_circuit: local.workload.short_circuit.unwrap_or(self.short_circuit),
-        };
-        datapath.enrol(sockets.location(), &enrolled)?;
-        let sockets = listeners.into_kept();
-        guard.disarm();
-        Ok(Enrolled {
-            local,
-            place,
-            takes_all,
-            sockets,
-            waiting,
-            drain,
-        })
-    }
-
-    /// The places of all workloads that the configuration puts on this node and
-    /// that are there, enrolled or not.
-    pub(super) fn claimed(&self) -> HashSet<Place> {
-        let snapshot = self.node.snapshot.load();
-        let ours = (snapshot.registry.workloads.iter()).filter(|workload| self.is_ours(workload));
-        ours.filter_map(|workload| workload.placement.as_ref())
-            .filter_map(|placement| Location::find(placement, &self.cgroup2).ok())
-            .map(|location| location.place())
-            .collect()
-    }
-
-    /// Why a workload that the agent before has served cannot be served by this one.
-    pub(super) fn failed_to_inherit(&self) -> Option<String> {
-        let handed = self.handed.lock();
-        let snapshot = self.node.snapshot.load();
-        let members = self.members.lock();
-        snapshot.registry.workloads.iter().find_map(|workload| {
-            let Some(Member::Failed(reason)) = members.get(&workload.name) else {
-                return None;
-            };
-            let location = Location::find(workload.placement.as_ref()?, &self.cgroup2).ok()?;
-            let had = handed.was_there(&location.place());
-            had.then(|| format!("{}: {reason}", workload.name))
-        })
-    }
-
-    /// Closes sockets of the agent before that no workload wants.
-    pub(super) fn close_other_sockets(&self) {
-        self.handed.lock().close_others();
-    }
-
-    /// Further descriptors of all workloads' sockets, for the agent that takes over.
-    pub(super) fn share(&self) -> std::io::Result<Vec<Offered>> {
-        let members = self.members.lock();
-        members
-            .values()
-            .filter_map(|member| match member {
-                Member::Enrolled(enrolled) => Some(enrolled),
-                _ => None,
-            })
-            .map(|enrolled| Ok((enrolled.place.clone(), listeners::share(&enrolled.sockets)?)))
-            .collect()
-    }
-
-    /// Another agent has the workloads: their sockets are closed here, and the
-    /// kernel is not told.
-    pub(super) fn give_away(&self) {
-        let mut members = self.members.lock();
-        for member in members.values_mut() {
-            if let Member::Enrolled(enrolled) = member {
-                enrolled.sockets.clear();
-            }
-        }
-    }
 }
 
 /// Only now: a connection that is accepted finds its workload among [`Locals`].
@@ -480,52 +299,6 @@ fn accept(members: &mut HashMap<WorkloadName, Member>) {
             enrolled.waiting.drain(..).for_each(|serve| {
                 tokio::spawn(serve);
             });
-        }
-    }
-}
-
-/// What an address family's sockets are for.
-#[derive(PartialEq, Eq)]
-struct Family {
-    outbound: ListenerRole,
-    inbound: ListenerRole,
-    hbone: ListenerRole,
-    dns: ListenerRole,
-}
-
-impl Family {
-    const V4: Self = Self {
-        outbound: ListenerRole::Outbound4,
-        inbound: ListenerRole::Inbound4,
-        hbone: ListenerRole::Hbone4,
-        dns: ListenerRole::Dns4,
-    };
-    const V6: Self = Self {
-        outbound: ListenerRole::Outbound6,
-        inbound: ListenerRole::Inbound6,
-        hbone: ListenerRole::Hbone6,
-        dns: ListenerRole::Dns6,
-    };
-}
-
-/// Name servers behind the aliases that a namespace's questions arrive at.
-struct Aliases {
-    datapath: Arc<Datapath>,
-    netns_cookie: u64,
-}
-
-impl Nameservers for Aliases {
-    fn original(
-        &self,
-        alias: IpAddr,
-        _client: std::net::SocketAddr,
-    ) -> Option<std::net::SocketAddr> {
-        match alias {
-            IpAddr::V4(alias) => self.datapath.nameserver(self.netns_cookie, alias),
-            // True IPv6 servers share ::1; the kernel notes the last one that the namespace asked.
-            IpAddr::V6(_) => self
-                .datapath
-                .nameserver(self.netns_cookie, Ipv4Addr::UNSPECIFIED),
         }
     }
 }
