@@ -19,12 +19,14 @@ pub enum DatapathError {
     /// A pinned map has another layout.
     #[error(
         "{} has another layout than this version of the agent can use ({what} {found}, not \
-         {wanted}): stop the agent that made it, then `mesh-agent uninstall --bpffs` removes it",
-        path.display()
+         {wanted}): stop the agent that made it, run `mesh-agent uninstall --bpffs {}`, and start this one again",
+        path.display(), folder.display()
     )]
     Layout {
         /// The pin.
         path: PathBuf,
+        /// The folder of all pins.
+        folder: PathBuf,
         /// In what it differs.
         what: String,
         /// What was found.

@@ -86,6 +86,7 @@ pub(super) fn check(folder: &Path) -> Result<(), DatapathError> {
         .filter(|(path, ..)| path.exists());
     let other = |path: PathBuf, what: &str, found: String, wanted: String| DatapathError::Layout {
         path,
+        folder: folder.to_owned(),
         what: what.to_owned(),
         found,
         wanted,
@@ -138,6 +139,7 @@ pub(super) fn settle(mut map: Array<MapData, Layout>, folder: &Path) -> Result<(
         }
         _ => Err(DatapathError::Layout {
             path: folder.join(MAP),
+            folder: folder.to_owned(),
             what: "version".to_owned(),
             found: found.to_string(),
             wanted: LAYOUT_VERSION.to_string(),

@@ -299,7 +299,11 @@ fn maps_of_another_layout_are_refused_in_one_clear_line() {
         bpftool(&["map", "dump", "pinned", &layout])[0]["formatted"]["value"]["version"].clone();
     let current = current.as_u64().expect("a number");
     update("99 0 0 0");
-    refused(&mut mesh, &["layout", "version 99", "uninstall"]);
+    let way_out = format!(
+        "uninstall --bpffs {}`, and start",
+        mesh.lab.bpffs(Node::A).display()
+    );
+    refused(&mut mesh, &["layout", "version 99", &way_out]);
     update(&format!("{current} 0 0 0"));
     mesh.a.restart();
     mesh.until_reachable();
