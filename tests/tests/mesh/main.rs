@@ -29,6 +29,7 @@ mod hosts;
 mod http2;
 mod identity;
 mod interception;
+mod kernels;
 mod killed;
 mod laboratory;
 mod leaving;

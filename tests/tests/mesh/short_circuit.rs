@@ -2,7 +2,7 @@
 //! by the clock: every byte arrives once and in order, a slow reader holds its
 //! writer back, and ends are ends.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mesh_tests::{
@@ -13,19 +13,28 @@ const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/cl
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/server.py");
 /// A proxy of its own, behind another service.
 const PROXY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/proxy.py");
-const VIP: &str = "10.96.0.40";
+pub const VIP: &str = "10.96.0.40";
 
 /// Two workloads of one node.
 pub struct Pair {
     pub agent: Agent,
     pub client: Workload,
-    _server: Process,
+    pub serving: Process,
     pub server: Workload,
     pub lab: Lab,
 }
 
 /// With `direct`, no agent is on the way; `short_circuit` is the setting of both.
 pub fn pair(direct: bool, short_circuit: &str) -> Pair {
+    pair_with(direct, short_circuit, |_| Vec::new())
+}
+
+/// The agent finds `files` in the place of the machine's.
+pub fn pair_with(
+    direct: bool,
+    short_circuit: &str,
+    files: impl FnOnce(&Lab) -> Vec<(PathBuf, &'static str)>,
+) -> Pair {
     let lab = Lab::new();
     let client = lab
         .workload(Node::A, "client", &[])
@@ -39,11 +48,11 @@ pub fn pair(direct: bool, short_circuit: &str) -> Pair {
     let ports = [("tcp", 80, 7000), ("tcp-deferred", 81, 7001)];
     let ports = ports.map(|(name, port, target)| ServicePort { name, port, target });
     lab.configure("server.yaml", &service("server", 40, &ports));
-    let agent = Agent::start(&lab, Node::A);
+    let agent = Agent::start_with_files(&lab, Node::A, files(&lab), &[]);
     Pair {
         agent,
         client,
-        _server: process,
+        serving: process,
         server,
         lab,
     }
@@ -60,7 +69,7 @@ impl Pair {
     }
 
     /// The counters of the kernel, by [`mesh_common::Counter`].
-    fn counters(&self) -> Vec<u64> {
+    pub fn counters(&self) -> Vec<u64> {
         let pin = self.lab.bpffs(Node::A).join("counters");
         let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()]);
         (dump.as_array().into_iter().flatten())
@@ -75,7 +84,7 @@ impl Pair {
             .collect()
     }
 
-    fn handed_over(&self) -> u64 {
+    pub fn handed_over(&self) -> u64 {
         self.counters()[3]
     }
 

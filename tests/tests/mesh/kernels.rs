@@ -1,0 +1,44 @@
+//! What kernels can and cannot do beside the short-circuit.
+
+use crate::short_circuit::{VIP, pair, pair_with};
+
+const KTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/ktls.py");
+
+/// Kernels that let the short-circuit in do not let TLS in, too (`TCP_ULP` on a socket in a map).
+#[test]
+fn by_default_an_application_may_have_the_kernel_do_its_tls() {
+    for direct in [true, false] {
+        let mut pair = pair(direct, "auto");
+        pair.serving.kill();
+        pair.serving = pair.server.serve(7000, "python3", &[KTLS, "serve", "7000"]);
+        let said = pair.client.run("python3", &[KTLS, VIP]).success();
+        if said == "no TLS in this kernel\n" {
+            println!("skipped: {said}");
+            return;
+        }
+        assert_eq!(said, "heard by the kernel\n", "direct: {direct}");
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_say_how_it_is_built_gets_no_short_circuit_and_all_the_rest() {
+    let pair = pair_with(true, "on", |lab| {
+        let nothing = lab.folder().join("no-btf");
+        std::fs::write(&nothing, "").expect("the lab's folder is writable");
+        vec![(nothing, "/sys/kernel/btf/vmlinux")]
+    });
+    assert_eq!(pair.sees("once"), "echo 1234567890\n");
+    assert_eq!(
+        pair.sees("half-close"),
+        "digest True\nanswer True\nend once True\n"
+    );
+    assert_eq!(pair.handed_over(), 0, "{:?}", pair.counters());
+    let said = pair.agent.meshctl(&["check"]).stdout;
+    for line in [
+        "short-circuit to the agent",
+        "short-circuit to applications",
+    ] {
+        let found = said.lines().find(|l| l.contains(line));
+        assert!(found.is_some_and(|l| l.contains("off: ")), "{said}");
+    }
+}
