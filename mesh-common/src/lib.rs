@@ -6,6 +6,7 @@
 mod address;
 mod connect;
 mod flow;
+mod heartbeat;
 mod host;
 mod identity;
 mod inbound;
@@ -22,6 +23,7 @@ pub use flow::{
     COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState, Protocol,
     Transport, beside_bytes, beside_bytes_so_far, close_reason,
 };
+pub use heartbeat::Heartbeat;
 pub use host::{CgroupKey, HOST_LEVELS, Host};
 pub use identity::{IDENTITY_BYTES, Identity};
 pub use inbound::{ListenerKey, ListenerKind, ListeningPort, Steer, steer};
@@ -76,6 +78,7 @@ pod!(
     ListeningPort,
     Nameserver,
     CgroupKey,
+    Heartbeat,
     Host,
     Layout,
     Destination,

@@ -86,6 +86,17 @@ impl Workload {
         port != 0 && port == self.outbound_port(ip) && (ip.is_loopback() || self.is_own(ip))
     }
 
+    /// Whether `ip` and `port` are those of the agent's socket for DNS questions of this workload.
+    #[inline(always)]
+    pub const fn is_dns_socket(&self, ip: &Ip, port: u16) -> bool {
+        let own = if ip.is_v4() {
+            self.dns4_port
+        } else {
+            self.dns6_port
+        };
+        port != 0 && port == own && ip.is_loopback()
+    }
+
     /// One of the workload's own addresses.
     #[inline(always)]
     pub const fn is_own(&self, ip: &Ip) -> bool {
@@ -142,5 +153,13 @@ mod tests {
         assert!(!workload.is_outbound_listener(&ip("127.0.0.1"), 5));
         // No listener over IPv6: port 0 is not one.
         assert!(!workload.is_outbound_listener(&ip("::1"), 0));
+        let workload = Workload {
+            dns4_port: 5,
+            ..workload
+        };
+        assert!(workload.is_dns_socket(&ip("127.200.0.1"), 5));
+        assert!(!workload.is_dns_socket(&ip("10.0.0.1"), 5));
+        assert!(!workload.is_dns_socket(&ip("127.200.0.1"), 4));
+        assert!(!workload.is_dns_socket(&ip("::1"), 0));
     }
 }

@@ -5,9 +5,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, SockHash};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    COUNTERS, CgroupKey, Destination, Endpoint, EndpointKey, Flow, FlowPath, Host, Identity, Ip,
-    KNOBS, Layout, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp, Splice,
-    SplicePeer, Tuple, Verdict, VerdictKey, Workload, WorkloadKey,
+    COUNTERS, CgroupKey, Destination, Endpoint, EndpointKey, Flow, FlowPath, Heartbeat, Host,
+    Identity, Ip, KNOBS, Layout, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp,
+    Splice, SplicePeer, Tuple, Verdict, VerdictKey, Workload, WorkloadKey,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -19,6 +19,10 @@ pub static WORKLOADS: HashMap<WorkloadKey, Workload, 4096, NO_PREALLOC> = HashMa
 /// Version of all that is pinned here. Written by the agent.
 #[btf_map(name = "layout")]
 pub static LAYOUT: Array<Layout, 1> = Array::new();
+
+/// When the agent was last seen to work. Written by the agent.
+#[btf_map(name = "heartbeat")]
+pub static HEARTBEAT: Array<Heartbeat, 1> = Array::new();
 
 /// The host's own namespace, while it has workloads. Written by the agent.
 #[btf_map(name = "host")]

@@ -1,6 +1,7 @@
 //! `sk_lookup`, one instance per workload namespace: connections from outside
 //! go to the agent's listeners. No NAT: the local address of the accepted
-//! socket is the original destination.
+//! socket is the original destination. Questions to an agent that is gone are
+//! refused.
 
 use core::ptr;
 
@@ -8,10 +9,12 @@ use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{
-    Ip, ListenerKey, ListenerKind, ListeningPort, OriginRole, Steer, Tuple, WorkloadKey, steer,
+    Ip, ListenerKey, ListenerKind, ListeningPort, OriginRole, Steer, Tuple, Workload, WorkloadKey,
+    steer,
 };
 
 use crate::context::read6;
+use crate::listener::{is_open, works};
 #[cfg(feature = "log")]
 use crate::log::bytes;
 use crate::log::log;
@@ -38,9 +41,6 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             ptr::read_volatile(&raw const (*raw).local_port) as u16,
         )
     };
-    if protocol != IPPROTO_TCP {
-        return SK_PASS;
-    }
     // SAFETY: as above. Both families are read and one is chosen: reads in branches would be merged
     // into one at a computed offset, which the verifier refuses.
     let (remote, local, ip_version) = unsafe {
@@ -54,10 +54,16 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             (remote6, local6, 6)
         }
     };
+    if protocol != IPPROTO_TCP && !local.is_loopback() {
+        return SK_PASS;
+    }
     // SAFETY: a constant of the loaded program.
     let netns_cookie = unsafe { ptr::read_volatile(&raw const NETNS_COOKIE) };
     // SAFETY: the agent replaces whole values.
     let workload = unsafe { WORKLOADS.get(WorkloadKey { netns_cookie }) };
+    if protocol != IPPROTO_TCP {
+        return datagram(workload, netns_cookie, &local, local_port, ip_version);
+    }
     let kind = match steer(&remote, &local, local_port) {
         // From the namespace to itself: a connection to the agent, of a socket that is bound to a
         // device, or one that is none of ours.
@@ -105,7 +111,7 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         ip_version,
         reserved: 0,
     };
-    if LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() {
+    if works() && LISTENERS.redirect_sk_lookup(&ctx, key, 0).is_ok() {
         log!(
             debug,
             "from {:i} to port {}: to the agent",
@@ -134,6 +140,30 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             );
             SK_DROP
         }
+    }
+}
+
+/// Questions of a resolver that was connected to the agent's socket while there was an agent: no
+/// program sees such a socket send. Without an agent they are refused, whoever has the port now.
+#[inline(always)]
+fn datagram(
+    workload: Option<&Workload>,
+    netns_cookie: u64,
+    local: &Ip,
+    local_port: u16,
+    ip_version: u16,
+) -> u32 {
+    match workload {
+        Some(workload) if workload.is_dns_socket(local, local_port) => {
+            let listener = ListenerKey {
+                netns_cookie,
+                kind: ListenerKind::Outbound as u16,
+                ip_version,
+                reserved: 0,
+            };
+            if is_open(listener) { SK_PASS } else { SK_DROP }
+        }
+        _ => SK_PASS,
     }
 }
 

@@ -8,6 +8,7 @@ mod draining;
 mod endpoints;
 mod enrolment;
 mod flow_keeper;
+mod heartbeat;
 mod listeners;
 mod live_flows;
 mod memory;
@@ -204,6 +205,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
     });
+    // From now on, and until it has given its workloads away.
+    let heartbeat = heartbeat::start(&agent.node.datapath, agent.options.hung_after)?;
     let renewal = tokio::spawn({
         let (stop, ca) = (stop.clone(), agent.options.ca.clone());
         let certificates = certificates.clone();
@@ -344,6 +347,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         shared.1.give_away();
         drop(shared);
         agent.node.datapath.give_away_lock();
+        drop(heartbeat);
         agent.enrolment.give_away();
     } else {
         supervisor.stopping();

@@ -100,6 +100,9 @@ pub struct RunOptions {
     /// workloads, such as kubelet's probes: pass (whatever the policies say) or check (like any other)
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub node_probes: ProbePolicy,
+    /// How long an agent may hang until its workloads are treated as without an agent, such as 30s; 0s: for ever
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub hung_after: Duration,
     /// What becomes of connections to what is no service, where no Sidecar says: ALLOW_ANY (they go
     /// where the application wanted) or REGISTRY_ONLY (they are refused)
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]

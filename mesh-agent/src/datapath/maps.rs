@@ -11,8 +11,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, SkStorage, SockHash};
 use aya::{Ebpf, EbpfLoader, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    Destination, Ip, KernelLayout, Knob, ListenerKey, ListenerKind, ListeningPort, Nameserver,
-    Socket, SocketIp, Workload, WorkloadKey,
+    Destination, Heartbeat, Ip, KernelLayout, Knob, ListenerKey, ListenerKind, ListeningPort,
+    Nameserver, Socket, SocketIp, Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
@@ -73,6 +73,7 @@ pub(super) struct Maps {
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     listening: Mutex<HashMap<MapData, ListeningPort, u64>>,
     nameservers: HashMap<MapData, Nameserver, SocketIp>,
+    heartbeat: Mutex<Array<MapData, Heartbeat>>,
     pub(super) host: HostWorkloads,
     pub(super) account: Account,
     knobs: Mutex<Array<MapData, u32>>,
@@ -107,6 +108,7 @@ impl Maps {
             listeners: Mutex::new(take(object, "listeners")?),
             listening: Mutex::new(take(object, "listening")?),
             nameservers: take(object, "nameservers")?,
+            heartbeat: Mutex::new(take(object, "heartbeat")?),
             host: HostWorkloads::new(take(object, "host")?, take(object, "host_workloads")?),
             account: Account {
                 flows: descriptor(object, "flows")?,
@@ -124,6 +126,11 @@ impl Maps {
             ),
         };
         Ok((maps, marks))
+    }
+
+    pub(super) fn beat(&self, heartbeat: Heartbeat) -> Result<(), DatapathError> {
+        let written = self.heartbeat.lock().set(0, heartbeat, 0);
+        written.map_err(|error| refused("heartbeat", &error))
     }
 
     pub(super) fn set_destinations(

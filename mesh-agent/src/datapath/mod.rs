@@ -43,10 +43,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_common::{
-    FlowState, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload, workload_flag,
+    FlowState, Heartbeat, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload,
+    workload_flag,
 };
 use parking_lot::Mutex;
 
@@ -160,6 +162,18 @@ impl Datapath {
             FolderLock::acquire(folder)?;
         }
         Ok(())
+    }
+
+    /// Tells the kernel that the agent works, and how much later it counts as
+    /// gone (zero: never) unless it says so again.
+    ///
+    /// # Errors
+    /// Where the map refuses.
+    pub fn beat(&self, limit: Duration) -> Result<(), DatapathError> {
+        self.maps.beat(Heartbeat {
+            alive_ns: flows::monotonic_ns(),
+            limit_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
+        })
     }
 
     /// Marks for the agent's own sockets.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_tests::{Capture, Node, Process, contains, eventually, wait_until};
+use mesh_tests::{
+    Agent, Capture, Lab, Node, Process, contains, eventually, wait_until, workload_entries,
+};
 
 use crate::bookinfo::{Bookinfo, VIP4};
 
@@ -152,6 +154,53 @@ fn nobody_gets_what_was_meant_for_an_agent_that_is_gone() {
     mesh.a.restart();
     mesh.until_reachable();
     assert!(!thief.log().contains("got"), "{}", thief.log());
+}
+
+#[test]
+fn an_agent_that_hangs_counts_as_gone_until_it_goes_on() {
+    let lab = Lab::new();
+    let closed = lab.workload(Node::A, "closed", &[]);
+    let open = lab
+        .workload(Node::A, "open", &[])
+        .annotated("undermesh.io/fail-open", "true");
+    let outside = lab.workload(Node::Outside, "outside", &[]);
+    let _servers = [&closed, &open, &outside].map(|at| at.serve(9080, "bookinfo", &["details"]));
+    let entries = workload_entries(&[&closed, &open]);
+    let known = format!(
+        "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: outside}}, \
+         spec: {{address: {}}}}}\n",
+        outside.v4
+    );
+    lab.configure("workloads.yaml", &entries);
+    lab.configure("outside.yaml", &known);
+    let agent = Agent::start_with(&lab, Node::A, &["--hung-after", "2s"]);
+    // From inside and from outside; one that fails closed and one that fails open.
+    let calls = [
+        (&closed, &outside),
+        (&outside, &closed),
+        (&open, &outside),
+        (&outside, &open),
+    ];
+    let exits = || {
+        calls.map(|(from, to)| {
+            let url = format!("http://{}:9080/", to.v4);
+            from.curl(&["--max-time", "2", &url]).exit
+        })
+    };
+    assert_eq!(exits(), [0; 4]);
+    agent.signal(libc::SIGSTOP);
+    eventually(BACK * 2, "the kernel knows that it hangs", || {
+        match exits() {
+            // 7: refused.
+            [7, 7, 0, 0] => Ok(()),
+            exits => Err(format!("{exits:?}")),
+        }
+    });
+    agent.signal(libc::SIGCONT);
+    eventually(BACK, "it goes on", || match exits() {
+        [0, 0, 0, 0] => Ok(()),
+        exits => Err(format!("{exits:?}")),
+    });
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use mesh_tests::{Process, Workload, wait_until};
 
 use crate::bookinfo::{Bookinfo, VIP4};
+use crate::bpftool::bpftool;
+use crate::leaving::pin;
 
 const RESOLVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/resolver.py");
 const NAME: &str = "reviews.default.svc.cluster.local";
@@ -83,6 +85,49 @@ fn a_connected_resolver_is_refused_while_no_agent_runs_and_answered_by_the_next(
     for (server, resolver) in &mut resolvers {
         let expected = format!("{VIP4} from {server}");
         assert_eq!(resolver.ask(), expected, "after the crash");
+    }
+}
+
+/// Says what arrives at the UDP ports that are named, in either family.
+const SQUAT: &str = r#"
+import select, socket, sys
+sockets = []
+for port in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    s.bind(("::", int(port)))
+    sockets.append(s)
+print("ready", flush=True)
+while True:
+    for s in select.select(sockets, [], [])[0]:
+        print("heard", s.recv(2048), flush=True)
+"#;
+
+#[test]
+fn nobody_gets_the_questions_of_a_connected_resolver_whose_agent_was_killed() {
+    let mut mesh = Bookinfo::start();
+    let mut resolvers = SERVERS.map(|server| (server, Resolver::connect(&mesh.sleep, server)));
+    for (server, resolver) in &mut resolvers {
+        assert_eq!(resolver.ask(), format!("{VIP4} from {server}"));
+    }
+    let dump = bpftool(&["map", "dump", "pinned", &pin(&mesh.lab, "workloads")]);
+    let value = &dump[0]["formatted"]["value"];
+    let ports = ["dns4_port", "dns6_port"].map(|port| value[port].to_string());
+    mesh.a.kill();
+    let mut command = mesh.sleep.command("/usr/bin/python3");
+    command.args(["-c", SQUAT]).args(ports);
+    let log = mesh.lab.folder().join("squat.log");
+    let squat = Process::spawn(&mut command, log).expect("python starts");
+    let ready = wait_until(AT_ONCE, || squat.log().contains("ready"));
+    assert!(ready, "{}", squat.log());
+    for (server, resolver) in &mut resolvers {
+        assert_eq!(resolver.ask(), "ECONNREFUSED", "{server}");
+    }
+    assert!(!squat.log().contains("heard"), "{}", squat.log());
+    // With its port back, the next agent answers them.
+    drop(squat);
+    mesh.a.restart();
+    for (server, resolver) in &mut resolvers {
+        assert_eq!(resolver.ask(), format!("{VIP4} from {server}"));
     }
 }
 
