@@ -4,7 +4,7 @@ use crate::short_circuit::{VIP, pair, pair_with};
 
 const KTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/ktls.py");
 
-/// Kernels that let the short-circuit in do not let TLS in, too (`TCP_ULP` on a socket in a map).
+/// With the short-circuit on, it may not: `TCP_ULP` on a socket in a map of sockets is EINVAL (Linux 6.1.192).
 #[test]
 fn by_default_an_application_may_have_the_kernel_do_its_tls() {
     for direct in [true, false] {
