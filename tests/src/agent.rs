@@ -129,6 +129,22 @@ impl Agent {
         self.process.id()
     }
 
+    /// Memory that it holds, as the kernel counts it.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not run.
+    pub fn resident_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.id());
+        let status =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number
+            .and_then(|number| number.parse().ok())
+            .expect(&status)
+    }
+
     /// The agent's admin socket.
     pub fn socket(&self) -> &std::path::Path {
         &self.socket

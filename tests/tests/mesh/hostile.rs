@@ -60,15 +60,6 @@ impl Stage {
         assert_eq!(said.code, 0, "{kind}: {said:?}");
         said.stdout.trim().to_owned()
     }
-
-    /// Memory of the agent that is in use, KiB.
-    fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.id()));
-        let status = status.expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-            .expect("a number")
-    }
 }
 
 /// One kind of hostility; prints what came of it. Status 200 in a header block is
@@ -226,7 +217,7 @@ fn floods_and_slow_handshakes_are_bounded_and_others_are_served() {
     let (chain, key) = stage.lab.certificate("client", &stage.outside);
     let own = (chain.display().to_string(), key.display().to_string());
     assert_eq!(stage.peer("good", &own), "88");
-    let before = stage.resident();
+    let before = stage.agent.resident_kib();
     for (kind, expected) in [
         ("garbage", &["closed", "Connection"][..]),
         ("silent", &["88 cut"]),
@@ -256,7 +247,7 @@ fn floods_and_slow_handshakes_are_bounded_and_others_are_served() {
     let log = stage.agent.log();
     assert!(!log.contains("panicked"), "{log}");
     eventually(Duration::from_secs(10), "the memory is given back", || {
-        let grown = stage.resident().saturating_sub(before);
+        let grown = stage.agent.resident_kib().saturating_sub(before);
         // Debug builds; a flood that was kept would be hundreds of MiB.
         if grown < 64 * 1024 {
             Ok(())

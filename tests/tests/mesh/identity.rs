@@ -1,5 +1,6 @@
 //! Certificates: renewal, another authority, revocation, and encryption on one node.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use mesh_tests::{
@@ -100,14 +101,21 @@ fn certificates_of_ten_seconds_are_renewed_under_load_without_a_failed_request()
     let mut seconds: u32 = seconds.map_or(25, |text| text.parse().expect("a number"));
     let mesh = mesh(&["--cert-lifetime", "10s"]);
     let (before, id) = (mesh.serials(), mesh.a.id());
-    let mut requests = 0;
+    let mut all: HashSet<String> = HashSet::new();
+    let (mut requests, mut resident) = (0, None);
     while seconds > 0 {
         let now = seconds.min(MAX_LOAD_SECONDS);
         seconds -= now;
-        let said = mesh
-            .sleep
-            .run("/usr/bin/python3", &["-c", LOAD, &now.to_string()])
-            .success();
+        let said = std::thread::scope(|scope| {
+            let arguments = ["-c", LOAD, &now.to_string()].map(str::to_owned);
+            let sleep = &mesh.sleep;
+            let load = scope.spawn(move || sleep.run("/usr/bin/python3", &arguments).success());
+            while !load.is_finished() {
+                all.extend(mesh.serials());
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            load.join().expect("an end")
+        });
         assert!(
             !said.contains("failed"),
             "after {requests} requests: {said}"
@@ -116,12 +124,19 @@ fn certificates_of_ten_seconds_are_renewed_under_load_without_a_failed_request()
         requests += count
             .and_then(|count| count.parse::<u32>().ok())
             .expect("a count");
+        resident.get_or_insert_with(|| mesh.a.resident_kib());
     }
     assert!(requests > 200, "{requests}");
     let after = mesh.serials();
     assert!(!after.is_empty() && after.iter().all(|serial| !before.contains(serial)));
     assert_eq!(mesh.a.id(), id);
-    println!("{requests} requests, none failed");
+    println!(
+        "{requests} requests, none failed; {} certificates; resident after the first round \
+         {} KiB, at the end {} KiB",
+        all.len(),
+        resident.unwrap_or_default(),
+        mesh.a.resident_kib()
+    );
 }
 
 #[test]
