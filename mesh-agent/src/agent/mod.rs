@@ -146,7 +146,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     for line in datapath.attached() {
         tracing::debug!(program = line, "attached");
     }
-    let probes = NodeProbes::here(options.node_probes).unwrap_or_else(|error| {
+    let probes = NodeProbes::here(options.node_probes, &cgroup2).unwrap_or_else(|error| {
         tracing::warn!(%error, "probes of the node are connections like any other");
         NodeProbes::none()
     });

@@ -1,5 +1,6 @@
 //! Sockets inside a workload's network namespace.
 
+mod cgroup_path;
 mod container;
 mod find;
 mod interface;
@@ -12,10 +13,11 @@ mod watch;
 mod wire;
 
 pub use crate::datapath::Caller;
+pub use cgroup_path::{Hierarchy, is_of_container};
 pub use find::find;
 pub use namespace::{Namespace, NamespaceError};
 pub use place::{Cgroup, Location, Place};
-pub use sock_diag::{Detail, SockDiag, TcpCounters, TcpSocket};
+pub use sock_diag::{Detail, Owner, SockDiag, TcpCounters, TcpSocket};
 pub use sockets::{HostSockets, WorkloadSockets};
 pub use watch::NamespaceWatch;
 pub use wire::Wire;

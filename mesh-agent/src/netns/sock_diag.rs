@@ -11,6 +11,7 @@ use super::netlink::{Message, Netlink, attributes, u32_at, u64_at};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_INFO: u16 = 2;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 /// `struct inet_diag_msg`, before its attributes.
 const ENTRY: usize = 72;
 /// `struct inet_diag_sockid`.
@@ -31,6 +32,15 @@ pub enum Detail {
     Ids,
     /// Its counters, too, for which the kernel takes its lock.
     Counters,
+}
+
+/// Whose a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user that made it.
+    pub user: u32,
+    /// The control group (cgroup2) that it was made in, since Linux 5.8.
+    pub cgroup: Option<u64>,
 }
 
 /// A socket that is connected, or about to be.
@@ -108,12 +118,12 @@ impl SockDiag {
         Ok(())
     }
 
-    /// The user whose process holds the socket that is connected from `local` to `remote`; `None`
+    /// Whose the socket is that is connected from `local` to `remote`; `None`
     /// where the namespace has none, or no process holds it any more.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn owner(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
+    pub fn owner(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Owner>> {
         let Some((family, id)) = connection(local, remote) else {
             return Ok(None);
         };
@@ -189,12 +199,19 @@ fn connection(local: SocketAddr, remote: SocketAddr) -> Option<(u8, [u8; ID])> {
     Some((family as u8, id))
 }
 
-/// The user of a socket that a process holds. Where there is no connection the kernel tells of a
+/// The owner of a socket that a process holds. Where there is no connection the kernel tells of a
 /// listener with the same local end; and where no process holds one any more (it has no inode),
 /// the user that is told is root, whoever it was.
-fn holder(content: &[u8]) -> Option<u32> {
+fn holder(content: &[u8]) -> Option<Owner> {
     let is_held = u32_at(content, 68)? != 0 && ANSWERABLE.contains(content.get(1)?);
-    u32_at(content, 64).filter(|_| is_held)
+    let user = u32_at(content, 64).filter(|_| is_held)?;
+    let mut cgroup = None;
+    attributes(content.get(ENTRY..)?, |kind, value| {
+        if kind == INET_DIAG_CGROUP_ID {
+            cgroup = u64_at(value, 0);
+        }
+    })?;
+    Some(Owner { user, cgroup })
 }
 
 fn entry(content: &[u8]) -> Option<TcpSocket> {
@@ -332,13 +349,14 @@ mod tests {
             let to = listener.local_addr().unwrap();
             let (client, server) = pair(TcpStream::connect(to).unwrap(), &listener);
             let from = client.local_addr().unwrap();
-            assert_eq!(diag.owner(from, to).unwrap(), Some(user));
+            let owner = || diag.owner(from, to).unwrap().map(|owner| owner.user);
+            assert_eq!(owner(), Some(user));
             let nobody = SocketAddr::new(ip, 1);
             assert_eq!(diag.owner(to, nobody).unwrap(), None, "the listener");
             assert_eq!(diag.owner(nobody, to).unwrap(), None);
             // Half closed it can still be answered; then nobody holds it any more.
             client.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(diag.owner(from, to).unwrap(), Some(user));
+            assert_eq!(owner(), Some(user));
             drop(client);
             assert_eq!(diag.owner(from, to).unwrap(), None, "an orphan");
             drop(server);

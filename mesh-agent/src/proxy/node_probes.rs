@@ -3,10 +3,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use parking_lot::Mutex;
 
-use crate::netns::SockDiag;
+use crate::netns::{Hierarchy, Owner, SockDiag, is_of_container};
 
 const ROOT: u32 = 0;
 
@@ -26,18 +27,27 @@ pub enum ProbePolicy {
 /// An address does not tell: what a node forwards for others often bears its own (a
 /// NodePort, masquerading), and neighbours can lie. So the kernel is asked for the
 /// socket at the other end: it has to be in the node's own namespace, and a process
-/// of root has to hold it. Whoever is root there could enter the workload's namespace
-/// as well, so nobody can do more by being let in.
-pub struct NodeProbes(Option<Mutex<SockDiag>>);
+/// of root has to hold it, which is in no container. Whoever is root there could enter the
+/// workload's namespace as well, so nobody can do more by being let in; root of a container
+/// on the node's network could not.
+pub struct NodeProbes(Option<Asked>);
+
+struct Asked {
+    sockets: Mutex<SockDiag>,
+    groups: Hierarchy,
+}
 
 impl NodeProbes {
     /// Of the calling thread's namespace, which has to be the node's own.
     ///
     /// # Errors
     /// Where the kernel does not tell of sockets (`CONFIG_INET_DIAG`).
-    pub fn here(policy: ProbePolicy) -> io::Result<Self> {
+    pub fn here(policy: ProbePolicy, cgroup2: &Path) -> io::Result<Self> {
         Ok(Self(match policy {
-            ProbePolicy::Pass => Some(Mutex::new(SockDiag::here()?)),
+            ProbePolicy::Pass => Some(Asked {
+                sockets: Mutex::new(SockDiag::here()?),
+                groups: Hierarchy::open(cgroup2)?,
+            }),
             ProbePolicy::Check => None,
         }))
     }
@@ -50,14 +60,33 @@ impl NodeProbes {
     /// Whether a connection that `client` has made to `application` is a probe. Where the
     /// kernel does not say, it is none.
     pub fn is_one(&self, client: SocketAddr, application: SocketAddr) -> bool {
-        let Some(sockets) = &self.0 else { return false };
+        let Some(Asked { sockets, groups }) = &self.0 else {
+            return false;
+        };
         // It answers at once: nothing waits for more than a look into a table.
-        match sockets.lock().owner(client, application) {
-            Ok(owner) => owner == Some(ROOT),
+        let owner = match sockets.lock().owner(client, application) {
+            Ok(owner) => owner,
             Err(error) => {
                 tracing::warn!(%client, %error, "cannot tell whether this is a probe of the node");
-                false
+                return false;
             }
+        };
+        match owner {
+            Some(Owner { user: ROOT, cgroup }) => {
+                !cgroup.is_some_and(|id| is_container(groups, id))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Where it cannot be told, it is none: an application that gets no probe is taken for dead.
+fn is_container(groups: &Hierarchy, id: u64) -> bool {
+    match groups.path(id) {
+        Ok(path) => is_of_container(&path),
+        Err(error) => {
+            tracing::debug!(id, %error, "the control group of a probe is not found");
+            false
         }
     }
 }

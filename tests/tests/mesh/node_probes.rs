@@ -99,6 +99,8 @@ impl Stage {
             &v4,
         ];
         let user = self.host.run("setpriv", &user).stdout;
+        let id = "0123456789abcdef".repeat(4);
+        let container = (self.host).in_cgroup(&format!("system.slice/docker-{id}.scope"));
         vec![
             ("another machine", self.outside.curl(&[&v4]).status),
             ("another machine, IPv6", self.outside.curl(&[&v6]).status),
@@ -107,6 +109,10 @@ impl Stage {
                 self.outside.curl(&[&node_port]).status,
             ),
             ("a user of the node", user.parse().expect("a status")),
+            (
+                "root of a container on the node's network",
+                container.curl(&[&v4]).status,
+            ),
         ]
     }
 
