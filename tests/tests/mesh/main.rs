@@ -22,6 +22,7 @@ mod envoy_rbac;
 mod flows;
 mod grpc;
 mod guide_identity;
+mod guide_versions;
 mod health;
 mod held;
 mod hostile;
