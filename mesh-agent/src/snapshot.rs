@@ -16,6 +16,7 @@ pub use crate::registry::SameNode;
 use crate::registry::{Protocol, Registry, Resolution, Served, Service, Workload};
 use crate::resource::{Finding, ResourceSet};
 use crate::route::{OutboundPolicy, Routes};
+use crate::telemetry::Rules;
 
 /// All that the agent decides by, compiled from the resources.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub peer_authentication: PeerAuthentications,
     /// AuthorizationPolicy.
     pub authorization: Authorization,
+    /// Telemetry.
+    pub telemetry: Arc<Rules>,
     /// How connections between two workloads of one node travel, where neither says it.
     pub same_node: SameNode,
     /// Fields that are not applied, and the like.

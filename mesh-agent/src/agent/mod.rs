@@ -57,7 +57,7 @@ use crate::proxy::upstream::Upstream;
 use crate::snapshot::{Compiler, Snapshot};
 use crate::source::directory;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::{AccessLog, Format};
 use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::{FlowCounts, FlowKeeper};
@@ -374,15 +374,17 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 }
 
 fn telemetry(options: &RunOptions) -> anyhow::Result<Telemetry> {
-    let Some(file) = &options.access_log_file else {
-        return Ok(Telemetry::default());
+    let encoding = options.access_log_encoding;
+    let format = match &options.access_log_format {
+        None => Format::Default(encoding),
+        Some(text) => Format::parse(text, encoding).context("--access-log-format")?,
     };
-    let opened = AccessLog::open(file, options.access_log_encoding);
-    let access_log = opened.with_context(|| format!("--access-log-file {}", file.display()))?;
-    Ok(Telemetry {
-        access_log,
-        ..Telemetry::default()
-    })
+    let access_log = match &options.access_log_file {
+        None => AccessLog::off(format),
+        Some(file) => AccessLog::open(file, format)
+            .with_context(|| format!("--access-log-file {}", file.display()))?,
+    };
+    Ok(Telemetry::new(access_log))
 }
 
 async fn gone(predecessor: Option<&Predecessor>) {

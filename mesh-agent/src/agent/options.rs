@@ -46,6 +46,9 @@ pub struct RunOptions {
     /// Where Prometheus finds /metrics, or off
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub metrics_address: MetricsAddress,
+    /// Name of the cluster in the labels of metrics, as Istio's clusterName
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
     /// File that gets a line for each request and connection, as Istio's accessLogFile; - or
     /// /dev/stdout for the agent's output [default: none]
     #[arg(long, alias = "access-log", value_name = "FILE")]
@@ -53,6 +56,10 @@ pub struct RunOptions {
     /// How those lines are written, in Istio's default formats
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub access_log_encoding: Encoding,
+    /// What those lines say, in Envoy's commands (Istio's accessLogFormat): a text, or with the
+    /// encoding JSON an object [default: Istio's 24 fields]
+    #[arg(long, value_name = "FORMAT", allow_hyphen_values = true)]
+    pub access_log_format: Option<String>,
     /// Group that may open the control socket, beside root
     #[arg(long, value_name = "GROUP")]
     pub admin_group: Option<String>,

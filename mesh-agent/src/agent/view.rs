@@ -170,7 +170,8 @@ impl api::Agent for Agent {
     }
 
     fn traffic(&self) -> Traffic {
-        super::traffic::traffic(&self.upstreams.clusters, &self.node.telemetry)
+        let cluster = &self.options.cluster_id;
+        super::traffic::traffic(&self.upstreams.clusters, &self.node, cluster)
     }
 
     fn certificates(&self) -> Vec<CertificateView> {

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use http::StatusCode;
 use mesh_common::Transport;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
@@ -124,10 +125,22 @@ impl Inbound {
             transport: Transport::Plain,
             is_probe,
         };
-        match application::open(&self.node, &self.local, caller, application).await {
-            Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
-                .await
-                .map_err(io::Error::other),
+        let began = Instant::now();
+        let opened = application::open(&self.node, &self.local, caller.clone(), application);
+        match opened.await {
+            Ok(to_application) => {
+                let transferred = Transferred::default();
+                let result = copy_both(stream, to_application, &transferred).await;
+                application::ended(
+                    &self.node,
+                    workload,
+                    &caller,
+                    application,
+                    &transferred,
+                    began,
+                );
+                result.map_err(io::Error::other)
+            }
             Err(error) => {
                 stream.abort();
                 Err(error.into())

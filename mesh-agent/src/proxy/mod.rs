@@ -40,6 +40,7 @@ use crate::netns::WorkloadSockets;
 use crate::registry::{Workload, WorkloadName};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
+use crate::telemetry::callers::Callers;
 
 /// What the connections of a node share.
 pub struct Node {
@@ -92,6 +93,8 @@ pub struct Local {
     pub sockets: Arc<WorkloadSockets>,
     /// Ports that its applications have closed.
     pub closed_ports: application::ClosedPorts,
+    /// What has come to it, and from whom.
+    pub callers: Arc<Callers>,
 }
 
 impl Locals {
@@ -110,6 +113,11 @@ impl Locals {
     /// The names of all.
     pub fn names(&self) -> impl Iterator<Item = &WorkloadName> {
         self.by_name.keys()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Local>> {
+        self.by_name.values()
     }
 
     /// The workload of this name, where it is on this node.

@@ -4,7 +4,7 @@ use super::http::HttpCluster;
 use super::tcp::{Bound, Connection, Counted, Unconnected};
 use crate::balance::EndpointAddress;
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{Flag, Flags};
+use crate::telemetry::{Flag, Flags, Side};
 
 /// A connection that led to an endpoint; bytes from the client, and to it.
 pub(super) fn complete(
@@ -65,14 +65,19 @@ fn tell(
     endpoint: Option<&EndpointAddress>,
     end: Entry<'_>,
 ) {
-    let log = &connection.outbound.node.telemetry.access_log;
-    if !log.is_on() {
+    let node = &connection.outbound.node;
+    let log = &node.telemetry.access_log;
+    let wanted = {
+        let rules = &node.snapshot.load().telemetry;
+        rules.logging(&connection.outbound.local.workload, Side::Client)
+    };
+    if !log.is_on(&wanted) {
         return;
     }
     let duration = connection.began.elapsed();
     let cluster = cluster.map(|cluster| cluster.key.full_name());
     let endpoint = endpoint.map(ToString::to_string);
-    log.write(&Entry {
+    let entry = Entry {
         start_time: Entry::began(duration),
         duration,
         upstream_host: endpoint.as_deref(),
@@ -81,5 +86,6 @@ fn tell(
         downstream_remote_address: Some(connection.client),
         requested_server_name: connection.server_name.as_deref(),
         ..end
-    });
+    };
+    log.write(&entry, &wanted);
 }

@@ -62,32 +62,67 @@ pub enum FormatError {
     Unknown(String),
 }
 
+/// A piece of a value before anybody knows which commands there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token<'a> {
+    /// As it stands.
+    Text(&'a str),
+    /// What is between two percent signs.
+    Command(&'a str),
+}
+
+/// A command, `NAME(argument):limit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What is in brackets.
+    pub argument: Option<&'a str>,
+    /// Longest value, in characters.
+    pub limit: Option<usize>,
+}
+
+/// Splits a value into text and commands.
+///
+/// # Errors
+/// Where a percent sign begins no command.
+pub fn tokens(value: &str) -> Result<Vec<Token<'_>>, FormatError> {
+    let mut tokens = Vec::new();
+    let mut rest = value;
+    while let Some((text, after)) = rest.split_once('%') {
+        tokens.push(Token::Text(text));
+        if let Some(after) = after.strip_prefix('%') {
+            tokens.push(Token::Text("%"));
+            rest = after;
+            continue;
+        }
+        let end = end_of_command(after).ok_or(FormatError::Malformed)?;
+        tokens.push(Token::Command(&after[..end]));
+        rest = &after[end + 1..];
+    }
+    tokens.push(Token::Text(rest));
+    tokens.retain(|token| *token != Token::Text(""));
+    Ok(tokens)
+}
+
 /// Takes a value apart.
 ///
 /// # Errors
 /// The first command that is none, or is not understood.
 pub fn parse(value: &str) -> Result<Vec<Piece>, FormatError> {
     let mut pieces = Vec::new();
-    let mut rest = value;
-    while let Some((text, after)) = rest.split_once('%') {
-        push(&mut pieces, text);
-        if let Some(after) = after.strip_prefix('%') {
-            push(&mut pieces, "%");
-            rest = after;
-            continue;
+    for token in tokens(value)? {
+        match token {
+            Token::Text(text) => push(&mut pieces, text),
+            Token::Command(text) => pieces.push(command(text)?),
         }
-        let end = end_of_command(after).ok_or(FormatError::Malformed)?;
-        pieces.push(command(&after[..end])?);
-        rest = &after[end + 1..];
     }
-    push(&mut pieces, rest);
     Ok(pieces)
 }
 
 fn push(pieces: &mut Vec<Piece>, text: &str) {
     match pieces.last_mut() {
         Some(Piece::Text(last)) => last.push_str(text),
-        _ if text.is_empty() => {}
         _ => pieces.push(Piece::Text(text.to_owned())),
     }
 }
@@ -106,41 +141,71 @@ fn end_of_command(text: &str) -> Option<usize> {
     None
 }
 
-fn command(text: &str) -> Result<Piece, FormatError> {
-    let unknown = || FormatError::Unknown(text.to_owned());
-    let (name, argument, limit) = match text.split_once('(') {
-        None => (text, None, ""),
-        Some((name, rest)) => {
-            let (argument, limit) = rest.rsplit_once(')').ok_or(FormatError::Malformed)?;
-            (name, Some(argument), limit)
+impl<'a> Command<'a> {
+    /// Takes a command apart.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn parse(text: &'a str) -> Result<Self, FormatError> {
+        let (name, argument, limit) = match text.split_once('(') {
+            None => (text, None, ""),
+            Some((name, rest)) => {
+                let (argument, limit) = rest.rsplit_once(')').ok_or(FormatError::Malformed)?;
+                (name, Some(argument), limit)
+            }
+        };
+        if !name
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'_' | b'0'..=b'9'))
+        {
+            return Err(FormatError::Malformed);
         }
+        let limit = match limit.strip_prefix(':') {
+            None if limit.is_empty() => None,
+            None => return Err(FormatError::Malformed),
+            Some(digits) => Some(digits.parse().map_err(|_| FormatError::Malformed)?),
+        };
+        Ok(Self {
+            name,
+            argument,
+            limit,
+        })
+    }
+}
+
+/// The argument of `REQ` and `RESP`: a field, and another for where it is not there.
+///
+/// # Errors
+/// Where it names no field.
+pub fn fields(argument: &str) -> Result<(String, Option<String>), FormatError> {
+    let (name, or) = match argument.split_once('?') {
+        Some((name, or)) => (name, Some(or.to_ascii_lowercase())),
+        None => (argument, None),
     };
-    if !name
-        .bytes()
-        .all(|byte| byte.is_ascii_uppercase() || matches!(byte, b'_' | b'0'..=b'9'))
-    {
+    if name.is_empty() {
         return Err(FormatError::Malformed);
     }
-    let limit = match limit.strip_prefix(':') {
-        None if limit.is_empty() => None,
-        None => return Err(FormatError::Malformed),
-        Some(digits) => Some(digits.parse().map_err(|_| FormatError::Malformed)?),
-    };
+    Ok((name.to_ascii_lowercase(), or))
+}
+
+/// A format of times; `None` where it holds what is not understood.
+pub fn start_time(argument: Option<&str>) -> Option<Vec<TimePiece>> {
+    time(argument.unwrap_or("%Y-%m-%dT%H:%M:%E3SZ"))
+}
+
+fn command(text: &str) -> Result<Piece, FormatError> {
+    let unknown = || FormatError::Unknown(text.to_owned());
+    let Command {
+        name,
+        argument,
+        limit,
+    } = Command::parse(text)?;
     Ok(match (name, argument) {
         ("REQ", Some(argument)) => {
-            let (name, or) = match argument.split_once('?') {
-                Some((name, or)) => (name, Some(or.to_ascii_lowercase())),
-                None => (argument, None),
-            };
-            if name.is_empty() {
-                return Err(FormatError::Malformed);
-            }
-            let name = name.to_ascii_lowercase();
+            let (name, or) = fields(argument)?;
             Piece::Request { name, or, limit }
         }
-        ("START_TIME", argument) => {
-            Piece::StartTime(time(argument.unwrap_or("%Y-%m-%dT%H:%M:%E3SZ")).ok_or_else(unknown)?)
-        }
+        ("START_TIME", argument) => Piece::StartTime(start_time(argument).ok_or_else(unknown)?),
         ("PROTOCOL", None) => Piece::Protocol,
         ("ROUTE_NAME", None) => Piece::RouteName,
         ("DOWNSTREAM_REMOTE_ADDRESS", None) => Piece::Client(Part::All),

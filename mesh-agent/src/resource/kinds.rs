@@ -13,6 +13,7 @@ pub(super) enum Kind {
     PeerAuthentication,
     AuthorizationPolicy,
     Secret,
+    Telemetry,
 }
 
 /// What happens to an object of some kind.
@@ -31,9 +32,10 @@ const NETWORKING: &[&str] = &[
     "networking.istio.io/v1alpha3",
 ];
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+const TELEMETRY: &[&str] = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Service,
         Self::WorkloadEntry,
         Self::WorkloadGroup,
@@ -44,6 +46,7 @@ impl Kind {
         Self::PeerAuthentication,
         Self::AuthorizationPolicy,
         Self::Secret,
+        Self::Telemetry,
     ];
 
     /// As it stands in `kind`.
@@ -59,6 +62,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::Secret => "Secret",
+            Self::Telemetry => "Telemetry",
         }
     }
 
@@ -67,6 +71,7 @@ impl Kind {
         match self {
             Self::Service | Self::Secret => CORE,
             Self::PeerAuthentication | Self::AuthorizationPolicy => SECURITY,
+            Self::Telemetry => TELEMETRY,
             _ => NETWORKING,
         }
     }

@@ -17,6 +17,7 @@ mod secret;
 mod service;
 mod service_entry;
 pub mod sidecar;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod value;
@@ -40,6 +41,7 @@ pub use service_entry::{
     ServiceEntrySpec,
 };
 pub use sidecar::SidecarSpec;
+pub use telemetry::TelemetrySpec;
 pub use virtual_service::VirtualServiceSpec;
 pub use workload_entry::{Address, WorkloadEntrySpec};
 pub use workload_group::WorkloadGroupSpec;
@@ -117,6 +119,8 @@ pub struct ResourceSet {
     pub authorization_policies: Resources<AuthorizationPolicySpec>,
     /// Kubernetes `Secret`.
     pub secrets: Resources<SecretSpec>,
+    /// Istio `Telemetry`.
+    pub telemetries: Resources<TelemetrySpec>,
     /// What was noticed while they were read.
     pub warnings: Vec<Finding>,
 }
@@ -134,6 +138,7 @@ impl ResourceSet {
             + self.peer_authentications.len()
             + self.authorization_policies.len()
             + self.secrets.len()
+            + self.telemetries.len()
     }
 
     /// Adds the resources of another file.
@@ -150,6 +155,7 @@ impl ResourceSet {
             peer_authentications,
             authorization_policies,
             secrets,
+            telemetries,
             warnings,
         } = other;
         self.services.extend_from_slice(services);
@@ -164,6 +170,7 @@ impl ResourceSet {
         self.authorization_policies
             .extend_from_slice(authorization_policies);
         self.secrets.extend_from_slice(secrets);
+        self.telemetries.extend_from_slice(telemetries);
         self.warnings.extend_from_slice(warnings);
     }
 
@@ -180,6 +187,7 @@ impl ResourceSet {
             peer_authentications,
             authorization_policies,
             secrets,
+            telemetries,
             warnings: _,
         } = self;
         cache::keep(services, &before.services);
@@ -192,6 +200,7 @@ impl ResourceSet {
         cache::keep(peer_authentications, &before.peer_authentications);
         cache::keep(authorization_policies, &before.authorization_policies);
         cache::keep(secrets, &before.secrets);
+        cache::keep(telemetries, &before.telemetries);
     }
 
     /// Names and origins of all of them.
@@ -210,6 +219,7 @@ impl ResourceSet {
             peer_authentications,
             authorization_policies,
             secrets,
+            telemetries,
             warnings: _,
         } = self;
         of(services)
@@ -222,6 +232,7 @@ impl ResourceSet {
             .chain(of(peer_authentications))
             .chain(of(authorization_policies))
             .chain(of(secrets))
+            .chain(of(telemetries))
     }
 
     /// Whether there is none.

@@ -12,7 +12,7 @@ use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
 use super::{
     Finding, Meta, Origin, Resource, ResourceSet, Severity, authorization_policy, destination_rule,
-    sidecar, virtual_service, workload_group,
+    sidecar, telemetry, virtual_service, workload_group,
 };
 
 /// Namespace of objects that do not name one.
@@ -208,6 +208,11 @@ impl Read {
                 let spec = super::SecretSpec::read(&object)
                     .map_err(|(field, reason)| Finding::error(&meta, field, reason))?;
                 set.secrets.push(Arc::new(Resource { meta, spec }));
+            }
+            Kind::Telemetry => {
+                let resource = typed(meta, spec, |_, _, _| {}, findings)?;
+                findings.extend(telemetry::validate(&resource));
+                set.telemetries.push(resource);
             }
         }
         Ok(())

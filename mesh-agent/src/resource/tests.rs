@@ -112,14 +112,14 @@ fn lists_are_unpacked() {
 #[test]
 fn kinds_that_are_not_applied_are_told() {
     let set = read(
-        "apiVersion: telemetry.istio.io/v1alpha1\nkind: Telemetry\n\
-         metadata: {name: mesh-default, namespace: istio-system}\nspec: {tracing: []}",
+        "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\n\
+         metadata: {name: mesh-default, namespace: istio-system}\nspec: {configPatches: []}",
     )
     .unwrap();
     assert_eq!(
         set.warnings[0].to_string(),
-        "a.yaml, document 1: Telemetry istio-system/mesh-default: kind: \
-         Telemetry is not applied by this version"
+        "a.yaml, document 1: EnvoyFilter istio-system/mesh-default: kind: \
+         EnvoyFilter is not applied by this version"
     );
     assert_eq!(set.warnings[0].severity, Severity::Warning);
 }

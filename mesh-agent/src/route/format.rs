@@ -68,7 +68,8 @@ pub(crate) fn protocol(version: Version) -> &'static str {
     }
 }
 
-fn time(format: &[TimePiece], at: SystemTime) -> String {
+/// A time, in UTC.
+pub(crate) fn time(format: &[TimePiece], at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, nanoseconds) = (since.as_secs(), since.subsec_nanos());
     let (year, month, day) = date(seconds / 86_400);

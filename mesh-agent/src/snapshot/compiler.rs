@@ -6,6 +6,7 @@ use super::{Options, Snapshot};
 use crate::policy::{authorization, peer_authentication};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::{Settings, Sources};
+use crate::telemetry::Rules;
 use crate::{registry, route};
 
 /// Compiles one configuration after the other: what a resource has become stays, until it
@@ -84,6 +85,8 @@ impl Compiler {
                 outbound: options.outbound_traffic_policy,
             },
         );
+        let (telemetry, of_telemetry) =
+            Rules::compile(&resources.telemetries, &registry, &options.root_namespace);
         self.made = Made {
             registry: registry_made,
             routes: routes_made,
@@ -95,6 +98,7 @@ impl Compiler {
             &of_policy,
             &of_authorization,
             &of_routes,
+            &of_telemetry,
         ];
         let findings: Vec<Finding> = findings.into_iter().flatten().cloned().collect();
         if findings
@@ -109,6 +113,7 @@ impl Compiler {
             routes: Arc::new(routes),
             peer_authentication,
             authorization,
+            telemetry: Arc::new(telemetry),
             same_node: options.same_node,
             warnings: findings,
         })

@@ -60,7 +60,8 @@ impl Histogram {
         self.sum += value;
     }
 
-    fn merge(&mut self, other: &Self) {
+    /// Adds those of another.
+    pub fn merge(&mut self, other: &Self) {
         for (own, other) in self.buckets.iter_mut().zip(other.buckets) {
             *own += other;
         }
@@ -87,14 +88,6 @@ impl Counts {
         self.duration.add(of.took.as_secs_f64() * 1e3);
         self.request_bytes.add(of.received as f64);
         self.response_bytes.add(of.sent as f64);
-    }
-
-    /// Adds those of another place.
-    pub fn merge(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.duration.merge(&other.duration);
-        self.request_bytes.merge(&other.request_bytes);
-        self.response_bytes.merge(&other.response_bytes);
     }
 }
 
@@ -171,9 +164,9 @@ pub struct ConnectionCounts {
     pub opened: u64,
     /// That have ended.
     pub closed: u64,
-    /// Bytes from clients, of those that have ended.
+    /// Bytes from clients.
     pub received: u64,
-    /// Bytes to clients, of those that have ended.
+    /// Bytes to clients.
     pub sent: u64,
 }
 
@@ -183,9 +176,14 @@ impl Connections {
         self.opened.fetch_add(1, Relaxed);
     }
 
-    /// Counts one that has ended.
+    /// Counts one that has ended, with its bytes.
     pub fn close(&self, received: u64, sent: u64) {
         self.closed.fetch_add(1, Relaxed);
+        self.carry(received, sent);
+    }
+
+    /// Counts bytes of one that goes on.
+    pub fn carry(&self, received: u64, sent: u64) {
         self.received.fetch_add(received, Relaxed);
         self.sent.fetch_add(sent, Relaxed);
     }

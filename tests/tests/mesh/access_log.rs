@@ -132,6 +132,9 @@ fn counted(metrics: &str) -> BTreeMap<(u64, String), u64> {
             let (_, rest) = line.split_once(&format!("{name}=\"")).expect(name);
             rest.split('"').next().expect("an end").to_owned()
         };
+        if label("reporter") != "source" {
+            continue;
+        }
         assert_eq!(label("source_workload"), "client");
         let code = label("response_code").parse().expect("a number");
         let value = line.rsplit(' ').next().expect("a value");

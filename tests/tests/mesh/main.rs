@@ -50,5 +50,6 @@ mod sockets;
 mod spliced_sockets;
 mod strict;
 mod takeover;
+mod telemetry;
 mod traffic;
 mod trust;

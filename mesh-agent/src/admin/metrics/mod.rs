@@ -9,7 +9,7 @@ use std::fmt::{Display, Write};
 
 pub use clusters::of_clusters;
 pub use port::{MetricsAddress, serve};
-pub use traffic::{Ends, Traffic};
+pub use traffic::{Asked, Ends, Traffic};
 
 use super::api::{Agent, CertificateKind, CountersView};
 use clusters::escaped;

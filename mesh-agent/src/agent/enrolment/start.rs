@@ -32,6 +32,7 @@ impl Enrolment {
         let inherited = self.handed.lock().take(&place);
         let mut listeners = Listeners::new(&sockets, inherited);
         let local = Arc::new(Local {
+            callers: self.node.telemetry.callers(&workload.name),
             workload,
             sockets: sockets.clone(),
             closed_ports: Default::default(),

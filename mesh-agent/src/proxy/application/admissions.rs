@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -12,12 +11,10 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Caller;
 use crate::policy::MtlsMode;
 use crate::policy::authorization::{Decision, Payload, Request, Verdict, remote_ip};
-use crate::proxy::copy::Duplex;
 use crate::registry::Workload;
 use crate::snapshot::Snapshot;
 use mesh_common::Transport;
@@ -266,102 +263,12 @@ fn revoked() -> io::Error {
     )
 }
 
-/// A stream that is aborted when its leave is revoked.
-pub struct Revocable<S> {
-    stream: S,
-    admission: Admission,
-}
-
-impl<S: Duplex> Revocable<S> {
-    pub(super) fn new(stream: S, admission: Admission) -> Self {
-        Self { stream, admission }
-    }
-
-    /// The stream itself.
-    pub fn get_ref(&self) -> &S {
-        &self.stream
-    }
-
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.admission.poll_revoked(cx) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(error) => {
-                self.stream.abort();
-                Err(error)
-            }
-        }
-    }
-}
-
-impl<S: Duplex> AsyncRead for Revocable<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl<S: Duplex> AsyncWrite for Revocable<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl<S: Duplex> Duplex for Revocable<S> {
-    fn abort(&mut self) {
-        self.stream.abort();
-    }
-
-    fn batch_bytes(&self) -> usize {
-        self.stream.batch_bytes()
-    }
-
-    fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        // Where all has been read nobody reads any more, and this alone can tell.
-        match self.admission.poll_revoked(cx) {
-            Poll::Ready(error) => {
-                self.stream.abort();
-                Poll::Ready(error)
-            }
-            Poll::Pending => self.stream.poll_aborted(cx),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::super::pipe::Pipe;
+    use super::super::revocable::Revocable;
     use super::*;
     use crate::resource::parse;
     use crate::snapshot::Options;
@@ -398,7 +305,7 @@ mod tests {
         let application = "10.0.0.1:80".parse().unwrap();
         let (near, mut far) = Pipe::pair();
         let admission = admissions.bytes(workload.clone(), caller(None), application);
-        let mut stream = Revocable::new(near, admission);
+        let mut stream = Revocable::new(near, admission, None);
         let head = Arc::new(Head {
             authority: "a".to_owned(),
             method: http::Method::GET,

@@ -23,8 +23,9 @@ use tokio::io::copy_bidirectional;
 use tokio::sync::Mutex;
 
 use super::admissions::{Admission, Head};
+use super::counting::{self, Counting};
 use super::pipe::Pipe;
-use super::{Caller, Event, connect, record, report, told};
+use super::{Caller, Event, arrived, connect, record, report};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
 use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
@@ -32,6 +33,7 @@ use crate::proxy::http::{
 };
 use crate::proxy::replay::Replay;
 use crate::proxy::{Local, Node};
+use crate::telemetry::callers::Arrived;
 
 /// What a caller is told whose request is denied, as by Envoy.
 const DENIED: &str = "RBAC: access denied";
@@ -50,12 +52,14 @@ struct Filter {
     application: SocketAddr,
     version: HttpVersion,
     upstream: Mutex<Option<Upstream>>,
+    /// Where its requests are counted.
+    arrived: Option<Arc<Arrived>>,
 }
 
 /// The connection to the application.
 enum Upstream {
-    Http1(conn::http1::SendRequest<Incoming>),
-    Http2(conn::http2::SendRequest<Incoming>),
+    Http1(conn::http1::SendRequest<counting::Asked>),
+    Http2(conn::http2::SendRequest<counting::Asked>),
 }
 
 /// Serves a connection until it ends, or policies forbid it altogether.
@@ -71,6 +75,7 @@ pub(super) async fn serve(
         .admissions
         .http(local.workload.clone(), caller.clone(), application);
     let filter = Arc::new(Filter {
+        arrived: arrived(node, local, &caller, application),
         node: node.clone(),
         local: local.clone(),
         caller,
@@ -122,15 +127,23 @@ async fn answer(
         is_grpc: message::is_grpc(request.headers()),
         is_head: request.method() == Method::HEAD,
     };
+    let counting = (filter.arrived.clone()).map(|arrived| Counting::begin(arrived, asked.is_grpc));
     let normalization = filter.node.snapshot.load().authorization.path_normalization;
     let admitted = message::admit(&mut request, normalization);
     let head = match admitted.and_then(|()| head(&request)) {
         Ok(head) => Arc::new(head),
-        Err(bad) => return Ok(own(bad.status(), &bad.to_string(), asked)),
+        Err(bad) => {
+            return Ok(own(
+                bad.status(),
+                &bad.to_string(),
+                asked,
+                counting.as_deref(),
+            ));
+        }
     };
     let decision = filter.decide(&head);
     if decision.verdict != Verdict::Allow {
-        let answer = own(StatusCode::FORBIDDEN, DENIED, asked);
+        let answer = own(StatusCode::FORBIDDEN, DENIED, asked, counting.as_deref());
         let length = answer.body().size_hint().exact().unwrap_or_default();
         filter.denied(&head, &decision.reason, length);
         return Ok(answer);
@@ -142,7 +155,7 @@ async fn answer(
         application,
         ..
     } = &*filter;
-    told(node, &local.workload, caller, *application, decision);
+    super::told(node, &local.workload, caller, *application, decision);
     let admission = (node.admissions).request(
         local.workload.clone(),
         caller.clone(),
@@ -154,14 +167,18 @@ async fn answer(
     let upgrades = message::is_upgrade(&parts);
     parts.extensions.clear();
     filter.rewrite(&mut parts, &head)?;
+    let body = counting::Asked::new(body, counting.clone());
     let forwarded = filter.forward(Request::from_parts(parts, body));
     let response = tokio::select! {
         response = forwarded => response?,
         revoked = admission.revoked() => return Err(revoked.into()),
     };
+    if let Some(counting) = &counting {
+        counting.answered(response.status().as_u16(), response.headers());
+    }
     Ok(pass_on(
         response,
-        admission,
+        (admission, counting),
         upgrades.then_some(client_upgrade),
         &head,
     ))
@@ -192,7 +209,8 @@ impl Filter {
     /// Tells of a request that was answered by so many bytes instead of forwarded.
     fn denied(&self, head: &Head, reason: &Reason, length: u64) {
         record::request(
-            &self.node.telemetry.access_log,
+            &self.node,
+            &self.local.workload,
             (&self.caller, self.application),
             (head, self.version),
             reason,
@@ -244,7 +262,10 @@ impl Filter {
 
     /// Over the connection to the application; a new one where there is none
     /// any more. A request is sent once.
-    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
+    async fn forward(
+        &self,
+        request: Request<counting::Asked>,
+    ) -> Result<Response<Incoming>, Failure> {
         let mut upstream = self.upstream.lock().await;
         let ready = match &mut *upstream {
             Some(Upstream::Http1(sender)) => sender.ready().await.is_ok(),
@@ -297,7 +318,7 @@ impl Filter {
 /// The application's answer; it goes on as long as the request has leave to.
 fn pass_on(
     mut response: Response<Incoming>,
-    admission: Admission,
+    (admission, counting): (Admission, Option<Arc<Counting>>),
     client_upgrade: Option<OnUpgrade>,
     head: &Head,
 ) -> Response<Answer> {
@@ -310,10 +331,15 @@ fn pass_on(
             if let Err(error) = tunnel(client, upstream, &admission).await {
                 tracing::debug!(%error, "tunnel through the filter ended");
             }
+            drop(counting);
         });
         return response.map(|_| Answer::Own(None));
     }
-    response.map(|body| Answer::Application { body, admission })
+    response.map(|body| Answer::Application {
+        body,
+        admission,
+        counting,
+    })
 }
 
 async fn tunnel(
@@ -337,7 +363,12 @@ struct Asked {
 }
 
 /// The agent's own answer.
-fn own(status: StatusCode, text: &str, asked: Asked) -> Response<Answer> {
+fn own(
+    status: StatusCode,
+    text: &str,
+    asked: Asked,
+    counting: Option<&Counting>,
+) -> Response<Answer> {
     let Asked { is_grpc, is_head } = asked;
     let (status, body, content_type) = if is_grpc {
         (StatusCode::OK, Bytes::new(), "application/grpc")
@@ -364,6 +395,10 @@ fn own(status: StatusCode, text: &str, asked: Asked) -> Response<Answer> {
             headers.insert("grpc-message", message);
         }
     }
+    if let Some(counting) = counting {
+        counting.answered(status.as_u16(), response.headers());
+        counting.sent(if is_head { 0 } else { length as u64 });
+    }
     response
 }
 
@@ -375,6 +410,7 @@ enum Answer {
     Application {
         body: Incoming,
         admission: Admission,
+        counting: Option<Arc<Counting>>,
     },
 }
 
@@ -388,11 +424,19 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Application { body, admission } => {
+            Self::Application {
+                body,
+                admission,
+                counting,
+            } => {
                 if let Poll::Ready(revoked) = admission.poll_revoked(cx) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
-                Pin::new(body).poll_frame(cx).map_err(Failure::from)
+                let polled = Pin::new(body).poll_frame(cx);
+                if let (Poll::Ready(Some(Ok(frame))), Some(counting)) = (&polled, counting) {
+                    counting.frame(frame);
+                }
+                polled.map_err(Failure::from)
             }
         }
     }

@@ -4,11 +4,13 @@
 
 mod admissions;
 mod closed_ports;
+mod counting;
 mod filter;
 mod http;
 mod pipe;
 mod record;
 mod reports;
+mod revocable;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,10 +18,12 @@ use std::sync::Arc;
 
 use mesh_common::Transport;
 
-pub use admissions::{Admissions, Revocable};
+pub use admissions::Admissions;
 pub use closed_ports::ClosedPorts;
 use pipe::Pipe;
+pub use record::ended;
 pub use reports::{Event, Report, Reports};
+pub use revocable::Revocable;
 
 use super::application_stream::ApplicationStream;
 use super::one_of::one_of;
@@ -29,6 +33,7 @@ use crate::netns::Sockets;
 use crate::policy::authorization::{Connection, Decision, Reason, Verdict};
 use crate::registry::Workload;
 use crate::snapshot::Snapshot;
+use crate::telemetry::callers::{Arrived, Counted, Source};
 
 /// Who connects to an application.
 #[derive(Clone, Debug)]
@@ -150,7 +155,33 @@ async fn admitted(
         .admissions
         .bytes(local.workload.clone(), caller.clone(), application);
     let stream = connect(node, local, &caller, application).await?;
-    Ok(Revocable::new(stream, admission))
+    let counted = arrived(node, local, &caller, application).map(Counted::open);
+    Ok(Revocable::new(stream, admission, counted))
+}
+
+/// Where requests and connections of a caller are counted; probes are not.
+fn arrived(
+    node: &Node,
+    local: &Local,
+    caller: &Caller,
+    application: SocketAddr,
+) -> Option<Arc<Arrived>> {
+    if caller.is_probe {
+        return None;
+    }
+    let snapshot = node.snapshot.load();
+    let workload = snapshot.registry.workload_at(caller.address.ip());
+    // An address proves nothing: where somebody else has proven to be there, that counts.
+    let workload = workload.filter(|workload| {
+        let identity = caller.identity.as_ref();
+        identity.is_none_or(|identity| *identity == workload.identity)
+    });
+    Some(local.callers.of(Source {
+        workload: workload.cloned(),
+        identity: caller.identity.clone(),
+        mutual_tls: caller.transport == Transport::Hbone,
+        port: application.port(),
+    }))
 }
 
 /// To the application, which sees the caller's address as its peer.
@@ -190,7 +221,7 @@ fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &
         %reason,
         "connection denied"
     );
-    record::connection(&node.telemetry.access_log, caller, to, reason);
+    record::connection(node, &local.workload, caller, to, reason);
     let reason = reason.to_string();
     report(node, &local.workload, caller, to, Event::Denied, reason);
 }

@@ -231,7 +231,7 @@ fn grpc_status_of(status: StatusCode) -> u16 {
 }
 
 /// The status of a call of gRPC's, where `headers` (or trailers) have one.
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+pub(in crate::proxy) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 

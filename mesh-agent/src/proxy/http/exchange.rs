@@ -191,7 +191,7 @@ fn refuse(
 
 /// An answer of our own is given whole, as far as anybody knows.
 fn ended(mut record: Record, response: &Response<Answer>) {
-    record.status(response.status());
+    record.answered(response);
     if let Some(status) = answer::grpc_status(response.headers()) {
         record.grpc_status(status);
     }

@@ -37,7 +37,7 @@ impl Forwarded {
             lease,
         } = self.sent;
         let status = response.status();
-        record.status(status);
+        record.answered(&response);
         record.details(VIA_UPSTREAM);
         if let Some(status) = answer::grpc_status(response.headers()) {
             record.grpc_status(status);

@@ -19,6 +19,7 @@ mod upstream;
 mod websocket;
 
 pub use answer::AnswerError;
+pub(super) use answer::grpc_status;
 pub use connector::{Connector, Target};
 pub use pool::HttpPool;
 pub use request_body::BodyError;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use tokio::time::Instant;
 
 use super::connector::Connector;
@@ -21,7 +21,8 @@ use crate::registry::{Service, Workload};
 use crate::route::format::protocol;
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::requests::{Measures, Outcome};
-use crate::telemetry::{Flag, Flags, Telemetry};
+use crate::telemetry::rules::Logging;
+use crate::telemetry::{Flag, Flags, Side, Telemetry};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The answer is the endpoint's.
@@ -80,6 +81,10 @@ struct Line {
     forwarded_for: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
+    /// All of the request and of its answer, where somebody asks for them.
+    headers: Option<Box<(HeaderMap, HeaderMap)>>,
+    /// Whether the log has it.
+    wanted: Logging,
     route: String,
     local_address: Option<SocketAddr>,
     details: Cow<'static, str>,
@@ -96,7 +101,12 @@ impl Record {
         authority: &str,
         context: &ConnectionContext<C>,
     ) -> Self {
-        let is_read = context.telemetry.access_log.is_on()
+        let wanted = {
+            let rules = &context.snapshot.load().telemetry;
+            rules.logging(&context.client, Side::Client)
+        };
+        let log = &context.telemetry.access_log;
+        let is_read = log.is_on(&wanted)
             || tracing::enabled!(target: "mesh_agent::request", tracing::Level::DEBUG);
         let header = |name: &HeaderName| request.headers().get(name).cloned();
         let line = is_read.then(|| {
@@ -110,6 +120,11 @@ impl Record {
                 forwarded_for: header(&FORWARDED_FOR),
                 user_agent: header(&USER_AGENT),
                 request_id: header(&REQUEST_ID),
+                headers: log.needs_headers(&wanted).then(|| {
+                    let of_request = request.headers().clone();
+                    Box::new((of_request, HeaderMap::new()))
+                }),
+                wanted,
                 route: String::new(),
                 local_address: None,
                 details: "".into(),
@@ -211,8 +226,14 @@ impl Record {
         self.line(|line| line.no_connection = Some(cause));
     }
 
-    pub(super) fn status(&mut self, status: StatusCode) {
-        self.status = status.as_u16();
+    /// The answer's head, as the client gets it.
+    pub(super) fn answered<B>(&mut self, response: &Response<B>) {
+        self.status = response.status().as_u16();
+        self.line(|line| {
+            if let Some(headers) = &mut line.headers {
+                response.headers().clone_into(&mut headers.1);
+            }
+        });
     }
 
     /// Time from the request to the beginning of its answer.
@@ -319,10 +340,8 @@ impl Record {
             "request"
         );
         let log = &self.telemetry.access_log;
-        if !log.is_on() {
-            return;
-        }
-        log.write(&Entry {
+        let headers = line.headers.as_deref();
+        let entry = Entry {
             start_time: Entry::began(duration),
             method: Some(line.method.as_str()),
             path,
@@ -349,7 +368,11 @@ impl Record {
             downstream_local_address: Some(line.destination),
             downstream_remote_address: Some(line.client_address),
             route_name: Some(line.route.as_str()).filter(|route| !route.is_empty()),
+            grpc_status: self.grpc_status,
+            request_headers: headers.map(|(request, _)| request),
+            response_headers: headers.map(|(_, response)| response),
             ..Entry::default()
-        });
+        };
+        log.write(&entry, &line.wanted);
     }
 }

@@ -4,9 +4,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::HeaderMap;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::super::Flags;
+use crate::identity::Identity;
 use crate::route::format::date;
 
 /// One request, or one connection; of what is not there the line says `-`.
@@ -60,6 +62,16 @@ pub struct Entry<'a> {
     pub requested_server_name: Option<&'a str>,
     /// Name of the rule.
     pub route_name: Option<&'a str>,
+    /// Status of a call of gRPC's.
+    pub grpc_status: Option<u16>,
+    /// Whether the client came by mutual TLS.
+    pub mtls: bool,
+    /// Who the client is, as it has proven.
+    pub peer_identity: Option<&'a Identity>,
+    /// All of the request's, where somebody wants them.
+    pub request_headers: Option<&'a HeaderMap>,
+    /// All of the answer's, where somebody wants them.
+    pub response_headers: Option<&'a HeaderMap>,
 }
 
 impl Entry<'_> {
@@ -97,6 +109,11 @@ impl Default for Entry<'_> {
             downstream_remote_address: None,
             requested_server_name: None,
             route_name: None,
+            grpc_status: None,
+            mtls: false,
+            peer_identity: None,
+            request_headers: None,
+            response_headers: None,
         }
     }
 }

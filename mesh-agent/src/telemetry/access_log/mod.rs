@@ -2,18 +2,23 @@
 //! formats. Whoever writes one never waits for the file.
 
 mod entry;
+mod facts;
+mod format;
 mod queue;
 
 pub use entry::Entry;
+pub use format::{BadFormat, Format};
 
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use queue::Queue;
+
+use super::rules::Logging;
 
 /// How long the last lines have to get out when the agent ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,12 +35,18 @@ pub enum Encoding {
 }
 
 /// The log, which may be off.
-#[derive(Default)]
-pub struct AccessLog(Option<Open>);
+pub struct AccessLog {
+    format: Format,
+    /// Whether it tells of those of whom no resource says anything.
+    by_default: bool,
+    /// Opened when the first line is wanted, where no file was named.
+    queue: OnceLock<Option<Arc<Queue>>>,
+}
 
-struct Open {
-    encoding: Encoding,
-    queue: Arc<Queue>,
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self::off(Format::Default(Encoding::default()))
+    }
 }
 
 impl AccessLog {
@@ -43,43 +54,69 @@ impl AccessLog {
     ///
     /// # Errors
     /// Where the file cannot be opened, or no thread be started.
-    pub fn open(file: &Path, encoding: Encoding) -> io::Result<Self> {
+    pub fn open(file: &Path, format: Format) -> io::Result<Self> {
         if file == Path::new("-") || file == Path::new("/dev/stdout") {
-            return Self::to(io::stdout(), encoding);
+            return Self::to(io::stdout(), format);
         }
         let file = OpenOptions::new().append(true).create(true).open(file)?;
-        Self::to(file, encoding)
+        Self::to(file, format)
+    }
+
+    /// Without a file: resources may want lines, and these go to the agent's own output.
+    pub fn off(format: Format) -> Self {
+        Self {
+            format,
+            by_default: false,
+            queue: OnceLock::new(),
+        }
     }
 
     /// Writes to `sink`, from a thread of its own.
-    fn to(sink: impl Write + Send + 'static, encoding: Encoding) -> io::Result<Self> {
-        let queue = Arc::<Queue>::default();
-        let taken = queue.clone();
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || taken.write_to(sink))?;
-        Ok(Self(Some(Open { encoding, queue })))
+    fn to(sink: impl Write + Send + 'static, format: Format) -> io::Result<Self> {
+        Ok(Self {
+            format,
+            by_default: true,
+            queue: Some(started(sink)?).into(),
+        })
     }
 
-    /// Whether anybody reads it.
-    pub fn is_on(&self) -> bool {
-        self.0.is_some()
+    /// Whether lines of those are wanted.
+    pub fn is_on(&self, wanted: &Logging) -> bool {
+        match wanted {
+            Logging::AsStarted => self.by_default,
+            Logging::Never => false,
+            Logging::Always | Logging::Where(_) => true,
+        }
     }
 
-    /// Adds a line; where the writer cannot keep up, it is dropped and counted.
-    pub fn write(&self, entry: &Entry<'_>) {
+    /// Whether all header fields have to be kept until a line is written.
+    pub fn needs_headers(&self, wanted: &Logging) -> bool {
+        self.format.needs_headers() || wanted.needs_headers()
+    }
+
+    /// Adds a line, where it is wanted; where the writer cannot keep up, it is dropped and counted.
+    pub fn write(&self, entry: &Entry<'_>, wanted: &Logging) {
         thread_local! {
             static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        let Some(Open { encoding, queue }) = &self.0 else {
+        if !self.is_on(wanted) {
+            return;
+        }
+        if let Logging::Where(filter) = wanted
+            && !filter.holds(entry)
+        {
+            return;
+        }
+        let Some(queue) = self.queue.get_or_init(|| {
+            let started = started(io::stdout());
+            let told = started.inspect_err(|error| tracing::warn!(%error, "no access log"));
+            told.ok()
+        }) else {
             return;
         };
         LINE.with_borrow_mut(|line| {
             line.clear();
-            match encoding {
-                Encoding::Text => entry.text(line),
-                Encoding::Json => entry.json(line),
-            }
+            self.format.write(entry, line);
             line.push(b'\n');
             queue.add(line);
         });
@@ -87,19 +124,34 @@ impl AccessLog {
 
     /// Lines that were written and that were dropped.
     pub fn counts(&self) -> (u64, u64) {
-        self.0.as_ref().map_or((0, 0), |open| open.queue.counts())
+        self.queue().map_or((0, 0), Queue::counts)
     }
 
     /// Gives the lines that are left the time to get out.
     pub fn close(&self) {
-        if let Some(open) = &self.0 {
-            open.queue.close(CLOSE_TIMEOUT);
+        if let Some(queue) = self.queue() {
+            queue.close(CLOSE_TIMEOUT);
         }
     }
+
+    fn queue(&self) -> Option<&Queue> {
+        self.queue.get()?.as_deref()
+    }
+}
+
+/// A queue with a thread that writes what comes.
+fn started(sink: impl Write + Send + 'static) -> io::Result<Arc<Queue>> {
+    let queue = Arc::<Queue>::default();
+    let taken = queue.clone();
+    std::thread::Builder::new()
+        .name("access-log".to_owned())
+        .spawn(move || taken.write_to(sink))?;
+    Ok(queue)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::expression::Expression;
     use super::*;
 
     #[test]
@@ -107,17 +159,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("access.log");
         std::fs::write(&file, "before\n").expect("written");
-        let log = Arc::new(AccessLog::open(&file, Encoding::Json).expect("opened"));
+        let log =
+            Arc::new(AccessLog::open(&file, Format::Default(Encoding::Json)).expect("opened"));
         let threads: Vec<_> = (0..4)
             .map(|thread| {
                 let log = log.clone();
                 std::thread::spawn(move || {
                     for number in 0..500 {
-                        log.write(&Entry {
+                        let entry = Entry {
                             response_code: 200 + thread,
                             bytes_sent: number,
                             ..Entry::default()
-                        });
+                        };
+                        log.write(&entry, &Logging::AsStarted);
                     }
                 })
             })
@@ -138,14 +192,44 @@ mod tests {
     #[test]
     fn a_log_that_is_off_costs_nothing() {
         let log = AccessLog::default();
-        assert!(!log.is_on());
-        log.write(&Entry::default());
+        assert!(!log.is_on(&Logging::AsStarted));
+        log.write(&Entry::default(), &Logging::AsStarted);
         log.close();
         assert_eq!(log.counts(), (0, 0));
     }
 
     #[test]
+    fn only_lines_that_are_wanted_are_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("access.log");
+        let format = Format::parse("%RESPONSE_CODE%", Encoding::Text).expect("a format");
+        let log = AccessLog::open(&file, format).expect("opened");
+        let errors = Expression::parse("response.code >= 400").expect("a filter");
+        let wanted = [
+            Logging::AsStarted,
+            Logging::Never,
+            Logging::Where(Arc::new(errors)),
+        ];
+        for (response_code, wanted) in [200, 404]
+            .into_iter()
+            .flat_map(|code| wanted.iter().map(move |one| (code, one)))
+        {
+            let entry = Entry {
+                method: Some("GET"),
+                response_code,
+                ..Entry::default()
+            };
+            log.write(&entry, wanted);
+        }
+        log.close();
+        let text = std::fs::read_to_string(&file).expect("read");
+        assert_eq!(text, "200\n404\n404\n");
+    }
+
+    #[test]
     fn a_file_that_cannot_be_opened_is_an_error() {
-        assert!(AccessLog::open(Path::new("/dev/null/x"), Encoding::Text).is_err());
+        assert!(
+            AccessLog::open(Path::new("/dev/null/x"), Format::Default(Encoding::Text)).is_err()
+        );
     }
 }
