@@ -13,7 +13,8 @@ pub use validate::validate;
 use super::value::{Base64, GoDuration, Percent};
 
 /// Conditions of `retries.retryOn` that are applied, beside status codes.
-pub const RETRY_CONDITIONS: [&str; 14] = [
+pub const RETRY_CONDITIONS: [&str; 15] = [
+    "retriable-headers",
     "5xx",
     "gateway-error",
     "reset",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::resource::virtual_service::HttpRetry;
 
@@ -44,8 +44,12 @@ pub struct RetryOn {
     pub rate_limited: bool,
     /// These status codes.
     pub status_codes: Vec<u16>,
-    /// These gRPC status codes.
-    pub grpc_codes: Vec<u16>,
+    /// These gRPC status codes: bit n for code n.
+    pub grpc_codes: u32,
+    /// The answer has one of `headers`.
+    pub retriable_headers: bool,
+    /// What a request names for that.
+    pub headers: Vec<HeaderName>,
 }
 
 /// What a request asks for itself; empty for what it leaves to its rule.
@@ -57,6 +61,8 @@ pub struct AskedRetries<'a> {
     pub grpc_on: &'a str,
     /// `x-envoy-retriable-status-codes`.
     pub status_codes: &'a str,
+    /// `x-envoy-retriable-header-names`.
+    pub headers: &'a str,
     /// `x-envoy-max-retries`.
     pub max: Option<u32>,
     /// `x-envoy-upstream-rq-per-try-timeout-ms`.
@@ -121,6 +127,9 @@ impl Retries {
             }
             retries.attempts = self.attempts.max(1);
         }
+        let names = asked.headers.split(',');
+        let names = names.filter_map(|name| name.trim().parse().ok());
+        retries.on.headers.extend(names);
         // Where nothing is retried, there is nothing to count.
         if let (Some(max), 1..) = (asked.max, retries.attempts) {
             retries.attempts = max;
@@ -150,11 +159,12 @@ impl RetryOn {
                 "refused-stream" => on.refused_stream = true,
                 "envoy-ratelimited" => on.rate_limited = true,
                 "retriable-4xx" => on.conflict = true,
-                "cancelled" => on.grpc_codes.push(1),
-                "deadline-exceeded" => on.grpc_codes.push(4),
-                "resource-exhausted" => on.grpc_codes.push(8),
-                "internal" => on.grpc_codes.push(13),
-                "unavailable" => on.grpc_codes.push(14),
+                "retriable-headers" => on.retriable_headers = true,
+                "cancelled" => on.grpc_codes |= 1 << 1,
+                "deadline-exceeded" => on.grpc_codes |= 1 << 4,
+                "resource-exhausted" => on.grpc_codes |= 1 << 8,
+                "internal" => on.grpc_codes |= 1 << 13,
+                "unavailable" => on.grpc_codes |= 1 << 14,
                 code => on.status_codes.extend(code.parse::<u16>()),
             }
         }
@@ -172,7 +182,9 @@ impl RetryOn {
         self.conflict |= other.conflict;
         self.rate_limited |= other.rate_limited;
         self.status_codes.extend(other.status_codes);
-        self.grpc_codes.extend(other.grpc_codes);
+        self.grpc_codes |= other.grpc_codes;
+        self.retriable_headers |= other.retriable_headers;
+        self.headers.extend(other.headers);
         self
     }
 
@@ -184,11 +196,13 @@ impl RetryOn {
             || (self.conflict && code == 409)
             || self.status_codes.contains(&code)
             || (self.rate_limited && headers.contains_key("x-envoy-ratelimited"))
-            || (!self.grpc_codes.is_empty()
+            || (self.retriable_headers
+                && (self.headers.iter()).any(|name| headers.contains_key(name)))
+            || (self.grpc_codes != 0
                 && headers
                     .get("grpc-status")
-                    .and_then(|value| value.to_str().ok()?.parse().ok())
-                    .is_some_and(|code| self.grpc_codes.contains(&code)))
+                    .and_then(|value| 1u32.checked_shl(value.to_str().ok()?.parse().ok()?))
+                    .is_some_and(|bit| self.grpc_codes & bit != 0))
     }
 
     /// Whether a connection that could not be made asks for another try.
@@ -211,6 +225,6 @@ impl RetryOn {
             || self.conflict
             || self.rate_limited
             || !self.status_codes.is_empty()
-            || (http2_or_grpc && (self.refused_stream || !self.grpc_codes.is_empty()))
+            || (http2_or_grpc && (self.refused_stream || self.grpc_codes != 0))
     }
 }

@@ -15,6 +15,7 @@ const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
 const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
 const STATUS_CODES: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const HEADER_NAMES: HeaderName = HeaderName::from_static("x-envoy-retriable-header-names");
 /// How long the answer may take, for the server.
 const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const ATTEMPT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -48,12 +49,13 @@ impl<'p> Bounds<'p> {
         if let Some(timeout) = milliseconds(headers.remove(TIMEOUT)) {
             self.timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
         }
-        let [on, grpc_on, codes] =
-            [RETRY_ON, RETRY_GRPC_ON, STATUS_CODES].map(|name| headers.remove(name));
+        let [on, grpc_on, codes, names] =
+            [RETRY_ON, RETRY_GRPC_ON, STATUS_CODES, HEADER_NAMES].map(|name| headers.remove(name));
         let asked = AskedRetries {
             on: text(&on),
             grpc_on: text(&grpc_on),
             status_codes: text(&codes),
+            headers: text(&names),
             max: headers.remove(MAX_RETRIES).and_then(|value| number(&value)),
             per_try_timeout: milliseconds(headers.remove(PER_TRY)),
         };

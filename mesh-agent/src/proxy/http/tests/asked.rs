@@ -67,6 +67,22 @@ async fn servers_are_told_which_attempt_it_is() {
 }
 
 #[tokio::test]
+async fn a_request_may_name_fields_of_answers_that_ask_for_another_attempt() {
+    let endpoint = server_with("200 OK\r\nx-again: 1").await;
+    let rule = "retries: {attempts: 2, retryOn: retriable-headers, backoff: 1ms},";
+    let [by_rule, without] = [proxy(endpoint, rule).await, proxy(endpoint, RETRY).await];
+    let names = "x-envoy-retriable-header-names: x-other, X-Again\r\n";
+    let asked = format!("{names}x-envoy-retry-on: retriable-headers\r\n");
+    let once = "attempt 1 of - asked 0";
+    assert_eq!(said(&by_rule, "").await, once);
+    assert_eq!(said(&by_rule, names).await, "attempt 3 of - asked 0");
+    assert_eq!(said(&without, names).await, once);
+    assert_eq!(said(&without, &asked).await, "attempt 3 of - asked 0");
+    let other = "x-envoy-retriable-header-names: x-other\r\n";
+    assert_eq!(said(&by_rule, other).await, once);
+}
+
+#[tokio::test]
 async fn a_request_may_ask_for_more_or_fewer_attempts() {
     let endpoint = server_with("503 Service Unavailable").await;
     let by_rule = proxy(endpoint, RETRY).await;

@@ -140,8 +140,9 @@ pub(super) fn retries(report: &mut Report<'_>, retry: &HttpRetry, field: &str) {
                 Ok(code) if StatusCode::from_u16(code).is_ok() => {}
                 Ok(code) => report.error(field, format!("{code} is not a status code")),
                 Err(_) if RETRY_CONDITIONS.contains(&word) => {}
-                Err(_) if matches!(word, "retriable-headers" | "http3-post-connect-failure") => {
-                    report.warning(field, format!("{word:?} is not applied by this version"));
+                Err(_) if word == "http3-post-connect-failure" => {
+                    let reason = format!("{word:?} has no effect: nothing is sent by HTTP/3");
+                    report.warning(field, reason);
                 }
                 Err(_) => report.error(field, format!("{word:?} is not a condition for a retry")),
             }

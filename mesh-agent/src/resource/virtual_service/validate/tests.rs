@@ -228,8 +228,8 @@ fn what_happens_to_a_request_is_checked() {
             "error retries.retryOn: \"nonsense\" is not a condition for a retry",
         ),
         (
-            "retries: {attempts: 1, retryOn: retriable-headers}",
-            "warning retries.retryOn: \"retriable-headers\" is not applied by this version",
+            "retries: {attempts: 1, retryOn: 'retriable-headers,http3-post-connect-failure'}",
+            "warning retries.retryOn: \"http3-post-connect-failure\" has no effect: nothing is sent by HTTP/3",
         ),
         (
             "retries: {attempts: 1, retryOn: '99'}",
