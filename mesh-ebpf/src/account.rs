@@ -2,24 +2,25 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_ops};
+use aya_ebpf::bindings::{BPF_SOCK_OPS_RTT_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use mesh_common::{
     Counter, Flow, FlowEvent, FlowEventKind, FlowState, HandedOver, SocketIp, Splice, beside_bytes,
     close_reason,
 };
 
-use crate::context::{add, count, count_more, socket_cookie};
+use crate::context::{add, count, count_more, socket_cookie, unwatch};
 use crate::kernel;
 use crate::maps::{FLOW_EVENTS, FLOWS};
 
 /// `rtt_min` before the first measurement.
 const NO_RTT: u32 = u32::MAX;
 
-/// Of this many segments, the round trips of two are recorded, after as many that
-/// all are. The agent asks TCP itself when somebody wants to see connections; each
-/// record costs 300 ns, and there are four acknowledgements to a request.
-const SEGMENTS_BETWEEN: u32 = 32;
+/// So many segments are followed by the record one by one: a short connection is never
+/// behind. After them only the end is written, since every call costs, and there are four
+/// acknowledgements to a request. Who wants to see open connections asks TCP itself, as
+/// the agent does.
+const FOLLOWED_SEGMENTS: u32 = 32;
 
 /// A record for a new connection.
 #[inline(always)]
@@ -55,13 +56,13 @@ pub fn established(raw: *mut bpf_sock_ops) {
     event(cookie, netns_cookie, now, FlowEventKind::Opened, &remote);
 }
 
-/// A round trip was measured: takes the counters now and then.
+/// A round trip was measured: takes the counters.
 #[inline(always)]
 pub fn measured(raw: *mut bpf_sock_ops) {
     // SAFETY: a field of the context.
     let segments = unsafe { ptr::read_volatile(&raw const (*raw).segs_out) };
-    if segments > SEGMENTS_BETWEEN && segments % SEGMENTS_BETWEEN > 1 {
-        return;
+    if segments > FOLLOWED_SEGMENTS {
+        unwatch(raw, BPF_SOCK_OPS_RTT_CB_FLAG);
     }
     if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
         measure(raw, flow, false);

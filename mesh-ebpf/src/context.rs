@@ -189,6 +189,16 @@ pub fn watch(raw: *mut bpf_sock_ops, flags: u32) {
     }
 }
 
+/// Asks for these callbacks no more.
+#[inline(always)]
+pub fn unwatch(raw: *mut bpf_sock_ops, flags: u32) {
+    // SAFETY: as above.
+    unsafe {
+        let before = ptr::read_volatile(&raw const (*raw).bpf_sock_ops_cb_flags);
+        bpf_sock_ops_cb_flags_set(raw, (before & !flags) as i32);
+    }
+}
+
 /// Four words of a context.
 ///
 /// # Safety
