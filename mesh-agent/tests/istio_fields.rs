@@ -463,12 +463,21 @@ fn destination_rule() {
             ("trafficPolicy.tls.privateKey", json!("x")),
             ("trafficPolicy.tls.caCertificates", json!("x")),
             ("trafficPolicy.tls.caCrl", json!("x")),
-            ("trafficPolicy.tls.credentialName", json!("x")),
             ("trafficPolicy.tls.subjectAltNames", json!(["x"])),
             ("trafficPolicy.tls.sni", json!("x")),
             ("trafficPolicy.tls.insecureSkipVerify", json!(true)),
         ],
     ));
+    // Instead of files.
+    let tls = json!({"mode": "SIMPLE"});
+    let chosen = json!({"matchLabels": {"app": "sleep"}});
+    for base in [
+        json!({"host": "a", "trafficPolicy": {"tls": tls}}),
+        json!({"host": "a", "workloadSelector": chosen, "trafficPolicy": {"tls": tls}}),
+    ] {
+        let fields = [("trafficPolicy.tls.credentialName", json!("x"))];
+        wrong.extend(check("DestinationRule", &base, &fields));
+    }
     assert_eq!(wrong, Vec::<String>::new());
 }
 
