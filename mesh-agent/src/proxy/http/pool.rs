@@ -146,7 +146,12 @@ impl HttpPool {
             // The one that has waited longest.
             idle.remove(0);
         }
-        found || self.http2.give_up_one()
+        found || self.give_up_http2()
+    }
+
+    /// The same with HTTP/2 connections alone.
+    pub(super) fn give_up_http2(&self) -> bool {
+        self.http2.give_up_one()
     }
 
     /// Closes what has waited, or lived, too long.

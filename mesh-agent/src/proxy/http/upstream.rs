@@ -261,7 +261,14 @@ fn free(wanted: &Wanted<'_>) -> Option<Free> {
         }
     }
     for (other, _) in &members {
-        if other.host.pool.give_up_one() {
+        let pool = &other.host.pool;
+        let is_own = Arc::ptr_eq(other, wanted.member);
+        let given_up = match wanted.protocol {
+            // One that has become free since then is for this request, not in its way.
+            UpstreamProtocol::Http1 if is_own => pool.give_up_http2(),
+            _ => pool.give_up_one(),
+        };
+        if given_up {
             // Its place becomes free when it has closed.
             break;
         }
