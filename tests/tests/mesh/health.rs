@@ -183,16 +183,22 @@ fn a_command_can_tell_whether_a_workload_is_well() {
     });
 }
 
-#[test]
-fn endpoints_follow_what_dns_says() {
-    let lab = Lab::new();
+/// A workload, and two servers that are none and answer with their names.
+fn client_and_servers_outside(lab: &Lab) -> (Workload, [Workload; 2], Vec<Process>) {
     let client = lab.workload(Node::A, "client", &[]);
     let servers = ["one", "two"].map(|name| lab.workload(Node::Outside, name, &[]));
-    let _serving: Vec<Process> = servers
+    let serving = servers
         .iter()
         .map(|server| server.serve(8080, "python3", &["-c", SERVER, "8080", &server.name, "/"]))
         .collect();
     lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    (client, servers, serving)
+}
+
+#[test]
+fn endpoints_follow_what_dns_says() {
+    let lab = Lab::new();
+    let (client, servers, _serving) = client_and_servers_outside(&lab);
     lab.configure(
         "entry.yaml",
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api}\n\
@@ -257,13 +263,7 @@ fn endpoints_follow_dns_as_often_as_it_says() {
     /// Nobody else's.
     const ADDRESS: &str = "127.0.53.77";
     let lab = Lab::new();
-    let client = lab.workload(Node::A, "client", &[]);
-    let servers = ["one", "two"].map(|name| lab.workload(Node::Outside, name, &[]));
-    let _serving: Vec<Process> = servers
-        .iter()
-        .map(|server| server.serve(8080, "python3", &["-c", SERVER, "8080", &server.name, "/"]))
-        .collect();
-    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    let (client, servers, _serving) = client_and_servers_outside(&lab);
     lab.configure(
         "entry.yaml",
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api}\n\
@@ -306,13 +306,7 @@ fn endpoints_follow_dns_as_often_as_it_says() {
 #[test]
 fn a_wildcard_leads_to_whatever_name_the_client_says() {
     let lab = Lab::new();
-    let client = lab.workload(Node::A, "client", &[]);
-    let servers = ["one", "two"].map(|name| lab.workload(Node::Outside, name, &[]));
-    let _serving: Vec<Process> = servers
-        .iter()
-        .map(|server| server.serve(8080, "python3", &["-c", SERVER, "8080", &server.name, "/"]))
-        .collect();
-    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    let (client, servers, _serving) = client_and_servers_outside(&lab);
     lab.configure(
         "entry.yaml",
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild}\n\

@@ -155,17 +155,22 @@ fn what_a_killed_server_has_sent_arrives_whole() {
     });
 }
 
+/// Who goes on writing is told soon, by one of the errors that TCP has for it.
+fn hears_of_the_end(writer: &mut Process) {
+    let told = heard(writer, "told");
+    assert!(
+        ["True EPIPE", "True ECONNRESET"].contains(&&*told),
+        "{told}"
+    );
+}
+
 #[test]
 fn who_writes_to_a_killed_server_hears_of_it() {
     everywhere(|scene| {
         let mut client = scene.client("bereft");
         heard(&mut client.process, "filled");
         scene.server.kill();
-        let told = heard(&mut client.process, "told");
-        assert!(
-            ["True EPIPE", "True ECONNRESET"].contains(&&*told),
-            "{told}"
-        );
+        hears_of_the_end(&mut client.process);
         // Its port is free, and the next one is served.
         scene.server = Scene::serve(&scene.serving, &scene.lab);
         let mut client = scene.client("read");
@@ -180,10 +185,6 @@ fn who_writes_to_a_killed_client_hears_of_it() {
         let mut client = scene.client("idle");
         heard(&mut scene.server, "filled");
         client.process.kill();
-        let told = heard(&mut scene.server, "told");
-        assert!(
-            ["True EPIPE", "True ECONNRESET"].contains(&&*told),
-            "{told}"
-        );
+        hears_of_the_end(&mut scene.server);
     });
 }
