@@ -23,7 +23,9 @@ mod reset_watch;
 pub mod sniff;
 mod tcp;
 mod tcp_record;
+mod turn;
 pub mod upstream;
+mod write_together;
 mod writes_to;
 
 pub(crate) use originate::{Originator, Server};

@@ -32,6 +32,8 @@ use crate::proxy::http::{
     CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
 };
 use crate::proxy::replay::Replay;
+use crate::proxy::turn::after_others;
+use crate::proxy::write_together::WriteTogether;
 use crate::proxy::{Local, Node};
 use crate::telemetry::callers::Arrived;
 
@@ -84,14 +86,13 @@ pub(super) async fn serve(
         upstream: Mutex::default(),
     });
     let service = service_fn(move |request| answer(filter.clone(), request));
-    let io = TokioIo::new(stream);
     match version {
         HttpVersion::Http1 => {
             let connection = http1::Builder::new()
                 .half_close(true)
                 .header_read_timeout(None)
                 .preserve_header_case(true)
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
             until_revoked(&admission, connection).await
         }
@@ -102,8 +103,8 @@ pub(super) async fn serve(
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADER_BYTES)
-                .serve_connection(io, service);
-            until_revoked(&admission, connection).await
+                .serve_connection(TokioIo::new(WriteTogether::new(stream)), service);
+            until_revoked(&admission, after_others(connection)).await
         }
     }
 }
@@ -289,12 +290,11 @@ impl Filter {
 
     async fn open(&self) -> Result<Upstream, Failure> {
         let stream = connect(&self.node, &self.local, &self.caller, self.application).await?;
-        let io = TokioIo::new(stream);
         Ok(match self.version {
             HttpVersion::Http1 => {
                 let (sender, connection) = conn::http1::Builder::new()
                     .preserve_header_case(true)
-                    .handshake(io)
+                    .handshake(TokioIo::new(stream))
                     .await?;
                 // What goes wrong is told to whoever waits for a response.
                 tokio::spawn(connection.with_upgrades());
@@ -306,9 +306,9 @@ impl Filter {
                     .initial_stream_window_size(STREAM_WINDOW)
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(MAX_HEADER_BYTES)
-                    .handshake(io)
+                    .handshake(TokioIo::new(WriteTogether::new(stream)))
                     .await?;
-                tokio::spawn(connection);
+                tokio::spawn(after_others(connection));
                 Upstream::Http2(sender)
             }
         })

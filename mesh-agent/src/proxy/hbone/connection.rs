@@ -25,6 +25,8 @@ use crate::identity::certificates::{ALPN, Certificates, remaining};
 use crate::identity::verify::{self, Peer, Side};
 use crate::identity::{CertificateError, Identity, is_revoked};
 use crate::netns::Sockets;
+use crate::proxy::turn::after_others;
+use crate::proxy::write_together::WriteTogether;
 
 /// Why there is no connection to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +191,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
-        .handshake::<_, Bytes>(tls)
+        .handshake::<_, Bytes>(WriteTogether::new(tls))
         .await
         .map_err(|source| ConnectError::Http2 { node, source })?;
 
@@ -209,6 +211,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
                 }
             };
             let distrust = trust.distrusts(chain, Side::Server);
+            let http2 = after_others(http2);
             tokio::pin!(lost, outlived, distrust, http2);
             let mut retire = Some(retire);
             let mut trusted = true;

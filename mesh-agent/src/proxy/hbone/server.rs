@@ -1,5 +1,6 @@
 //! Tunnels from other nodes.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ use crate::identity::verify::{self, Peer, Side};
 use crate::identity::{Identity, TrustWatch, is_revoked};
 use crate::netns::BoxFuture;
 use crate::proxy::copy::{CopyError, Duplex, Transferred, copy_both};
+use crate::proxy::turn::Turn;
+use crate::proxy::write_together::WriteTogether;
 
 /// Time for TLS and the beginning of HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -145,9 +148,10 @@ pub async fn serve(
     let mut idle_checks = 0;
     let mut draining = false;
     let mut tunnels = JoinSet::new();
+    let mut turn = Turn::default();
     let result = loop {
         tokio::select! {
-            stream = http2.accept() => match stream {
+            stream = poll_fn(|cx| turn.poll(cx, |cx| http2.poll_accept(cx))) => match stream {
                 Some(Ok((_, mut respond))) if tunnels.len() >= MAX_TUNNELS => {
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
@@ -198,7 +202,7 @@ pub async fn serve(
     result
 }
 
-type Http2 = h2::server::Connection<TlsStream<ReadAhead<TcpStream>>, Bytes>;
+type Http2 = h2::server::Connection<WriteTogether<TlsStream<ReadAhead<TcpStream>>>, Bytes>;
 
 /// The certificates of a peer, leaf first.
 type Chain = Vec<CertificateDer<'static>>;
@@ -234,7 +238,7 @@ async fn handshake(
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS as u32)
         .max_pending_accept_reset_streams(MAX_GIVEN_UP)
-        .handshake(tls)
+        .handshake(WriteTogether::new(tls))
         .await?;
     Ok((http2, peer, chain))
 }
@@ -261,7 +265,7 @@ async fn open<H: TunnelHandler>(
             let opened = tokio::select! {
                 opened = handler.open(tunnel.clone()) => opened,
                 // The client gave up, or is gone.
-                _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
+                _ = poll_fn(|cx| respond.poll_reset(cx)) => return None,
             };
             opened.map(|application| (tunnel, application))
         }

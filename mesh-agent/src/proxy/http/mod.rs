@@ -40,6 +40,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Clusters, Destination};
+use crate::proxy::turn::after_others;
+use crate::proxy::write_together::WriteTogether;
 use crate::registry::{Service, Workload};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -128,7 +130,6 @@ where
     C: Connector,
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let io = TokioIo::new(io);
     let drain = context.drain.clone();
     let service = service_fn(move |request| {
         let is_drained = (version == HttpVersion::Http1 && request.method() != Method::CONNECT)
@@ -154,7 +155,7 @@ where
                 // A client may close its side after the request, and idle as long as it likes.
                 .half_close(true)
                 .header_read_timeout(None)
-                .serve_connection(io, service)
+                .serve_connection(TokioIo::new(io), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
@@ -176,13 +177,13 @@ where
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADER_BYTES)
                 .enable_connect_protocol()
-                .serve_connection(io, service);
+                .serve_connection(TokioIo::new(WriteTogether::new(io)), service);
             let mut connection = std::pin::pin!(connection);
             tokio::select! {
-                result = connection.as_mut() => return result,
+                result = after_others(connection.as_mut()) => return result,
                 () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
             }
-            connection.await
+            after_others(connection).await
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::balance::outlier::Cause;
 use crate::balance::{
     Active, Cluster, Clusters, EndpointAddress, InRoute, Member, Overflow, Report, Slot,
 };
+use crate::proxy::turn::after_others;
+use crate::proxy::write_together::WriteTogether;
 use crate::registry::WorkloadName;
 use crate::route::{RouteLimits, UpstreamPolicy};
 
@@ -168,12 +170,12 @@ impl<C: Connector> Upstreams<C> {
                 .keep_alive_while_idle(true);
         }
         let (sender, connection) = builder
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(WriteTogether::new(io)))
             .await
             .map_err(ConnectError::Handshake)?;
         tokio::spawn(async move {
             let _slot = slot;
-            if let Err(error) = connection.await {
+            if let Err(error) = after_others(connection).await {
                 tracing::trace!(%error, "upstream connection ended");
             }
         });

@@ -3,6 +3,7 @@
 mod hostile;
 mod pool;
 mod servers;
+mod together;
 mod trust;
 mod tunnels;
 

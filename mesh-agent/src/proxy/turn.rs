@@ -1,0 +1,36 @@
+//! When a connection that many share does its work.
+
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+/// Lets the tasks go first that are ready when the connection is woken: what all of them
+/// have written then leaves with one system call, through TLS in one record. The runtime
+/// otherwise runs a task right after the one that woke it, so that each tunnel's or
+/// request's frame would leave by itself.
+#[derive(Default)]
+pub struct Turn {
+    others_went_first: bool,
+}
+
+impl Turn {
+    /// Polls the connection, after those who are ready now.
+    pub fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.others_went_first = !self.others_went_first;
+        if self.others_went_first {
+            // A task that wakes itself gets behind those that are ready.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        connection(cx)
+    }
+}
+
+/// Drives a connection, each time after those who are ready.
+pub async fn after_others<F: Future>(connection: F) -> F::Output {
+    let (mut connection, mut turn) = (pin!(connection), Turn::default());
+    std::future::poll_fn(|cx| turn.poll(cx, |cx| connection.as_mut().poll(cx))).await
+}
