@@ -1,6 +1,6 @@
 //! When a connection that many share does its work.
 
-use std::pin::pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 /// Lets the tasks go first that are ready when the connection is woken: what all of them
@@ -29,8 +29,9 @@ impl Turn {
     }
 }
 
-/// Drives a connection, each time after those who are ready.
-pub async fn after_others<F: Future>(connection: F) -> F::Output {
-    let (mut connection, mut turn) = (pin!(connection), Turn::default());
-    std::future::poll_fn(|cx| turn.poll(cx, |cx| connection.as_mut().poll(cx))).await
+/// Drives a connection, each time after those who are ready. Boxed, so that whoever awaits
+/// it does not hold the connection twice.
+pub fn after_others<F: Future>(connection: F) -> impl Future<Output = F::Output> {
+    let (mut connection, mut turn) = (Box::pin(connection), Turn::default());
+    poll_fn(move |cx| turn.poll(cx, |cx| connection.as_mut().poll(cx)))
 }

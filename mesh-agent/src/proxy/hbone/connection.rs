@@ -202,8 +202,9 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     let valid = remaining(own_end.unwrap_or(u64::MAX).min(peer.not_after));
     let driver = {
         let usage = usage.clone();
+        let lost = keep_alive::lost(http2.ping_pong());
+        let http2 = after_others(http2);
         async move {
-            let lost = keep_alive::lost(http2.ping_pong());
             let outlived = async {
                 tokio::select! {
                     () = usage.idle(idle_timeout) => {}
@@ -211,7 +212,6 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
                 }
             };
             let distrust = trust.distrusts(chain, Side::Server);
-            let http2 = after_others(http2);
             tokio::pin!(lost, outlived, distrust, http2);
             let mut retire = Some(retire);
             let mut trusted = true;

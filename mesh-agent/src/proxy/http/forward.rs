@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,13 +123,12 @@ impl<C: Connector> Exchange<'_, C> {
         );
         let began = Instant::now();
         let timeout = bounds.timeout;
-        let attempts = self.attempts(parts, &body, protocol, &affinity, &bounds.retries);
-        let result = match timeout {
-            None => attempts.await,
-            Some(timeout) => within(timeout, &body, attempts)
-                .await
-                .unwrap_or_else(|_| Err(self.timed_out(timeout, Failure::timeout()))),
+        let finished = {
+            let attempts = self.attempts(parts, &body, protocol, &affinity, &bounds.retries);
+            within(timeout, &body, pin!(attempts)).await
         };
+        let result = finished
+            .unwrap_or_else(|Expired(after)| Err(self.timed_out(after, Failure::timeout())));
         let now = || Instant::now().into_std();
         if let (Some(in_route), Err(failure)) = (&in_route, &result) {
             // What a bound refuses, and whom a policy, says nothing of the destination.
@@ -188,10 +188,9 @@ impl<C: Connector> Exchange<'_, C> {
             self.record.chosen(&member);
             self.timed = None;
             self.at = Some(Arc::clone(&member));
-            let attempt = self.attempt(&member, &mut attempts, fresh);
-            let result = match retries.per_try_timeout {
-                None => Ok(attempt.await),
-                Some(timeout) => within(timeout, body, attempt).await,
+            let result = {
+                let attempt = self.attempt(&member, &mut attempts, fresh);
+                within(retries.per_try_timeout, body, pin!(attempt)).await
             };
             let left = retry < retries.attempts;
             let again = left && attempts.spare.is_some() && body.is_replayable();
@@ -261,9 +260,8 @@ impl<C: Connector> Exchange<'_, C> {
                     }
                     Some(failure)
                 }
-                Err(Expired) => {
-                    let limit = retries.per_try_timeout.unwrap_or_default();
-                    let timeout = self.timed_out(limit, Failure::per_try_timeout());
+                Err(Expired(after)) => {
+                    let timeout = self.timed_out(after, Failure::per_try_timeout());
                     if !again || !retries.on.ended(false) {
                         return Err(self.exhausted(timeout, retries));
                     }
@@ -501,15 +499,19 @@ fn expects_continue(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// The time is up.
-struct Expired;
+/// The time is up; how much it was.
+struct Expired(Duration);
 
-/// Bounds the time from the end of the client's request.
+/// Bounds the time from the end of the client's request, where there is a bound. The work is
+/// borrowed: passed by value, it would be held twice.
 async fn within<T>(
-    timeout: Duration,
+    timeout: Option<Duration>,
     body: &BodySource,
-    work: impl Future<Output = T>,
+    work: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Expired> {
+    let Some(timeout) = timeout else {
+        return Ok(work.await);
+    };
     let expiry = async {
         body.ended().await;
         tokio::time::sleep(timeout).await;
@@ -517,6 +519,6 @@ async fn within<T>(
     tokio::select! {
         biased;
         result = work => Ok(result),
-        () = expiry => Err(Expired),
+        () = expiry => Err(Expired(timeout)),
     }
 }

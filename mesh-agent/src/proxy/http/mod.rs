@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::TryFutureExt;
 use http::{Method, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -136,8 +137,8 @@ where
             .then(|| context.drain.clone());
         let is_head = request.method() == Method::HEAD;
         let answered = exchange::answer(Arc::clone(&context), request);
-        async move {
-            let mut response = answered.await?;
+        // Mapped: an async block that awaits what it captured would hold it twice.
+        answered.map_ok(move |mut response| {
             if is_head {
                 answer::leave_body_out(&mut response);
             }
@@ -146,8 +147,8 @@ where
                 let close = http::HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
-            Ok::<_, std::convert::Infallible>(response)
-        }
+            response
+        })
     });
     match version {
         HttpVersion::Http1 => {
