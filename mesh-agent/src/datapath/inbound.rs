@@ -4,13 +4,12 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::SkLookup;
-use mesh_common::KernelLayout;
-
 use super::bpf::{self, AttachType};
+use super::object::Objects;
 use super::programs::{LINKS, missing, refused};
-use super::{DatapathError, LogLevel, maps};
+use super::{DatapathError, LogLevel};
 use crate::netns::Namespace;
+use aya::programs::SkLookup;
 
 const PROGRAM: &str = "um_inbound";
 /// Links are named after the namespace's cookie.
@@ -19,14 +18,13 @@ pub(super) const PREFIX: &str = "um_inbound_";
 /// Loads an instance for the namespace (its cookie is a constant of the
 /// program) and attaches it.
 pub(super) fn attach(
-    folder: &Path,
-    kernel: &KernelLayout,
+    objects: &Objects,
     namespace: &Namespace,
     log: LogLevel,
 ) -> Result<(), DatapathError> {
     let cookie = namespace.cookie();
-    let fd = load(folder, kernel, cookie, log)?;
-    let path = path(folder, cookie);
+    let fd = load(objects, cookie, log)?;
+    let path = path(objects.folder(), cookie);
     let attached = || {
         if bpf::replace_pinned(&path, fd.as_fd())? {
             return Ok(());
@@ -42,17 +40,13 @@ pub(super) fn attach(
 }
 
 /// Loads all instances again and puts them in the place of those that run.
-pub(super) fn replace_all(
-    folder: &Path,
-    kernel: &KernelLayout,
-    log: LogLevel,
-) -> Result<(), DatapathError> {
-    for (cookie, is_alive) in attached(folder) {
+pub(super) fn replace_all(objects: &Objects, log: LogLevel) -> Result<(), DatapathError> {
+    for (cookie, is_alive) in attached(objects.folder()) {
         if !is_alive {
             continue;
         }
-        let fd = load(folder, kernel, cookie, log)?;
-        let path = path(folder, cookie);
+        let fd = load(objects, cookie, log)?;
+        let path = path(objects.folder(), cookie);
         // A namespace that has just gone has taken its link with it.
         bpf::replace_pinned(&path, fd.as_fd()).map_err(|source| DatapathError::File {
             action: "replace",
@@ -63,13 +57,8 @@ pub(super) fn replace_all(
     Ok(())
 }
 
-fn load(
-    folder: &Path,
-    kernel: &KernelLayout,
-    cookie: u64,
-    log: LogLevel,
-) -> Result<OwnedFd, DatapathError> {
-    let mut object = maps::open_object(folder, kernel, Some(cookie), log)?;
+fn load(objects: &Objects, cookie: u64, log: LogLevel) -> Result<OwnedFd, DatapathError> {
+    let mut object = objects.open(Some(cookie), log)?;
     let program = object
         .program_mut(PROGRAM)
         .ok_or_else(|| missing(PROGRAM))?;

@@ -156,24 +156,24 @@ impl Datapath {
         }
         if log.reader.is_none() {
             // An agent that was killed has left it.
-            let _ = fs::remove_file(pin(&self.folder));
+            let _ = fs::remove_file(pin(self.folder()));
         }
-        let mut object = maps::open_object(&self.folder, &self.kernel, None, wanted)?;
+        let mut object = self.objects.open(None, wanted)?;
         let reader = match wanted {
             LogLevel::Off => None,
             _ if log.reader.is_some() => log.reader.take(),
             // The programs refer to the map by the descriptor that the reader has.
             _ => Some(read(&mut object)?),
         };
-        let replaced = programs::attach(&mut object, &self.folder, &self.cgroup, self.order)
-            .and_then(|_| inbound::replace_all(&self.folder, &self.kernel, wanted));
+        let replaced = programs::attach(&mut object, self.folder(), &self.cgroup, self.order)
+            .and_then(|_| inbound::replace_all(&self.objects, wanted));
         match replaced {
             Ok(()) => {
                 log.level = wanted;
                 self.log.level.store(wanted as u32, Ordering::Relaxed);
                 log.reader = reader;
                 if wanted == LogLevel::Off {
-                    let _ = fs::remove_file(pin(&self.folder));
+                    let _ = fs::remove_file(pin(self.folder()));
                 }
                 tracing::info!(level = %wanted, "the kernel programs' log has another level");
                 Ok(())

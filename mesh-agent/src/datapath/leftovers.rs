@@ -18,7 +18,7 @@ impl Datapath {
         let claims = |place: Place| claimed.contains(&place);
         let cookies: HashSet<u64> = (self.maps.workload_cookies().into_iter())
             .chain(
-                inbound::attached(&self.folder)
+                inbound::attached(self.folder())
                     .into_iter()
                     .map(|(cookie, _)| cookie),
             )
@@ -43,7 +43,7 @@ impl Datapath {
             );
         }
         for cookie in cookies {
-            inbound::detach(&self.folder, cookie);
+            inbound::detach(self.folder(), cookie);
             self.maps.remove_workload(cookie);
         }
         let claimed_groups: HashSet<u64> =
@@ -57,7 +57,7 @@ impl Datapath {
 
     /// Removes links to cgroups that only an agent before has used, once it is gone.
     pub fn remove_other_links(&self) {
-        programs::remove_others(&self.folder, &self.attached);
+        programs::remove_others(self.folder(), &self.attached);
     }
 
     /// Removes every pin below `folder`: programs are detached, maps forgotten,

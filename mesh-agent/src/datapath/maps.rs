@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, SkStorage, SockHash};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, Pod};
 use ipnet::IpNet;
 use mesh_common::{
-    Destination, Heartbeat, Ip, KernelLayout, Knob, ListenerKey, ListenerKind, ListeningPort,
-    Nameserver, Socket, SocketIp, Workload, WorkloadKey,
+    Destination, Heartbeat, Ip, Knob, ListenerKey, ListenerKind, ListeningPort, Nameserver, Socket,
+    SocketIp, Workload, WorkloadKey,
 };
 use parking_lot::Mutex;
 
@@ -21,39 +21,8 @@ use super::host::HostWorkloads;
 use super::identities::Identities;
 use super::marks::SocketMarks;
 use super::verdicts::Verdicts;
-use super::{DatapathError, LOG_OBJECT, LogLevel, OBJECT, kernel_log, layout};
+use super::{DatapathError, layout};
 use crate::registry::Served;
-
-/// Reads the object with its maps pinned, or taken from their pins.
-pub(super) fn open_object(
-    folder: &Path,
-    kernel: &KernelLayout,
-    netns_cookie: Option<u64>,
-    log: LogLevel,
-) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
-    // No program asks for relocation to the kernel's own types, whose 10 MB take aya 30 MB to parse.
-    loader.btf(None);
-    for name in layout::pinned_maps() {
-        loader.map_pin_path(name, folder.join(name));
-    }
-    loader.override_global("KERNEL_LAYOUT", kernel, true);
-    if let Some(cookie) = &netns_cookie {
-        loader.override_global("NETNS_COOKIE", cookie, true);
-    }
-    let level = log as u8;
-    let object = match log {
-        LogLevel::Off => OBJECT,
-        _ => {
-            loader.map_pin_path(kernel_log::MAP, kernel_log::pin(folder));
-            loader.override_global(kernel_log::LEVEL, &level, true);
-            LOG_OBJECT
-        }
-    };
-    loader
-        .load(object)
-        .map_err(|error| super::programs::refused("maps", &error))
-}
 
 pub(super) fn refused(name: &str, error: &dyn std::error::Error) -> DatapathError {
     let DatapathError::Refused { reason, .. } = super::programs::refused(name, error) else {

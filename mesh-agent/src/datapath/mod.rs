@@ -19,6 +19,7 @@ mod lock;
 mod maps;
 mod marks;
 mod mounts;
+mod object;
 mod order;
 mod probe;
 mod programs;
@@ -47,8 +48,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_common::{
-    FlowState, Heartbeat, KernelLayout, ListenerKind, Nameserver, VerdictKind, Workload,
-    workload_flag,
+    FlowState, Heartbeat, ListenerKind, Nameserver, VerdictKind, Workload, workload_flag,
 };
 use parking_lot::Mutex;
 
@@ -57,6 +57,7 @@ use crate::registry::Served;
 use kernel_log::KernelLog;
 use lock::FolderLock;
 use maps::Maps;
+use object::{Loader, Objects};
 
 /// The object with all programs, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_OBJECT"));
@@ -65,7 +66,7 @@ static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_BPF_LOG_O
 
 /// The loaded programs and their maps.
 pub struct Datapath {
-    folder: PathBuf,
+    objects: Objects,
     maps: Maps,
     marks: Arc<SocketMarks>,
     attached: programs::Attached,
@@ -74,7 +75,6 @@ pub struct Datapath {
     order: Option<AttachOrder>,
     log: KernelLog,
     lock: Mutex<Option<FolderLock>>,
-    kernel: KernelLayout,
     tiers: Tiers,
 }
 
@@ -107,19 +107,21 @@ impl Datapath {
             None => FolderLock::acquire(folder)?,
         };
         layout::check(folder)?;
-        let (kernel, tiers) = short_circuit::examine();
-        let mut object = maps::open_object(folder, &kernel, None, LogLevel::Off)?;
+        let mut loader = Loader::new();
+        let (kernel, tiers) = short_circuit::examine(&mut loader);
+        let objects = loader.pinning(folder, kernel);
+        let mut object = objects.open(None, LogLevel::Off)?;
         let (maps, marks) = Maps::take(&mut object, folder)?;
         let attached = programs::attach(&mut object, folder, cgroup, order)?;
-        let tiers = match kernel.is_known {
-            0 => tiers,
-            _ => match programs::attach_splice(&mut object) {
+        let tiers = match objects.know_the_kernel() {
+            false => tiers,
+            true => match programs::attach_splice(&mut object) {
                 Ok(()) => tiers,
                 Err(error) => Tiers::off(error.to_string()),
             },
         };
         Ok(Self {
-            folder: folder.to_owned(),
+            objects,
             maps,
             marks: Arc::new(marks),
             attached,
@@ -127,7 +129,6 @@ impl Datapath {
             order,
             log: KernelLog::default(),
             lock: Mutex::new(Some(lock)),
-            kernel,
             tiers,
         })
     }
@@ -188,7 +189,7 @@ impl Datapath {
 
     /// Where programs and maps are pinned.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.objects.folder()
     }
 
     /// Makes the addresses of a configuration known to the kernel. Those of the
@@ -233,7 +234,7 @@ impl Datapath {
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
         let log = self.log.hold();
-        inbound::attach(&self.folder, &self.kernel, namespace, log.level())
+        inbound::attach(&self.objects, namespace, log.level())
     }
 
     /// The listeners for a workload that the kernel knows of, from this agent or one before.
@@ -295,7 +296,7 @@ impl Datapath {
             return;
         }
         let cookie = location.namespace.cookie();
-        inbound::detach(&self.folder, cookie);
+        inbound::detach(self.folder(), cookie);
         if let Some(workload) = self.maps.workload(cookie) {
             tune::leave(&location.namespace, workload.tcp_tw_reuse_before);
         }

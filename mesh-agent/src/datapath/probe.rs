@@ -9,19 +9,22 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::maps::{Map, MapData, SkStorage, SockHash};
 use aya::programs::SkMsg;
-use aya::{Ebpf, EbpfLoader};
 use mesh_common::Splice;
 use socket2::SockRef;
 
 use super::bpf::attach_to_sockets;
+use super::object::Loader;
 use super::{OBJECT, programs};
 use crate::netns::Wire;
 
 const PROGRAM: &str = "um_probe";
 /// How long a call may take that should return at once.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long one may take that waits for something: an agent that starts does not wait for ever.
+const LONG: Duration = Duration::from_secs(10);
 /// `SO_MEMINFO` (include/uapi/asm-generic/socket.h) and the first of its numbers.
 const SO_MEMINFO: libc::c_int = 55;
 
@@ -37,13 +40,19 @@ pub(super) struct Findings {
 }
 
 /// Tries it. An error is the reason why it cannot be tried.
-pub(super) fn run() -> Result<Findings, String> {
+pub(super) fn run(loader: &mut Loader) -> Result<Findings, String> {
     let start = Instant::now();
     // The thread's namespaces are not the process's, and go with the thread.
-    let probe = thread::Builder::new()
-        .name("probe".to_owned())
-        .spawn(|| Probe::new().and_then(|mut probe| probe.findings()));
-    let result = probe.map_err(|error| error.to_string())?.join();
+    let result = thread::scope(|scope| {
+        let probe = thread::Builder::new()
+            .name("probe".to_owned())
+            .spawn_scoped(scope, || {
+                Probe::new(loader).and_then(|mut probe| probe.findings())
+            });
+        probe
+            .map(|probe| probe.join())
+            .map_err(|error| error.to_string())
+    })?;
     tracing::debug!(elapsed = ?start.elapsed(), "the kernel was probed");
     result
         .unwrap_or_else(|_| Err(io::Error::other("it ended before its time")))
@@ -68,13 +77,9 @@ struct Pair {
 }
 
 impl Probe {
-    fn new() -> io::Result<Self> {
+    fn new(loader: &mut Loader) -> io::Result<Self> {
         let wire = Wire::lay()?;
         let other = |error: &dyn std::error::Error| io::Error::other(error.to_string());
-        // Its own maps: nothing is pinned.
-        let mut loader = EbpfLoader::new();
-        // As everywhere: no relocation to the kernel's own types, which take long to parse.
-        loader.btf(None);
         let mut object = loader.load(OBJECT).map_err(|e| other(&e))?;
         let program = object.program_mut(PROGRAM);
         let program = program.ok_or_else(|| other(&programs::missing(PROGRAM)))?;
@@ -110,7 +115,7 @@ impl Probe {
 
     /// `sends`: the sender's bytes are handed over; otherwise TCP carries them.
     fn pair(&mut self, sends: bool) -> io::Result<Pair> {
-        let sender = TcpStream::connect(self.listener.local_addr()?)?;
+        let sender = TcpStream::connect_timeout(&self.listener.local_addr()?, LONG)?;
         let (receiver, _) = self.listener.accept()?;
         for stream in [&sender, &receiver] {
             stream.set_read_timeout(Some(PATIENCE))?;
@@ -236,7 +241,7 @@ impl Probe {
     fn reset(&mut self, sends: bool) -> io::Result<bool> {
         let pair = self.pair(sends)?;
         let receiver = pair.receiver.try_clone()?;
-        receiver.set_read_timeout(None)?;
+        receiver.set_read_timeout(Some(LONG))?;
         let (waits, waiting) = mpsc::channel();
         let reader = thread::spawn(move || {
             let _ = waits.send(());

@@ -4,6 +4,7 @@
 use mesh_common::{KernelLayout, workload_flag};
 
 use super::btf;
+use super::object::Loader;
 use super::probe::{self, Findings};
 use crate::registry::ShortCircuit;
 
@@ -69,12 +70,12 @@ impl Tier {
 }
 
 /// What this kernel allows, and its layout for the programs.
-pub(super) fn examine() -> (KernelLayout, Tiers) {
+pub(super) fn examine(loader: &mut Loader) -> (KernelLayout, Tiers) {
     let kernel = match btf::kernel_layout() {
         Ok(kernel) => kernel,
         Err(error) => return (KernelLayout::default(), Tiers::off(error.to_string())),
     };
-    match probe::run() {
+    match probe::run(loader) {
         Ok(found) => (kernel, tiers(&found)),
         Err(reason) => (KernelLayout::default(), Tiers::off(reason)),
     }

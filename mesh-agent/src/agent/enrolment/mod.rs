@@ -110,8 +110,46 @@ impl Enrolment {
     /// Makes the enrolled workloads those of the configuration whose
     /// namespaces are here; whether that changed any. Connections of workloads
     /// that stay are untouched.
+    ///
+    /// Called by the agent's own task alone. Whoever asks for a workload's state, on a thread
+    /// that carries traffic, does not wait until all are enrolled.
     pub(super) fn reconcile(&self) -> bool {
         let snapshot = self.node.snapshot.load_full();
+        let mut changed = self.release(&snapshot);
+        // A namespace has one workload: the first that names it.
+        for workload in snapshot
+            .registry
+            .workloads
+            .iter()
+            .filter(|workload| self.is_ours(workload))
+        {
+            if self.is_enrolled(&workload.name) {
+                continue;
+            }
+            let member = self.enrol(workload);
+            changed |= matches!(member, Member::Enrolled(_));
+            self.members.lock().insert(workload.name.clone(), member);
+        }
+        let mut members = self.members.lock();
+        if changed {
+            let locals = members.values().filter_map(|member| match member {
+                Member::Enrolled(enrolled) => Some(enrolled.local.clone()),
+                _ => None,
+            });
+            let locals: Vec<Arc<Local>> = locals.collect();
+            let identities = locals.iter().map(|local| local.workload.identity.clone());
+            self.certificates.want(identities.collect());
+            self.node.locals.store(Arc::new(Locals::new(locals)));
+        }
+        if self.accepts.load(Ordering::Relaxed) {
+            accept(&mut members);
+        }
+        changed
+    }
+
+    /// Lets workloads go that the configuration does not name any more, or places elsewhere;
+    /// whether there were any.
+    fn release(&self, snapshot: &Snapshot) -> bool {
         let mut members = self.members.lock();
         let mut changed = false;
         let wanted: HashMap<&WorkloadName, &Arc<Workload>> = snapshot
@@ -145,37 +183,14 @@ impl Enrolment {
         });
         for member in members.values_mut() {
             if let Member::Enrolled(enrolled) = member {
-                self.take_all_or_known(enrolled, &snapshot);
+                self.take_all_or_known(enrolled, snapshot);
             }
-        }
-        // A namespace has one workload: the first that names it.
-        for workload in snapshot
-            .registry
-            .workloads
-            .iter()
-            .filter(|workload| self.is_ours(workload))
-        {
-            if matches!(members.get(&workload.name), Some(Member::Enrolled(_))) {
-                continue;
-            }
-            let member = self.enrol(workload, &members);
-            changed |= matches!(member, Member::Enrolled(_));
-            members.insert(workload.name.clone(), member);
-        }
-        if changed {
-            let locals = members.values().filter_map(|member| match member {
-                Member::Enrolled(enrolled) => Some(enrolled.local.clone()),
-                _ => None,
-            });
-            let locals: Vec<Arc<Local>> = locals.collect();
-            let identities = locals.iter().map(|local| local.workload.identity.clone());
-            self.certificates.want(identities.collect());
-            self.node.locals.store(Arc::new(Locals::new(locals)));
-        }
-        if self.accepts.load(Ordering::Relaxed) {
-            accept(&mut members);
         }
         changed
+    }
+
+    fn is_enrolled(&self, name: &WorkloadName) -> bool {
+        matches!(self.members.lock().get(name), Some(Member::Enrolled(_)))
     }
 
     /// Tells the kernel where a configuration wants other connections of a workload than
@@ -253,7 +268,16 @@ impl Enrolment {
                 .is_none_or(|node| *node == self.node_name)
     }
 
-    fn enrol(&self, workload: &Arc<Workload>, members: &HashMap<WorkloadName, Member>) -> Member {
+    /// The workload that is enrolled at a place.
+    fn member_at(&self, location: &Location) -> Option<WorkloadName> {
+        let members = self.members.lock();
+        members.iter().find_map(|(name, member)| match member {
+            Member::Enrolled(enrolled) if enrolled.place == location.place() => Some(name.clone()),
+            _ => None,
+        })
+    }
+
+    fn enrol(&self, workload: &Arc<Workload>) -> Member {
         let Some(placement) = &workload.placement else {
             return Member::Waiting("no placement".to_owned());
         };
@@ -264,11 +288,7 @@ impl Enrolment {
             }
             Err(error) => return Member::Failed(error.to_string()),
         };
-        let other = members.iter().find_map(|(name, member)| match member {
-            Member::Enrolled(enrolled) if enrolled.place == location.place() => Some(name),
-            _ => None,
-        });
-        if let Some(other) = other {
+        if let Some(other) = self.member_at(&location) {
             let what = match location.cgroup {
                 Some(_) => "control group",
                 None => "network namespace",
@@ -282,8 +302,11 @@ impl Enrolment {
             }
             Err(error) => {
                 let reason = super::one_line(&error);
-                let before = members.get(&workload.name);
-                if !matches!(before, Some(Member::Failed(same)) if *same == reason) {
+                let is_known = matches!(
+                    self.members.lock().get(&workload.name),
+                    Some(Member::Failed(same)) if *same == reason
+                );
+                if !is_known {
                     tracing::error!(workload = %workload.name, reason, "workload cannot be enrolled");
                 }
                 Member::Failed(reason)
