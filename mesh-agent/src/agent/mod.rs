@@ -18,6 +18,7 @@ mod options;
 mod plaintext;
 mod process;
 mod routes;
+mod starting;
 mod supervisor;
 mod takeover;
 mod traffic;
@@ -62,6 +63,7 @@ use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::{FlowCounts, FlowKeeper};
 use observing::Observing;
+use starting::Starting;
 use supervisor::Supervisor;
 use takeover::{Draining, Estate, Handed, Predecessor, TakeoverSocket};
 
@@ -101,6 +103,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     process::raise_open_files();
     memory::tune_allocator();
     let control_path = options.admin_socket();
+    let starting = Starting::with("asking for an agent that runs");
     let estate = Estate::claim(&TakeoverSocket::path(&control_path), &options.bpffs).await?;
     let (control, lock, handed, mut predecessor) = match estate {
         Some(estate) => (
@@ -112,6 +115,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         None => (None, None, Handed::default(), None),
     };
     let telemetry = Arc::new(telemetry(&options)?);
+    starting.next("reading the configuration");
     let mut configurations = directory::watch(&options.config)
         .await
         .with_context(|| format!("cannot watch {}", options.config.display()))?;
@@ -132,11 +136,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         );
     }
     let stop = CancellationToken::new();
+    starting.next("opening the certificate authority");
     let certificates = Arc::new(certificates(&options)?);
     let cgroup2 = cgroup2_mount().context(
         "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
     )?;
     let cgroup = cgroup(&options, &cgroup2)?;
+    starting.next("probing the kernel and attaching the programs");
     let datapath = Arc::new(Datapath::load(
         &options.bpffs,
         &cgroup,
@@ -179,6 +185,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         handed,
         stop.clone(),
     );
+    starting.next("opening the control socket");
     let socket = match control {
         Some(control) => ControlSocket::inherit(&control_path, control)?,
         None => ControlSocket::bind(&control_path, options.admin_group.as_deref()).await?,
@@ -219,6 +226,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    starting.next("enrolling the workloads");
     // The first configuration is in force before anybody is told that the agent runs.
     let mut first = first.and_then(|(compiled, draining)| {
         let change = agent.put_in_force(compiled)?;
@@ -231,12 +239,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     {
         bail!("cannot take over a workload, the agent that runs stays in charge: {reason}");
     }
+    starting.next("waiting for certificates");
     // The agent before has certificates, also where the authority is away now.
     if predecessor.is_some()
         && let Err(error) = certificates.ready().await
     {
         bail!("the agent that runs stays in charge: {error}");
     }
+    starting.next("telling agents that drain");
     let takeovers = TakeoverSocket::bind(&control_path)?;
     agent.enrolment.accept();
     if predecessor.is_none()
@@ -264,6 +274,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         stop.clone(),
     ));
     agent.enrolment.close_other_sockets();
+    drop(starting);
     tracing::info!(
         node = agent.options.node,
         config = %agent.options.config.display(),
