@@ -135,10 +135,21 @@ impl Agent {
     ///
     /// Where it does not run.
     pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS")
+    }
+
+    /// A line of `/proc/PID/status` that is in kibibytes.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not run, or there is no such line.
+    pub fn memory_kib(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.id());
         let status =
             std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let number = line.and_then(|line| line.split_whitespace().next());
         number
             .and_then(|number| number.parse().ok())

@@ -1,5 +1,7 @@
 //! How much memory the agent keeps: enough that streams in full flow do not ask the system
-//! for it, and nothing of what only a start or a change needs.
+//! for it, and nothing of what only a start, a change or a burst of connections needs.
+
+use std::time::{Duration, Instant};
 
 /// Free memory at the end of a heap that glibc keeps: what streams in full flow take and
 /// give back all the time. By default it is 128 KiB, and every few records' pages went
@@ -22,46 +24,46 @@ pub(super) fn tune_allocator() {
     }
 }
 
-/// Gives back what the start, a configuration or the enrolment of workloads took for a
-/// while, as soon as nothing of the kind happens any more.
+/// How long after a change its memory is given back: one change often follows another.
+const AFTER_CHANGE: Duration = Duration::from_millis(500);
+/// How long after the last connection began or ended. Longer, because the next one takes the
+/// code back page by page.
+const AFTER_TRAFFIC: Duration = Duration::from_secs(5);
+
+/// Gives back what the start, a configuration, the enrolment of workloads or traffic took
+/// for a while, as soon as nothing of the kind happens any more.
 pub(super) struct Rest {
-    disturbed: Option<Disturbed>,
-}
-
-impl Default for Rest {
-    /// The start is what there is to rest from.
-    fn default() -> Self {
-        Self {
-            disturbed: Some(Disturbed::Just),
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Disturbed {
-    /// Since the last look.
-    Just,
-    /// Before it.
-    Earlier,
+    after_change: Option<Instant>,
+    after_traffic: Option<Instant>,
 }
 
 impl Rest {
-    /// Something has happened that takes memory for a while.
-    pub(super) fn disturbed(&mut self) {
-        self.disturbed = Some(Disturbed::Just);
+    /// From now on. The start is what there is to rest from first.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            after_change: Some(now + AFTER_CHANGE),
+            after_traffic: None,
+        }
+    }
+
+    /// A configuration or the workloads have changed.
+    pub(super) fn changed(&mut self, now: Instant) {
+        self.after_change = Some(now + AFTER_CHANGE);
+    }
+
+    /// Connections have begun or ended.
+    pub(super) fn busy(&mut self, now: Instant) {
+        self.after_traffic = Some(now + AFTER_TRAFFIC);
     }
 
     /// Called regularly.
-    pub(super) fn look(&mut self) {
-        self.disturbed = match self.disturbed {
-            Some(Disturbed::Just) => Some(Disturbed::Earlier),
-            Some(Disturbed::Earlier) => {
-                give_back_memory();
-                give_back_code();
-                None
-            }
-            None => None,
-        };
+    pub(super) fn look(&mut self, now: Instant) {
+        let is_due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        // Both are looked at: one way to rest is as good as the other.
+        if is_due(&mut self.after_change) | is_due(&mut self.after_traffic) {
+            give_back_memory();
+            give_back_code();
+        }
     }
 }
 

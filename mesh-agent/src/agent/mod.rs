@@ -293,22 +293,27 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
-    let mut rest = memory::Rest::default();
+    let mut rest = memory::Rest::new(Instant::now());
     let relieved = loop {
         tokio::select! {
             Some(state) = configurations.recv() => {
                 agent.configure(state).await;
-                rest.disturbed();
+                rest.changed(Instant::now());
             }
             () = namespaces.changed() => {
-                agent.enrol();
-                rest.disturbed();
+                // It may well be that none has: then there is nothing to rest from.
+                if agent.enrol() {
+                    rest.changed(Instant::now());
+                }
             }
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
-                rest.look();
                 let busy = keeper.tend(&agent.node.datapath);
+                if busy {
+                    rest.busy(Instant::now());
+                }
+                rest.look(Instant::now());
                 let pause = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
                 tend = tokio::time::Instant::now() + pause;
                 if agent.node.datapath.kernel_log_is_to_change() {
@@ -440,10 +445,13 @@ impl Agent {
         }
     }
 
-    fn enrol(&self) {
-        if self.enrolment.reconcile() {
+    /// Whether workloads have come or gone.
+    fn enrol(&self) -> bool {
+        let changed = self.enrolment.reconcile();
+        if changed {
             self.replace_verdicts(&self.node.snapshot.load_full());
         }
         self.observing.probe(&self.node.locals.load());
+        changed
     }
 }

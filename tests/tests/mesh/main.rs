@@ -35,6 +35,7 @@ mod killed;
 mod laboratory;
 mod leaving;
 mod lifetime;
+mod memory;
 mod meshctl;
 mod mtls;
 mod node_probes;

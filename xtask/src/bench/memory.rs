@@ -24,6 +24,9 @@ const TUNNELS: usize = 100;
 const ENROL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long memory is given to settle.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How long nothing happens until a proxy counts as at rest: an agent gives memory back five
+/// seconds after the last connection.
+const COME_TO_REST: Duration = Duration::from_secs(10);
 
 /// What of a record must be there.
 const COMPLETE: &[&str] = &[
@@ -109,7 +112,7 @@ fn is_complete(flow: &Value) -> bool {
 /// Memory of proxies at rest, and what a tunnel at rest adds.
 pub fn idle(stage: &Stage, figures: &mut Figures) -> Result<()> {
     let scenario = stage.scenario.name;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(COME_TO_REST);
     for standing in &stage.standing {
         let variant = standing.variant.name;
         for (pid, name) in standing
@@ -161,10 +164,10 @@ fn tunnels(stage: &Stage, pair: &Pair, variant: &'static str, figures: &mut Figu
     };
     // The first brings the certificate, and all that grows but once.
     call(0)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(COME_TO_REST);
     let before = memory(&pair.proxies)?;
     (1..TUNNELS).try_for_each(call)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(COME_TO_REST);
     let after = memory(&pair.proxies)?;
     for (place, grown) in places(&before, &after) {
         let name = [
