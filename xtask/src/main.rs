@@ -44,6 +44,9 @@ enum Command {
         /// test, or with a filter the end-to-end tests that it names.
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
+        /// More for that kernel's command line, such as lockdown=confidentiality.
+        #[arg(long, value_name = "OPTIONS", requires = "kernel", default_value = "")]
+        kernel_options: String,
     },
     /// Fuzz every parser that reads from the network or from files.
     Fuzz {
@@ -99,7 +102,8 @@ impl Command {
             Self::Test {
                 filter,
                 kernel: Some(version),
-            } => kernel::run(version, filter.as_deref()),
+                kernel_options,
+            } => kernel::run(version, kernel_options, filter.as_deref()),
             Self::Test { filter, .. } => test::run(filter.as_deref()),
             Self::Fuzz { seconds } => test::fuzz(*seconds),
             Self::Bench(options) => bench::run(options),

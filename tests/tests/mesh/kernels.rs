@@ -1,6 +1,6 @@
 //! What kernels can and cannot do beside the short-circuit.
 
-use crate::short_circuit::{VIP, pair, pair_with};
+use crate::short_circuit::{Pair, VIP, pair, pair_with};
 
 const KTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/ktls.py");
 
@@ -20,6 +20,17 @@ fn by_default_an_application_may_have_the_kernel_do_its_tls() {
     }
 }
 
+/// `cargo xtask test --kernel 6.1 --kernel-options lockdown=confidentiality lockdown`
+#[test]
+fn a_kernel_in_lockdown_lets_nobody_read_its_memory_and_all_the_rest_works() {
+    let options = std::fs::read_to_string("/proc/cmdline").expect("proc is mounted");
+    if !options.contains("lockdown=confidentiality") {
+        println!("skipped: this kernel is not in lockdown");
+        return;
+    }
+    works_without_short_circuit(&pair(true, "on"));
+}
+
 #[test]
 fn a_kernel_that_does_not_say_how_it_is_built_gets_no_short_circuit_and_all_the_rest() {
     let pair = pair_with(true, "on", |lab| {
@@ -27,6 +38,10 @@ fn a_kernel_that_does_not_say_how_it_is_built_gets_no_short_circuit_and_all_the_
         std::fs::write(&nothing, "").expect("the lab's folder is writable");
         vec![(nothing, "/sys/kernel/btf/vmlinux")]
     });
+    works_without_short_circuit(&pair);
+}
+
+fn works_without_short_circuit(pair: &Pair) {
     assert_eq!(pair.sees("once"), "echo 1234567890\n");
     assert_eq!(
         pair.sees("half-close"),

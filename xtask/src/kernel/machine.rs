@@ -24,7 +24,7 @@ const KVM_PROBE_S: &str = "15";
 const PATIENCE: &str = "6";
 
 /// Boots the kernel with the image, shows what the tests say, and fails where they do.
-pub fn run(folder: &Path, kernel: &Kernel, image: &Path) -> Result<()> {
+pub fn run(folder: &Path, kernel: &Kernel, options: &str, image: &Path) -> Result<()> {
     let accelerated = kvm_works(kernel);
     said(if accelerated {
         "with KVM"
@@ -39,7 +39,7 @@ pub fn run(folder: &Path, kernel: &Kernel, image: &Path) -> Result<()> {
         .arg(image)
         .args([
             "-append",
-            &format!("console=ttyS0 quiet loglevel=3 panic=-1 patience={patience}"),
+            &format!("console=ttyS0 quiet loglevel=3 panic=-1 patience={patience} {options}"),
         ])
         .arg("-chardev")
         .arg(format!(

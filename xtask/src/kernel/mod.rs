@@ -39,8 +39,9 @@ const SMOKE: &[&str] = &[
     "bpftool::the_kernel_programs_say_why",
 ];
 
-/// Runs the smoke test, or the tests whose name contains `filter`, on a kernel `version`, such as `6.1`.
-pub fn run(version: &str, filter: Option<&str>) -> Result<()> {
+/// Runs the smoke test, or the tests whose name contains `filter`, on a kernel `version`, such as
+/// `6.1`, with `options` on its command line.
+pub fn run(version: &str, options: &str, filter: Option<&str>) -> Result<()> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "other kernels are tried on x86-64 machines only"
@@ -57,7 +58,7 @@ pub fn run(version: &str, filter: Option<&str>) -> Result<()> {
     println!("Making the machine's memory image");
     let image = image::make(&folder, &kernel, &tests, &arguments(filter))?;
     println!("Running the end-to-end tests on Linux {}", kernel.release);
-    machine::run(&folder, &kernel, &image)
+    machine::run(&folder, &kernel, options, &image)
 }
 
 fn arguments(filter: Option<&str>) -> Vec<String> {
