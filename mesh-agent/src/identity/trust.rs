@@ -13,6 +13,8 @@ use webpki::{
     CertRevocationList, OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use super::leaf::CaInfo;
 use super::verify::{self, Side};
 
@@ -62,14 +64,25 @@ impl Trust {
         now: UnixTime,
         algorithms: &WebPkiSupportedAlgorithms,
     ) -> Result<(), Error> {
-        verify_server_cert_signed_by_trust_anchor(
+        let signed = verify_server_cert_signed_by_trust_anchor(
             &ParsedCertificate::try_from(leaf)?,
             &self.roots,
             intermediates,
             now,
             algorithms.all,
-        )?;
-        self.not_revoked(leaf, intermediates, now, algorithms)
+        );
+        match signed {
+            Err(_) if self.has_root(leaf) => is_in_time(leaf, now),
+            Err(error) => Err(error),
+            Ok(()) => self.not_revoked(leaf, intermediates, now, algorithms),
+        }
+    }
+
+    /// Whether a certificate is itself one of the roots. webpki takes no authority for a server, but
+    /// `openssl req -x509` makes servers that are their own, and whoever trusts one names it.
+    fn has_root(&self, leaf: &CertificateDer<'_>) -> bool {
+        webpki::anchor_from_trusted_cert(leaf)
+            .is_ok_and(|own| self.roots.roots.iter().any(|root| *root == own))
     }
 
     /// Once more with the revocation lists, which rustls's own check does not take.
@@ -104,6 +117,20 @@ impl Trust {
                 webpki::Error::CertRevoked => CertificateError::Revoked.into(),
                 error => CertificateError::Other(OtherError(Arc::new(error))).into(),
             })
+    }
+}
+
+fn is_in_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = parsed.validity();
+    if now < validity.not_before.timestamp() {
+        Err(CertificateError::NotValidYet.into())
+    } else if now > validity.not_after.timestamp() {
+        Err(CertificateError::Expired.into())
+    } else {
+        Ok(())
     }
 }
 

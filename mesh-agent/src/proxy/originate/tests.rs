@@ -155,6 +155,42 @@ impl World {
 }
 
 #[tokio::test]
+async fn a_server_may_be_its_own_authority() {
+    let world = World::new();
+    // As `openssl req -x509` makes it.
+    let make = |file: &str, days: std::ops::Range<i32>| {
+        let names = vec!["www.example.com".to_owned()];
+        let mut params = CertificateParams::new(names).expect("names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = rcgen::date_time_ymd(days.start, 1, 1);
+        params.not_after = rcgen::date_time_ymd(days.end, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("signed");
+        world.write(&format!("{file}.pem"), &certificate.pem());
+        world.write(&format!("{file}.key"), &key.serialize_pem());
+    };
+    let trusting = |file: &str| TlsOrigination {
+        authorities: Some(world.file(file)),
+        ..world.simple()
+    };
+    make("server", 2020..2100);
+    let seen = world.connect(trusting("server.pem"), &[], false).await;
+    assert!(seen.is_ok(), "{seen:?}");
+    // Another one of the same name is not trusted, nor is this one for another name, nor for ever.
+    make("other", 2020..2100);
+    for (tls, name) in [
+        (trusting("other.pem"), "www.example.com"),
+        (trusting("server.pem"), "other.example.com"),
+    ] {
+        let refused = world.connect(tls, &[name.to_owned()], false).await;
+        assert!(refused.is_err(), "{name}");
+    }
+    make("server", 2020..2021);
+    let refused = world.connect(trusting("server.pem"), &[], false).await;
+    assert!(refused.is_err_and(|error| error.contains("Expired")));
+}
+
+#[tokio::test]
 async fn the_server_is_who_was_asked_for() {
     let world = World::new();
     world.issue("server", &["www.example.com"], None);
