@@ -32,15 +32,13 @@ fn findings(text: &mut String, title: &str, findings: &[FindingView]) {
     }
     let _ = writeln!(text, "\n{title}:");
     for finding in findings {
-        let _ = write!(
-            text,
-            "  {}, document {}: {}",
-            finding.file, finding.document, finding.object
-        );
-        if !finding.field.is_empty() {
-            let _ = write!(text, ": {}", finding.field);
+        let _ = write!(text, "  {}, document {}", finding.file, finding.document);
+        for part in [&finding.object, &finding.field, &finding.reason] {
+            if !part.is_empty() {
+                let _ = write!(text, ": {part}");
+            }
         }
-        let _ = writeln!(text, ": {}", finding.reason);
+        text.push('\n');
     }
 }
 

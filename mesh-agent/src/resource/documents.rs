@@ -69,7 +69,7 @@ fn split_yaml(text: &str) -> Vec<Document> {
                 number: error
                     .location()
                     .map_or(1, |location| number(location.line())),
-                content: Err(one_line(&error.without_snippet().to_string())),
+                content: Err(one_line(&error.without_snippet().to_string()).replace(ADVICE, "")),
             },
         })
         .collect()
@@ -101,6 +101,9 @@ fn document_starts(text: &str) -> Vec<usize> {
         .take(MAX_DOCUMENTS)
         .collect()
 }
+
+/// What the reader tells programmers beside the error.
+const ADVICE: &str = ", set DuplicateKeyPolicy in Options if acceptable";
 
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -149,7 +152,9 @@ mod tests {
 
     #[test]
     fn duplicate_keys_are_errors() {
-        assert!(read("a: 1\na: 2\n")[0].1.is_err());
+        let documents = read("a: 1\na: 2\n");
+        let error = documents[0].1.as_ref().unwrap_err();
+        assert_eq!(error, "duplicate mapping key: a at line 2, column 1");
     }
 
     #[test]

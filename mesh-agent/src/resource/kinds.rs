@@ -21,6 +21,8 @@ pub(super) enum Kind {
 pub(super) enum Treatment {
     /// It is applied.
     Applied(Kind),
+    /// The name of this kind in another case.
+    Misspelt(Kind),
     /// It is left aside, with a warning that says what follows, where that is not plain.
     NotApplied(&'static str),
 }
@@ -97,6 +99,11 @@ impl Kind {
 pub(super) fn treatment(name: &str) -> Treatment {
     if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == name) {
         return Treatment::Applied(kind);
+    }
+    // Nobody means another kind by another case.
+    let is_meant = |kind: &Kind| kind.name().eq_ignore_ascii_case(name);
+    if let Some(kind) = Kind::ALL.into_iter().find(is_meant) {
+        return Treatment::Misspelt(kind);
     }
     match name {
         "RequestAuthentication" => Treatment::NotApplied(

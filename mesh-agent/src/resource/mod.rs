@@ -8,6 +8,7 @@ mod cache;
 pub mod destination_rule;
 mod documents;
 pub mod format;
+mod given;
 mod kinds;
 mod parse;
 mod peer_authentication;

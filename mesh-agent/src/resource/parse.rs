@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::documents;
+use super::given::Given;
 use super::kinds::{self, Kind, Treatment};
 use super::scalar::{is_dns_label, is_dns_name};
 use super::{
@@ -117,6 +118,10 @@ impl Read {
                 if let Err(finding) = self.applied(kind, &place, object) {
                     self.findings.push(finding);
                 }
+            }
+            Treatment::Misspelt(meant) => {
+                let reason = format!("{kind:?} is written {}", meant.name());
+                self.findings.push(place.error("kind", reason));
             }
             Treatment::NotApplied(then) => self.findings.push(Finding {
                 severity: Severity::Warning,
@@ -288,16 +293,12 @@ fn typed<S: DeserializeOwned>(
 }
 
 /// Gives a part of an object its type; the error is the field's path and the reason.
-fn deserialize<T: DeserializeOwned>(mut value: Value, path: &str) -> Result<T, (String, String)> {
-    match &mut value {
-        // As in Kubernetes, what is null was left out. Only here: further
-        // down a null may be an entry of a map, where leaving it out would
-        // make a selector or a match wider than it was meant.
-        Value::Object(fields) => fields.retain(|_, field| !field.is_null()),
-        Value::Null => value = Value::Object(Map::new()),
-        _ => {}
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| {
+fn deserialize<T: DeserializeOwned>(value: Value, path: &str) -> Result<T, (String, String)> {
+    let value = match value {
+        Value::Null => Value::Object(Map::new()),
+        value => value,
+    };
+    serde_path_to_error::deserialize(Given(value)).map_err(|error| {
         let field = match error.path().to_string().as_str() {
             "." => path.to_owned(),
             below => format!("{path}.{below}"),

@@ -125,6 +125,32 @@ fn kinds_that_are_not_applied_are_told() {
 }
 
 #[test]
+fn a_kind_in_another_case_is_an_error() {
+    assert_eq!(
+        only_error("apiVersion: networking.istio.io/v1\nkind: virtualService\nmetadata: {name: a}"),
+        "a.yaml, document 1: virtualService default/a: kind: \"virtualService\" is written VirtualService"
+    );
+}
+
+#[test]
+fn fields_that_are_null_were_left_out() {
+    let set = read(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n\
+         spec:\n  hosts: [a]\n  gateways:\n  http:\n  - match:\n    timeout:\n    headers:\n    \
+         route:\n    - destination: {host: a, subset: }\n      weight:\n",
+    )
+    .unwrap();
+    assert!(set.virtual_services[0].spec.http[0].r#match.is_empty());
+    // What a map has is no field: a selector does not become wider.
+    assert!(
+        only_error(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}], selector: {app: }}"
+        )
+        .contains("spec.selector.app")
+    );
+}
+
+#[test]
 fn what_follows_from_tokens_that_are_not_verified_is_said() {
     let text = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: x}";
     assert_eq!(
