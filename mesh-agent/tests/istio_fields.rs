@@ -21,7 +21,7 @@ const MESH: &str = r"
 /// Compiles the mesh with one more resource; what is compiled, as lines in no order, and findings.
 fn compile(kind: &str, spec: &Value) -> (Vec<String>, Vec<Finding>) {
     let resource = json!({
-        "apiVersion": "networking.istio.io/v1",
+        "apiVersion": if kind == "Service" { "v1" } else { "networking.istio.io/v1" },
         "kind": kind,
         "metadata": {"name": "x", "annotations": {"istio.io/autoRegistrationGroup": "g"}},
         "spec": spec,
@@ -619,7 +619,7 @@ fn sidecar() {
             ("outboundTrafficPolicy.mode", json!("REGISTRY_ONLY")),
             (
                 "outboundTrafficPolicy",
-                json!({"mode": "ALLOW_ANY", "egressProxy": {"host": "a"}}),
+                json!({"mode": "ALLOW_ANY", "egressProxy": {"host": "b.default.svc.cluster.local", "port": {"number": 80}}}),
             ),
             ("inboundConnectionPool.tcp.maxConnections", json!(7)),
         ],
@@ -641,4 +641,32 @@ fn a_field_without_effect_is_noticed() {
         wrong,
         ["VirtualService http[0].timeout: ignored in silence"]
     );
+}
+
+/// Every field of a Kubernetes Service that concerns clients inside the cluster.
+#[test]
+fn service() {
+    let base = json!({"clusterIP": "10.96.0.9", "selector": {"app": "a"}, "ports": [{"port": 80, "name": "http"}]});
+    let affine = with(&base, "sessionAffinity", &json!("ClientIP"));
+    let timeout = "sessionAffinityConfig.clientIP.timeoutSeconds";
+    let mut wrong = check(
+        "Service",
+        &base,
+        &[
+            ("clusterIP", json!("10.96.0.8")),
+            ("selector", json!({"app": "b"})),
+            ("ports[0].port", json!(81)),
+            ("ports[0].name", json!("tcp")),
+            ("ports[0].targetPort", json!(8080)),
+            ("ports[0].appProtocol", json!("tcp")),
+            ("ports[0].protocol", json!("UDP")),
+            ("externalIPs", json!(["192.0.2.1"])),
+            ("sessionAffinity", json!("ClientIP")),
+            (timeout, json!(5)),
+            ("internalTrafficPolicy", json!("Local")),
+            ("trafficDistribution", json!("PreferSameZone")),
+        ],
+    );
+    wrong.extend(check("Service", &affine, &[(timeout, json!(5))]));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -203,11 +203,13 @@ impl Verdicts<'_> {
         port: u16,
         serving: &[Serving<'_>],
     ) -> Vec<SocketAddr> {
-        let vips = service.vips.iter().map(|vip| SocketAddr::new(*vip, port));
-        let own = vips.filter(|destination| {
-            let owner = self.snapshot.registry.service_for(*destination);
-            owner.is_some_and(|owner| Arc::ptr_eq(owner, service))
-        });
+        let addresses = service.addresses();
+        let own = addresses
+            .map(|ip| SocketAddr::new(ip, port))
+            .filter(|destination| {
+                let owner = self.snapshot.registry.service_for(*destination);
+                owner.is_some_and(|owner| Arc::ptr_eq(owner, service))
+            });
         own.chain(serving.iter().map(|one| one.address)).collect()
     }
 

@@ -100,6 +100,7 @@ impl api::Agent for Agent {
             root_namespace: &self.options.root_namespace,
         };
         let view = ClientView {
+            node: None,
             namespace: &client,
             labels: &Default::default(),
         };
@@ -479,7 +480,7 @@ fn service_view(service: &Service) -> ServiceView {
         .flat_map(|endpoint| endpoint_views(endpoint));
     ServiceView {
         host: service.host.clone(),
-        vips: service.vips.clone(),
+        vips: service.addresses().collect(),
         ports: ports.collect(),
         endpoints: endpoints.collect(),
     }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use rand::Rng;
 use tokio::sync::Notify;
 
 use super::guard::{Active, Overflow, Pending, Retrying, Slot};
@@ -18,17 +17,12 @@ use super::host::{EndpointAddress, Host, Member};
 use super::limits::Gauges;
 use super::outlier::{Cause, Detector};
 use super::route::RouteGauges;
-use super::set::Draw;
+use super::session::Session;
 use super::state::State;
 use super::window::Window;
 use crate::registry::{Endpoint, PASSTHROUGH, Service, Workload, WorkloadName};
-use crate::route::{Balancer, Plan, Subset, UpstreamPolicy};
+use crate::route::{Plan, Subset, UpstreamPolicy};
 
-/// Picks that are made to find an endpoint which has not been tried (Envoy's
-/// `host_selection_retry_max_attempts` in Istio's configuration).
-const PICKS: u32 = 5;
-/// Tries before `retryRemoteLocalities` looks elsewhere, as Istio configures Envoy.
-const TRIES_PER_LOCALITY: usize = 2;
 /// Endpoints that are remembered for addresses which clients asked for themselves.
 /// At the bound the unused ones are forgotten.
 const MAX_ASKED_FOR: usize = 1024;
@@ -111,20 +105,6 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// What a choice depends on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Choice<'a> {
-    /// Hash of the request, where the balancer is consistent hashing and the request has the property.
-    pub hash: Option<u64>,
-    /// Endpoints to avoid where there are others, because they have been tried.
-    pub avoid: &'a [EndpointAddress],
-    /// Leave the localities of endpoints that have been tried twice, where there are others
-    /// (`retryRemoteLocalities`).
-    pub remote: bool,
-    /// Address of the client: endpoints of its family come first where a service has both.
-    pub like: Option<IpAddr>,
-}
-
 /// A cluster.
 pub struct Cluster<P> {
     /// Which.
@@ -136,7 +116,7 @@ pub struct Cluster<P> {
     /// Milliseconds from `created` to the next sweep; `u64::MAX` where there is none.
     pub(super) next_sweep_ms: AtomicU64,
     created: Instant,
-    turns: AtomicU64,
+    pub(super) turns: AtomicU64,
     /// Requests of the last while, where a retry budget asks for it.
     begun: Window,
     /// Milliseconds from `created` to the last use.
@@ -146,6 +126,8 @@ pub struct Cluster<P> {
     /// Requests that wait until a connection becomes free.
     pub(super) waiting: AtomicU32,
     pub(super) freed: Notify,
+    /// Where the client goes while its session lasts.
+    pub(super) session: Session,
 }
 
 /// What changes under a lock.
@@ -176,6 +158,7 @@ impl<P: EndpointPool> Cluster<P> {
             routes: RwLock::default(),
             waiting: AtomicU32::new(0),
             freed: Notify::new(),
+            session: Session::default(),
         };
         cluster.start_detector(&mut cluster.changing.lock(), destination.policy, now);
         cluster
@@ -206,6 +189,12 @@ impl<P: EndpointPool> Cluster<P> {
     fn rebuild(&self, destination: &Destination<'_>, now: Instant) {
         let mut changing = self.changing.lock();
         let old = self.state.load_full();
+        let other_outliers = destination.policy.outlier != old.policy.outlier;
+        if other_outliers {
+            // As in Envoy, where such a change makes a new cluster. No sweep would take
+            // back whom a policy has taken out that is gone.
+            old.monitors.iter().for_each(|monitor| monitor.restart());
+        }
         let known: HashMap<_, _> = old
             .members
             .iter()
@@ -221,8 +210,7 @@ impl<P: EndpointPool> Cluster<P> {
                 member.host.pool.renew();
             }
         }
-        if new.policy.outlier != old.policy.outlier {
-            changing.detector = None;
+        if other_outliers {
             self.start_detector(&mut changing, destination.policy, now);
         }
         self.state.store(Arc::new(new));
@@ -241,64 +229,6 @@ impl<P: EndpointPool> Cluster<P> {
     /// The policy in force.
     pub fn policy(&self) -> Arc<UpstreamPolicy> {
         Arc::clone(&self.state.load().policy)
-    }
-
-    /// Chooses an endpoint; `None` where none is in service.
-    pub fn choose(
-        &self,
-        choice: &Choice<'_>,
-        now: Instant,
-        random: &mut impl Rng,
-    ) -> Option<Arc<Member<P>>> {
-        let state = self.state.load();
-        let draw = Draw {
-            algorithm: state.policy.algorithm(),
-            hash: choice.hash,
-            turn: &|| self.turns.fetch_add(1, Relaxed),
-            warmup: state.policy.warmup.map(|warmup| (warmup, now)),
-        };
-        // As in Istio, a hash decides even about a second try.
-        let hashed = matches!(state.policy.balancer, Balancer::Hash(_));
-        let avoid = if hashed { &[] } else { choice.avoid };
-        let is_new = |member: &Member<P>| !avoid.contains(&member.host.address);
-        if choice.remote
-            && choice.avoid.len() >= TRIES_PER_LOCALITY
-            && let Some(member) = state
-                .view
-                .near(choice.like)
-                .find_map(|near| near.elsewhere(choice.avoid)?.draw(&draw, random).cloned())
-        {
-            return Some(member);
-        }
-        let mut tried = None;
-        for near in state.view.near(choice.like) {
-            let mut pick = || {
-                let set = match choice.hash {
-                    // The same hash always leads to the same place.
-                    Some(hash) => near.set(|below| hash % below.max(1)),
-                    None => near.set(|below| random.random_range(0..below.max(1))),
-                };
-                set?.draw(&draw, random)
-            };
-            let Some(mut picked) = pick() else { continue };
-            for _ in 1..PICKS {
-                if is_new(picked) {
-                    break;
-                }
-                picked = pick()?;
-            }
-            if !is_new(picked)
-                && let Some(new) = near.members().find(|member| is_new(member))
-            {
-                picked = new;
-            }
-            if is_new(picked) {
-                return Some(Arc::clone(picked));
-            }
-            // A server may listen in one address family only: the other's are next.
-            tried.get_or_insert(picked);
-        }
-        tried.cloned()
     }
 
     /// The endpoint at an address that the client asked for itself: one of the
@@ -334,6 +264,12 @@ impl<P: EndpointPool> Cluster<P> {
             })
         });
         Arc::clone(member)
+    }
+
+    /// How long its client's session lasts without a connection.
+    pub(super) fn session_affinity(&self) -> Duration {
+        let state = self.state.load();
+        state.service.session_affinity.unwrap_or_default()
     }
 
     /// How long nothing was asked of it.

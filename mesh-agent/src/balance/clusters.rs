@@ -118,7 +118,8 @@ impl<P: EndpointPool> Clusters<P> {
     /// Forgets those that nobody uses any more.
     pub fn forget_unused(&self, now: Instant) {
         let unused = |cluster: &Arc<Cluster<P>>| {
-            Arc::strong_count(cluster) == 1 && cluster.idle(now) > FORGOTTEN_AFTER
+            let kept = FORGOTTEN_AFTER.max(cluster.session_affinity());
+            Arc::strong_count(cluster) == 1 && cluster.idle(now) > kept
         };
         if !self.buckets.read().values().flatten().any(unused) {
             return;

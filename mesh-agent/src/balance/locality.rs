@@ -65,9 +65,15 @@ pub(super) fn levels<P>(
         Some(LocalitySetting::Failover(regions)) if fails_over => {
             by_rank(members, |member| place_rank(regions, client, member))
         }
-        None if distribution != Distribution::Any => by_rank(members, |member| {
-            distribution_rank(distribution, client, member)
-        }),
+        None if matches!(
+            distribution,
+            Distribution::SameZone | Distribution::SameNode
+        ) =>
+        {
+            by_rank(members, |member| {
+                distribution_rank(distribution, client, member)
+            })
+        }
         None if fails_over => by_rank(members, |member| place_rank(&[], client, member)),
         _ => vec![Level::of(members.to_vec())],
     }

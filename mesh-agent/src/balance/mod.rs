@@ -3,6 +3,7 @@
 //! the time that the caller names, and of chance; no I/O, no clock.
 
 mod breaker;
+mod choose;
 mod cluster;
 mod clusters;
 mod ejection;
@@ -12,13 +13,15 @@ mod limits;
 mod locality;
 pub mod outlier;
 mod route;
+mod session;
 mod set;
 mod state;
 mod table;
 mod view;
 mod window;
 
-pub use cluster::{Choice, Cluster, ClusterKey, Destination, EndpointPool, Version, full_name};
+pub use choose::Choice;
+pub use cluster::{Cluster, ClusterKey, Destination, EndpointPool, Version, full_name};
 pub use clusters::Clusters;
 pub use guard::{Active, Overflow, Pending, Retrying, Slot};
 pub use host::{EndpointAddress, Host, Member};

@@ -31,11 +31,13 @@ impl<P: EndpointPool> State<P> {
         known: &HashMap<&EndpointAddress, &Arc<Host<P>>>,
         now: Instant,
     ) -> Self {
+        let node = destination.client.node.as_deref();
         let has = |endpoint: &Endpoint| {
-            destination.subset.is_none_or(|subset| {
+            let is_of_subset = destination.subset.is_none_or(|subset| {
                 let mut labels = subset.labels.iter();
                 labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
-            })
+            });
+            is_of_subset && destination.service.is_open_to(endpoint, node)
         };
         // What is known of a workload, by whichever of its addresses.
         let mut of_workload: HashMap<&WorkloadName, Arc<Monitor>> = HashMap::new();

@@ -1,3 +1,5 @@
+mod service;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +57,8 @@ fn service(endpoints: &[(&str, u32, &str)]) -> Arc<Service> {
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
         distribution: Default::default(),
+        external_ips: Vec::new(),
+        session_affinity: None,
         visibility: Default::default(),
         origin: String::new(),
     })
@@ -129,6 +133,7 @@ impl Mesh {
 
     fn cluster_at(&self, now: Instant) -> Arc<Cluster<NoPool>> {
         let view = ClientView {
+            node: None,
             namespace: "default",
             labels: &self.client.labels,
         };
@@ -524,6 +529,32 @@ fn what_is_known_of_an_endpoint_outlives_a_change() {
     let members = mesh.cluster_at(now).members();
     assert_eq!(members.len(), 2);
     assert!(members[0].1.is_some() && members[1].1.is_none());
+}
+
+#[test]
+fn another_outlier_detection_or_none_begins_anew() {
+    let out = "{outlierDetection: {baseEjectionTime: 3m, maxEjectionPercent: 100}}";
+    for then in ["{}", "{outlierDetection: {maxEjectionPercent: 50}}"] {
+        let mut mesh = Mesh::policy(out, &[("10.0.0.1", 1, ""), ("10.0.0.2", 1, "")]);
+        mesh.cluster();
+        let now = mesh.at(1);
+        assert_eq!(mesh.fail(0, now), Some(Cause::Consecutive5xx(5)));
+        mesh.fail(1, now).expect("out");
+        assert!(mesh.choose_at(&Choice::default(), now).is_none());
+        mesh.routes = Mesh::policy(then, &[]).routes;
+        let counts = mesh.counts_of(&Choice::default(), now, 50);
+        assert!(
+            counts.of("10.0.0.1") > 0 && counts.of("10.0.0.2") > 0,
+            "{then}"
+        );
+        let cluster = mesh.cluster_at(now);
+        assert!(
+            cluster
+                .members()
+                .iter()
+                .all(|(_, ejection)| ejection.is_none())
+        );
+    }
 }
 
 #[test]

@@ -298,10 +298,7 @@ fn decide(connection: &Connection<'_>) -> Result<Choosing, Unroutable> {
     let outbound = connection.outbound;
     let snapshot = outbound.node.snapshot.load();
     let workload = &outbound.local.workload;
-    let view = ClientView {
-        namespace: &workload.name.namespace,
-        labels: &workload.labels,
-    };
+    let view = ClientView::of(workload);
     let (routes, registry) = (&snapshot.routes, &snapshot.registry);
     let (service, to) = (&connection.service, connection.destination);
     let mut random = rand::rng();

@@ -227,24 +227,21 @@ impl Drafts {
     fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.in_order
             .iter()
-            .flat_map(|draft| draft.service.vips.iter().copied())
+            .flat_map(|draft| draft.service.addresses())
     }
 }
 
 /// Two resources with one host: the first one's attributes stay.
 fn merge(first: &mut Draft, second: Draft, findings: &mut Vec<Finding>) {
-    let mut warn = |reason: String| {
-        findings.push(Finding::warning(&second.meta, "spec.hosts", reason));
-    };
     let Service { host, .. } = &*second.service;
     let owner = format!("{} ({})", object(&first.meta), first.meta.origin);
     let service = Arc::make_mut(&mut first.service);
     if first.meta.kind != second.meta.kind {
         // As in Istio, the entry decorates the Kubernetes service.
         if !second.service.endpoints.is_empty() {
-            warn(format!(
-                "{host} is the host of {owner}; only subjectAltNames are added to it"
-            ));
+            let reason =
+                format!("{host} is the host of {owner}; only subjectAltNames are added to it");
+            findings.push(Finding::warning(&second.meta, "spec.hosts", reason));
         }
         let names = second.service.subject_alt_names.iter().cloned();
         service.subject_alt_names.extend(names);
@@ -255,10 +252,12 @@ fn merge(first: &mut Draft, second: Draft, findings: &mut Vec<Finding>) {
             .port(port.number)
             .is_some_and(|own| own.protocol != port.protocol)
         {
-            warn(format!(
+            let reason = format!(
                 "port {} of {host} has another protocol in {owner}, which stays in force",
                 port.number
-            ));
+            );
+            let finding = Finding::warning(&second.meta, "spec.hosts", reason);
+            findings.push(finding.with_code("IST0177"));
         }
     }
     let endpoints = second.service.endpoints.iter().cloned();
@@ -320,7 +319,7 @@ fn index<'a>(
         networks,
         ..
     } = draft;
-    for &vip in &service.vips {
+    for vip in service.addresses() {
         let owner = *owners.entry(vip).or_insert(meta);
         match registry.by_vip.entry(vip) {
             Entry::Vacant(vacant) => {

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::resource::scalar::{TargetPort, is_dns_label};
 use crate::resource::{
-    ClusterIp, Finding, IpFamily, Resource, ServicePortSpec, ServiceSpec, ServiceType, Transport,
+    ClusterIp, Finding, InternalTrafficPolicy, IpFamily, Resource, ServicePortSpec, ServiceSpec,
+    ServiceType, Transport,
 };
 
 /// Annotation by which a service says which namespaces see it, with commas (Istio).
@@ -32,6 +33,29 @@ fn visibility(resource: &Resource<ServiceSpec>, findings: &mut Vec<Finding>) -> 
         findings.push(Finding::error(meta, field, reason));
     }
     Visibility::new(meta, &namespaces)
+}
+
+fn distribution(
+    resource: &Resource<ServiceSpec>,
+    headless: bool,
+    endpoints: &[Arc<Endpoint>],
+    findings: &mut Vec<Finding>,
+) -> Distribution {
+    let Resource { meta, spec } = resource;
+    let preferred = Distribution::read(spec.traffic_distribution.as_deref(), meta, findings);
+    if headless || spec.internal_traffic_policy != InternalTrafficPolicy::Local {
+        return preferred;
+    }
+    let mut workloads = endpoints.iter().filter_map(|one| one.workload.as_ref());
+    if let Some(somewhere) = workloads.find(|workload| workload.node.is_none()) {
+        let reason = format!(
+            "Local, but nothing says on which node workload {} is, so no client reaches it: \
+             it needs the annotation undermesh.io/node",
+            somewhere.name
+        );
+        findings.push(Finding::warning(meta, "spec.internalTrafficPolicy", reason));
+    }
+    Distribution::OnlySameNode
 }
 
 /// The workloads that a service selects.
@@ -83,7 +107,6 @@ pub(super) fn draft(
             vips,
             headless,
             ports,
-            endpoints,
             location: if external {
                 Location::MeshExternal
             } else {
@@ -95,8 +118,15 @@ pub(super) fn draft(
                 Resolution::Static
             },
             subject_alt_names: Vec::new(),
-            distribution: Distribution::read(spec.traffic_distribution.as_deref(), meta, findings),
+            distribution: distribution(resource, headless, &endpoints, findings),
+            external_ips: if headless {
+                Vec::new()
+            } else {
+                spec.external_ips.clone()
+            },
+            session_affinity: spec.session_affinity().filter(|_| !headless),
             visibility: visibility(resource, findings),
+            endpoints,
             origin: meta.origin.to_string(),
         }),
         networks: Vec::new(),

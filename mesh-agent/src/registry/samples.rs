@@ -78,6 +78,8 @@ pub fn service(
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
         distribution: Default::default(),
+        external_ips: Vec::new(),
+        session_affinity: None,
         visibility: Default::default(),
         origin: "samples.yaml, document 1".to_owned(),
     }

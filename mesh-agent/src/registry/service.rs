@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Visibility, Workload};
 use crate::resource::{Finding, Meta};
@@ -33,6 +34,11 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
     /// Which endpoints its clients prefer, where no DestinationRule says.
     pub distribution: Distribution,
+    /// `externalIPs`: addresses that lead to it beside its own.
+    pub external_ips: Vec<IpAddr>,
+    /// `sessionAffinity: ClientIP`: a client stays with its endpoint until it has made no
+    /// connection for so long.
+    pub session_affinity: Option<Duration>,
     /// Namespaces that see it.
     pub visibility: Visibility,
     /// File and document that it comes from, for messages.
@@ -50,6 +56,9 @@ pub enum Distribution {
     SameZone,
     /// Those of the client's node.
     SameNode,
+    /// Those of the client's node and no others, whatever a DestinationRule says
+    /// (`internalTrafficPolicy: Local`).
+    OnlySameNode,
 }
 
 impl Distribution {
@@ -123,6 +132,11 @@ impl Service {
         }
     }
 
+    /// Whether it stands for an address of which the mesh knows nothing.
+    pub fn is_passthrough(&self) -> bool {
+        self.name == PASSTHROUGH
+    }
+
     fn unknown(port: u16) -> Self {
         Self {
             host: String::new(),
@@ -140,9 +154,25 @@ impl Service {
             resolution: Resolution::Static,
             subject_alt_names: Vec::new(),
             distribution: Distribution::default(),
+            external_ips: Vec::new(),
+            session_affinity: None,
             visibility: Visibility::default(),
             origin: String::new(),
         }
+    }
+
+    /// Addresses that lead to it.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.vips.iter().chain(&self.external_ips).copied()
+    }
+
+    /// Whether clients on this node may use an endpoint.
+    pub fn is_open_to(&self, endpoint: &Endpoint, node: Option<&str>) -> bool {
+        self.distribution != Distribution::OnlySameNode
+            || node.is_some_and(|own| {
+                let workload = endpoint.workload.as_ref();
+                workload.is_some_and(|workload| workload.node.as_deref() == Some(own))
+            })
     }
 
     /// The port with this number.

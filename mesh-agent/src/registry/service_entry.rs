@@ -102,6 +102,8 @@ pub(super) fn drafts(
                 resolution: resolution(spec),
                 subject_alt_names: spec.subject_alt_names.clone(),
                 distribution,
+                external_ips: Vec::new(),
+                session_affinity: None,
                 visibility: Visibility::new(meta, &spec.export_to),
                 origin: meta.origin.to_string(),
             }),

@@ -36,7 +36,10 @@ pub use destination_rule::DestinationRuleSpec;
 pub use documents::MAX_FILE_BYTES;
 pub use peer_authentication::{Mode, MutualTls, PeerAuthenticationSpec, WorkloadSelector};
 pub use secret::{Kept, SecretSpec};
-pub use service::{ClusterIp, IpFamily, ServicePortSpec, ServiceSpec, ServiceType, Transport};
+pub use service::{
+    ClusterIp, InternalTrafficPolicy, IpFamily, ServicePortSpec, ServiceSpec, ServiceType,
+    Transport,
+};
 pub use service_entry::{
     EndpointSelector, LocationSpec, PortProtocol, ResolutionSpec, ServiceEntryPort,
     ServiceEntrySpec,

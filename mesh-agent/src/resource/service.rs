@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::scalar::{HostName, Port, TargetPort, is_dns_label};
 use super::{Finding, Meta};
@@ -30,15 +30,15 @@ pub struct ServiceSpec {
     /// Host to which a service of type `ExternalName` leads.
     pub external_name: Option<HostName>,
 
-    /// Not applied.
+    /// Further addresses, from outside of the cluster.
     #[serde(rename = "externalIPs")]
     pub external_ips: Vec<IpAddr>,
-    /// Not applied.
-    pub session_affinity: Option<String>,
-    /// Not applied.
-    pub session_affinity_config: Option<Value>,
-    /// Not applied.
-    pub internal_traffic_policy: Option<String>,
+    /// Whether a client stays with an endpoint.
+    pub session_affinity: SessionAffinity,
+    /// How long it does.
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    /// Which endpoints clients may use.
+    pub internal_traffic_policy: InternalTrafficPolicy,
     /// Which endpoints clients prefer.
     pub traffic_distribution: Option<String>,
 
@@ -73,6 +73,48 @@ pub enum ServiceType {
     LoadBalancer,
     /// Another name for a host.
     ExternalName,
+}
+
+/// `Service.spec.sessionAffinity`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub enum SessionAffinity {
+    /// Every connection may go elsewhere.
+    #[default]
+    None,
+    /// A client stays with its endpoint.
+    ClientIP,
+}
+
+/// `Service.spec.sessionAffinityConfig`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SessionAffinityConfig {
+    /// Of `ClientIP`.
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+/// `Service.spec.sessionAffinityConfig.clientIP`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ClientIpConfig {
+    /// Time without a connection after which a client may go elsewhere.
+    pub timeout_seconds: Option<u64>,
+}
+
+/// `timeoutSeconds` where it is left out, as in Kubernetes.
+const AFFINITY_SECONDS: u64 = 3 * 60 * 60;
+/// The longest that Kubernetes takes.
+const MAX_AFFINITY_SECONDS: u64 = 24 * 60 * 60;
+
+/// `Service.spec.internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub enum InternalTrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Those of the client's node.
+    Local,
 }
 
 /// `Service.spec.ipFamilies[]`.
@@ -154,6 +196,14 @@ impl ServiceSpec {
         }
     }
 
+    /// How long a client stays with its endpoint after its last connection; `None` where it does not.
+    pub fn session_affinity(&self) -> Option<Duration> {
+        let config = self.session_affinity_config.and_then(|one| one.client_ip);
+        let seconds = config.and_then(|config| config.timeout_seconds);
+        (self.session_affinity == SessionAffinity::ClientIP)
+            .then(|| Duration::from_secs(seconds.unwrap_or(AFFINITY_SECONDS)))
+    }
+
     /// What the types of the fields cannot say.
     pub(super) fn check(&self, meta: &Meta, findings: &mut Vec<Finding>) {
         if !is_dns_label(&meta.name) {
@@ -165,7 +215,7 @@ impl ServiceSpec {
         }
         self.check_addresses(meta, findings);
         self.check_ports(meta, findings);
-        self.tell_unapplied(meta, findings);
+        self.check_affinity(meta, findings);
     }
 
     fn check_addresses(&self, meta: &Meta, findings: &mut Vec<Finding>) {
@@ -258,23 +308,42 @@ impl ServiceSpec {
         }
     }
 
-    fn tell_unapplied(&self, meta: &Meta, findings: &mut Vec<Finding>) {
-        let differs =
-            |value: &Option<String>, plain: &str| value.as_deref().is_some_and(|v| v != plain);
-        let unapplied = [
-            ("externalIPs", !self.external_ips.is_empty()),
-            ("sessionAffinity", differs(&self.session_affinity, "None")),
-            (
-                "internalTrafficPolicy",
-                differs(&self.internal_traffic_policy, "Cluster"),
-            ),
-        ];
-        for (field, _) in unapplied.iter().filter(|(_, used)| *used) {
-            findings.push(Finding::warning(
-                meta,
-                format!("spec.{field}"),
-                "is not applied",
-            ));
+    fn check_affinity(&self, meta: &Meta, findings: &mut Vec<Finding>) {
+        let field = "spec.sessionAffinityConfig";
+        let config = self.session_affinity_config.and_then(|one| one.client_ip);
+        match (config, self.session_affinity) {
+            (Some(_), SessionAffinity::None) => {
+                let reason = "has no effect: spec.sessionAffinity is not ClientIP";
+                findings.push(Finding::warning(meta, field, reason));
+            }
+            (Some(config), SessionAffinity::ClientIP) => {
+                let seconds = config.timeout_seconds.unwrap_or(AFFINITY_SECONDS);
+                if !(1..=MAX_AFFINITY_SECONDS).contains(&seconds) {
+                    findings.push(Finding::error(
+                        meta,
+                        format!("{field}.clientIP.timeoutSeconds"),
+                        format!("{seconds} is not within 1 to {MAX_AFFINITY_SECONDS}"),
+                    ));
+                }
+            }
+            (None, _) => {}
+        }
+        if self.cluster_ips().contains(&ClusterIp::Headless) {
+            let has_no_address = [
+                ("externalIPs", !self.external_ips.is_empty()),
+                (
+                    "sessionAffinity",
+                    self.session_affinity != SessionAffinity::None,
+                ),
+                (
+                    "internalTrafficPolicy",
+                    self.internal_traffic_policy != InternalTrafficPolicy::Cluster,
+                ),
+            ];
+            for (field, _) in has_no_address.iter().filter(|(_, is_set)| *is_set) {
+                let reason = "has no effect on a headless Service, which has no address";
+                findings.push(Finding::warning(meta, format!("spec.{field}"), reason));
+            }
         }
     }
 }

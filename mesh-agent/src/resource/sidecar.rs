@@ -11,6 +11,7 @@ use serde_json::Value;
 pub use validate::validate;
 
 use super::destination_rule::ConnectionPool;
+use super::virtual_service::Destination;
 
 /// `Sidecar.spec`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -101,8 +102,8 @@ pub enum CaptureMode {
 pub struct OutboundTrafficPolicy {
     /// Left out, it is the first of Istio's enumeration.
     pub mode: OutboundMode,
-    /// Where unknown traffic goes; not applied.
-    pub egress_proxy: Option<Value>,
+    /// Where unknown traffic goes; to the address that the application asked for where left out.
+    pub egress_proxy: Option<Destination>,
 }
 
 /// `outboundTrafficPolicy.mode`.

@@ -108,7 +108,7 @@ impl Routes {
     ) -> Decision<'r> {
         let (service, rules) = self.rules_for(request.authority, client, service, port, registry);
         let Some(rules) = rules.filter(|rules| rules.http_is_for(client)) else {
-            let outcome = match self.plan_directly(client, service, port) {
+            let outcome = match self.plan_directly(client, service, port, registry) {
                 Ok(plan) => Outcome::Forward(plan),
                 Err(unroutable) => Outcome::Unroutable(unroutable),
             };
@@ -153,7 +153,11 @@ impl Routes {
         let host = host_of(authority);
         match registry.resolve_host(&host, client.namespace) {
             Some(named) if named.port(port).is_some() && self.sees(client, named, port) => {
-                (named, self.rules_of(&named.host, client))
+                let rules = self.rules_of(&named.host, client);
+                (
+                    named,
+                    rules.or_else(|| self.rules_as_written(&host, client)),
+                )
             }
             // A service that lacks the port does not take the connection over.
             Some(_) => (service, self.rules_of(&service.host, client)),
@@ -275,6 +279,16 @@ impl Routes {
                 rules.visibility.includes(client.namespace)
                     && self.sees_rules(client, &rules.namespace, host)
             })
+    }
+
+    /// Rules of a name such as `reviews.default`. No short name but one without dots becomes a
+    /// full one in a rule, so that these are for clients that write the same alone, as in Istio.
+    fn rules_as_written<'r>(&'r self, host: &str, client: &ClientView<'_>) -> Option<&'r Rules> {
+        let mut rules = self.virtual_hosts.find_exact(host).map(|host| &*host.0);
+        rules.find(|rules| {
+            rules.visibility.includes(client.namespace)
+                && self.sees_rules(client, &rules.namespace, host)
+        })
     }
 
     /// Rules of a name that no service has.

@@ -29,6 +29,7 @@ pub fn plan(
     service.port(port)?;
     let reachable = service.resolution == Resolution::Static
         && service.distribution == Distribution::Any
+        && service.session_affinity.is_none()
         && service
             .endpoints
             .iter()
@@ -93,6 +94,7 @@ mod tests {
         let registry = registry(vec![reviews.clone()]);
         let (routes, _) = routes(&registry, virtual_services, destination_rules);
         let client = ClientView {
+            node: None,
             namespace: "default",
             labels: &BTreeMap::from([("app".to_owned(), "sleep".to_owned())]),
         };

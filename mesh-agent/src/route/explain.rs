@@ -1,5 +1,6 @@
 //! What would become of a request, and why: for people.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,15 +216,22 @@ impl Routes {
             Ok(plan) => {
                 note.port = Some(plan.port);
                 note.destination_rule = plan.destination_rule.map(str::to_owned);
+                let mut workloads = HashSet::new();
                 let endpoints = plan.service.endpoints.iter();
                 note.endpoints = endpoints
                     .filter(|endpoint| {
                         endpoint.ports.contains_key(&plan.port)
                             && endpoint.unhealthy.is_none()
+                            && plan.service.is_open_to(endpoint, client.node)
                             && plan.subset.is_none_or(|subset| {
                                 let mut labels = subset.labels.iter();
                                 labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
                             })
+                    })
+                    // The addresses of one workload are one endpoint.
+                    .filter(|endpoint| {
+                        let workload = endpoint.workload.as_ref();
+                        workload.is_none_or(|workload| workloads.insert(&workload.name))
                     })
                     .count();
                 if note.endpoints == 0 {

@@ -76,6 +76,8 @@ pub(crate) fn service(
         resolution: Resolution::Static,
         subject_alt_names: Vec::new(),
         distribution: Default::default(),
+        external_ips: Vec::new(),
+        session_affinity: None,
         visibility: Default::default(),
         origin: String::new(),
     })

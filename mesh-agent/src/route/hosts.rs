@@ -43,6 +43,11 @@ impl<T> HostTable<T> {
         &mut self.wildcards[position].1
     }
 
+    /// Values of exactly this host.
+    pub(super) fn find_exact(&self, host: &str) -> impl Iterator<Item = &T> {
+        self.exact.get(host).into_iter().flatten()
+    }
+
     /// Values for a host (or a service's own wildcard host), most specific first.
     pub(super) fn find<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a T> {
         let exact = self.exact.get(host).into_iter();
@@ -78,7 +83,7 @@ fn is_under(host: &str, suffix: &str) -> bool {
 }
 
 /// The full name of a host in a rule: a name without dots belongs to the rule's namespace.
-pub(super) fn expand(host: &str, namespace: &str, cluster_domain: &str) -> String {
+pub fn expand(host: &str, namespace: &str, cluster_domain: &str) -> String {
     let host = canonical_host(host);
     if host.contains('.') || host.contains('*') {
         host.into_owned()

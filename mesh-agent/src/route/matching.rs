@@ -237,7 +237,16 @@ impl Match {
                 return Some(format!("query parameter {name} {}", found(value)));
             }
         }
-        Some("a header of withoutHeaders matches, or a condition is not applied".to_owned())
+        for (name, test) in &self.without_headers {
+            let value = header(request.headers, name);
+            if !is_without(test, value.as_deref()) {
+                return Some(format!(
+                    "header {name}, which shall not match, {}",
+                    found(value)
+                ));
+            }
+        }
+        Some("a condition is not applied".to_owned())
     }
 
     pub(super) fn matches(
@@ -260,17 +269,23 @@ impl Match {
             && self.headers.iter().all(|(name, test)| {
                 header(request.headers, name).is_some_and(|value| test.matches(&value))
             })
-            && self.without_headers.iter().all(|(name, test)| {
-                // A header that is missing counts as empty, except for "present".
-                match (header(request.headers, name), test) {
-                    (value, Text::Present) => value.is_none(),
-                    (value, test) => !test.matches(&value.unwrap_or_default()),
-                }
-            })
+            && self
+                .without_headers
+                .iter()
+                .all(|(name, test)| is_without(test, header(request.headers, name).as_deref()))
             && self.query.iter().all(|(name, test)| {
                 query_value(request.query(), name)
                     .is_some_and(|value| test.matches(value.as_bytes()))
             })
+    }
+}
+
+/// Whether a condition of `withoutHeaders` holds. A header that is missing counts as
+/// empty, except for "present".
+fn is_without(test: &Text, value: Option<&[u8]>) -> bool {
+    match test {
+        Text::Present => value.is_none(),
+        test => !test.matches(value.unwrap_or_default()),
     }
 }
 

@@ -31,7 +31,7 @@ pub use decide::{Abort, Decision, Outcome};
 pub use edit::Rewritten;
 pub use explain::{DestinationNote, Explanation, RuleNote};
 pub use hashing::{Cookie, HashKey, HashPolicy, HashTable};
-pub use hosts::host_of;
+pub use hosts::{expand, host_of};
 pub use locality::{LocalitySetting, Shares, lies_in};
 pub use model::{DirectResponse, RouteLimits, Target};
 pub use plan::{Plan, Unroutable};

@@ -109,9 +109,15 @@ impl Routes {
         client: &ClientView<'_>,
         service: &'r Arc<Service>,
         port: u16,
+        registry: &'r Registry,
     ) -> Result<Plan<'r>, Unroutable> {
         if service.resolution == Resolution::Nowhere {
             return Err(Unroutable::blocked());
+        }
+        if service.is_passthrough()
+            && let Some(plan) = self.plan_by_proxy(client, registry)
+        {
+            return plan;
         }
         self.base_plan(client, service, port).never_in_the_clear()
     }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{ClientView, Routes};
+use super::edit::RouteEdits;
+use super::plan::{Plan, Unroutable};
+use super::{ClientView, Routes, Target};
 use crate::registry::{Registry, Service};
 use crate::resource::sidecar::{EgressListener, OutboundMode, SidecarSpec};
 use crate::resource::{Finding, Resource};
@@ -36,6 +38,8 @@ struct Sidecar {
     /// Those for one port; none where everything is seen.
     listeners: Vec<Listener>,
     outbound: Option<OutboundPolicy>,
+    /// Where connections to what is no service go, instead of where the application wanted.
+    egress_proxy: Option<Target>,
 }
 
 #[derive(Debug)]
@@ -154,6 +158,10 @@ impl Sidecar {
                         OutboundPolicy::AllowAny
                     }
                 }),
+            egress_proxy: (spec.outbound_traffic_policy.as_ref())
+                .and_then(|policy| policy.egress_proxy.as_ref())
+                // Validation wants a full name.
+                .map(|to| Target::of(to, RouteEdits::default(), &str::to_ascii_lowercase)),
         }
     }
 
@@ -233,6 +241,18 @@ fn tell(
     let mut selected = HashMap::new();
     for resource in resources {
         let namespace = resource.meta.namespace.as_str();
+        let outbound = resource.spec.outbound_traffic_policy.as_ref();
+        let proxy = outbound.and_then(|policy| policy.egress_proxy.as_ref());
+        if let Some(proxy) =
+            proxy.filter(|to| registry.service_of_host(&to.host, namespace).is_none())
+        {
+            let field = "spec.outboundTrafficPolicy.egressProxy.host";
+            let reason = format!(
+                "no service is named {}; such connections are refused",
+                proxy.host
+            );
+            findings.push(Finding::warning(&resource.meta, field, reason).with_code("IST0101"));
+        }
         let selector = (resource.spec.workload_selector.as_ref())
             .filter(|selector| !selector.labels.is_empty());
         let Some(selector) = selector else {
@@ -306,6 +326,31 @@ impl Routes {
             .unwrap_or(self.sidecars.outbound)
     }
 
+    fn egress_proxy(&self, client: &ClientView<'_>) -> Option<&Target> {
+        (self.sidecars.of(client)).and_then(|sidecar| sidecar.egress_proxy.as_ref())
+    }
+
+    /// The way to the proxy that a client's Sidecar names for what is no service; `None`
+    /// where it names none.
+    pub(super) fn plan_by_proxy<'r>(
+        &'r self,
+        client: &ClientView<'_>,
+        registry: &'r Registry,
+    ) -> Option<Result<Plan<'r>, Unroutable>> {
+        let proxy = self.egress_proxy(client)?;
+        let plan = self.plan_for(proxy, client, 0, registry);
+        Some(plan.and_then(|plan| {
+            if self.sees(client, plan.service, plan.port) {
+                return Ok(plan);
+            }
+            // As in Istio.
+            Err(Unroutable::no_cluster(format!(
+                "egressProxy {} is not among the hosts of the Sidecar's egress",
+                proxy.host
+            )))
+        }))
+    }
+
     /// Whether a client's Sidecar lets it see the rules of a host.
     pub(super) fn sees_rules(&self, client: &ClientView<'_>, namespace: &str, host: &str) -> bool {
         (self.sidecars.of(client)).is_none_or(|sidecar| {
@@ -319,6 +364,7 @@ impl Routes {
     /// refuse them, or because a name that they say may be that of a service.
     pub fn wants_all(&self, client: &ClientView<'_>, registry: &Registry) -> bool {
         self.outbound_policy(client) == OutboundPolicy::RegistryOnly
+            || self.egress_proxy(client).is_some()
             || (registry.without_address.iter())
                 .any(|service: &Arc<Service>| self.sees_some_of(client, service))
     }

@@ -127,7 +127,7 @@ impl Routes {
         });
         match rule.and_then(|rule| rule.targets.pick(random)) {
             Some(target) => self.plan_for(target, client, port, registry),
-            None => self.plan_directly(client, service, port),
+            None => self.plan_directly(client, service, port, registry),
         }
     }
 }

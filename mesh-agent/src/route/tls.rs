@@ -114,7 +114,7 @@ impl Routes {
         let port = destination.port();
         let plan = match rule.and_then(|rule| rule.targets.pick(random)) {
             Some(target) => self.plan_for(target, client, port, registry),
-            None => self.plan_directly(client, service, port),
+            None => self.plan_directly(client, service, port, registry),
         };
         plan.map(|mut plan| {
             plan.ask_for(&name);

@@ -48,6 +48,8 @@ pub struct ClientView<'a> {
     pub namespace: &'a str,
     /// Labels.
     pub labels: &'a BTreeMap<String, String>,
+    /// The node it runs on, where that is known.
+    pub node: Option<&'a str>,
 }
 
 impl<'a> ClientView<'a> {
@@ -56,6 +58,7 @@ impl<'a> ClientView<'a> {
         Self {
             namespace: &workload.name.namespace,
             labels: &workload.labels,
+            node: workload.node.as_deref(),
         }
     }
 }

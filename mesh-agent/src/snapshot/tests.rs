@@ -1,5 +1,8 @@
 mod istio_samples;
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -119,6 +122,68 @@ fn services_say_which_endpoints_they_prefer() {
     }
 }
 
+#[test]
+fn services_have_more_addresses_sessions_and_endpoints_of_the_node() {
+    let workload = |name: &str, node: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: {name}, annotations: {{{node}}}}}, \
+             spec: {{address: 10.0.0.1, labels: {{app: {name}}}}}}}\n---\n"
+        )
+    };
+    let service = |more: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: a}}, \
+             spec: {{clusterIP: 10.96.0.1, selector: {{app: a}}, ports: [{{port: 80}}], {more}}}}}"
+        )
+    };
+    let somewhere = workload("a", "undermesh.io/node: one");
+    let text = somewhere.clone()
+        + &service(
+            "externalIPs: [192.0.2.1], sessionAffinity: ClientIP, internalTrafficPolicy: Local",
+        );
+    let snapshot = compile(&text).expect("a configuration");
+    assert_eq!(snapshot.warnings, []);
+    let own = &snapshot.registry.services[0];
+    assert_eq!(own.session_affinity, Some(Duration::from_secs(10800)));
+    assert_eq!(own.distribution, Distribution::OnlySameNode);
+    let external: IpAddr = "192.0.2.1".parse().expect("an address");
+    let found = snapshot.registry.service_at(external).expect("a service");
+    assert!(Arc::ptr_eq(found, own));
+    // The name stands for the service's own address.
+    assert_eq!(own.vips.len(), 1);
+    let destinations = snapshot.registry.destinations();
+    assert!(destinations.contains(&external.into()), "{destinations:?}");
+
+    let seconds =
+        "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 5}}";
+    let snapshot = compile(&service(seconds)).expect("a configuration");
+    assert_eq!(
+        snapshot.registry.services[0].session_affinity,
+        Some(Duration::from_secs(5))
+    );
+
+    let local = service("internalTrafficPolicy: Local");
+    let snapshot = compile(&(workload("a", "") + &local)).expect("a configuration");
+    let told = snapshot.warnings.iter().map(|one| one.field.as_str());
+    assert_eq!(told.collect::<Vec<_>>(), ["spec.internalTrafficPolicy"]);
+
+    for (wrong, field) in [
+        ("sessionAffinity: Client", "spec.sessionAffinity"),
+        ("internalTrafficPolicy: local", "spec.internalTrafficPolicy"),
+        (
+            "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        ),
+    ] {
+        let text = service(wrong);
+        let errors = parse([("a.yaml", text.as_str())]).expect_err(wrong);
+        assert!(
+            errors.iter().any(|error| error.field == field),
+            "{errors:?}"
+        );
+    }
+}
+
 /// A rule that asks for TLS with what Secrets hold, and what becomes of connections.
 fn tls_of(secrets: &str) -> (UpstreamTls, Vec<String>) {
     let text = format!(
@@ -130,6 +195,7 @@ fn tls_of(secrets: &str) -> (UpstreamTls, Vec<String>) {
     );
     let snapshot = compile(&text).expect("a configuration");
     let client = crate::route::ClientView {
+        node: None,
         namespace: "default",
         labels: &[("app".to_owned(), "web".to_owned())].into(),
     };

@@ -46,6 +46,7 @@ mod prometheus;
 mod protocols;
 mod resolvers;
 mod routing;
+mod service_fields;
 mod short_circuit;
 mod sockets;
 mod spliced_sockets;

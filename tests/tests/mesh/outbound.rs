@@ -172,6 +172,44 @@ fn a_sidecar_says_otherwise_than_the_mesh_without_a_restart() {
 }
 
 #[test]
+fn unknown_traffic_goes_to_the_egress_proxy() {
+    let mesh = start("ALLOW_ANY");
+    // Whoever asks the stranger's port 7000 gets its echo; the proxy answers for it.
+    let proxy = mesh.lab.workload(Node::Outside, "proxy", &[]);
+    let answers = ECHO.replace("c.sendall(data)", "c.sendall(b'proxy: ' + data)");
+    let _server = proxy.serve(7001, "python3", &["-c", &answers, "7001"]);
+    let entry = format!(
+        "{{hosts: [proxy.example], ports: [{{number: 3128, name: tcp, protocol: TCP, targetPort: 7001}}], \
+         resolution: STATIC, endpoints: [{{address: {}}}]}}",
+        proxy.v4
+    );
+    mesh.lab
+        .configure("entry.yaml", &service_entry("proxy", &entry));
+    let sidecar = |hosts: &str| {
+        sidecar(
+            "default",
+            &format!(
+                "{{egress: [{{hosts: ['{hosts}']}}], outboundTrafficPolicy: {{mode: ALLOW_ANY, \
+                 egressProxy: {{host: proxy.example, port: {{number: 3128}}}}}}}}"
+            ),
+        )
+    };
+    let says = |what: &str, expected: &str| {
+        eventually(LIVE, what, || match mesh.talk("7000") {
+            said if said == expected => Ok(()),
+            other => Err(other),
+        });
+    };
+    says("without a Sidecar the stranger answers", "hello");
+    mesh.lab.configure("sidecar.yaml", &sidecar("*/*"));
+    says("the proxy answers", "proxy: hello");
+    // As in Istio, the Sidecar has to see the proxy.
+    mesh.lab
+        .configure("sidecar.yaml", &sidecar("istio-system/*"));
+    says("nobody answers", "ConnectionResetError");
+}
+
+#[test]
 fn names_of_tls_connections_are_known_by_their_server_name() {
     let mesh = start("REGISTRY_ONLY");
     let stranger = &mesh.stranger;

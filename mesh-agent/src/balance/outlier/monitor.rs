@@ -165,6 +165,19 @@ impl Monitor {
         true
     }
 
+    /// Begins anew: in service, with nothing counted.
+    pub(in crate::balance) fn restart(&self) {
+        for counter in [&self.errors, &self.gateway, &self.local] {
+            reset(counter);
+        }
+        let _ = (self.take_success_rate(), self.take_latency());
+        let mut history = self.history.lock();
+        *history = History {
+            ejections: history.ejections,
+            ..History::default()
+        };
+    }
+
     /// Envoy looks at this after all endpoints have been swept.
     pub(super) fn calm(&self, now: Instant, policy: &OutlierPolicy) {
         let mut history = self.history.lock();

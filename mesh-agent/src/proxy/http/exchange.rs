@@ -67,10 +67,7 @@ pub(super) async fn answer<C: Connector>(
             now: SystemTime::now,
         },
     };
-    let client = ClientView {
-        namespace: &context.client.name.namespace,
-        labels: &context.client.labels,
-    };
+    let client = ClientView::of(&context.client);
     let port = context.original_destination.port();
     let decision =
         snapshot

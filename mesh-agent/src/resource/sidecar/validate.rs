@@ -23,16 +23,40 @@ pub fn validate(resource: &Resource<SidecarSpec>) -> Vec<Finding> {
                 "ALLOW_ANY_DYNAMIC_DNS is applied as ALLOW_ANY: connections go to the address that the application asked for",
             );
         }
-        report.not_applied(
-            policy.egress_proxy.is_some(),
-            format!("{field}.egressProxy"),
-        );
+        if let Some(proxy) = &policy.egress_proxy {
+            egress_proxy(
+                &mut report,
+                proxy,
+                policy.mode,
+                &format!("{field}.egressProxy"),
+            );
+        }
     }
     report.not_applied(
         spec.inbound_connection_pool.is_some(),
         "spec.inboundConnectionPool",
     );
     report.into_findings()
+}
+
+fn egress_proxy(report: &mut Report<'_>, proxy: &Destination, mode: OutboundMode, field: &str) {
+    if mode == OutboundMode::RegistryOnly {
+        report.error(
+            field,
+            "is for mode ALLOW_ANY: with REGISTRY_ONLY there is no other traffic",
+        );
+    }
+    if report.host(&proxy.host, false, format!("{field}.host")) && !proxy.host.contains('.') {
+        let reason = format!(
+            "{0:?} is not a full name, such as {0}.default.svc.cluster.local",
+            proxy.host
+        );
+        report.error(format!("{field}.host"), reason);
+    }
+    match proxy.port {
+        Some(port) => report.port(port.number, format!("{field}.port.number")),
+        None => report.error(format!("{field}.port"), "is required"),
+    }
 }
 
 fn egress(report: &mut Report<'_>, listeners: &[EgressListener]) {
@@ -171,6 +195,7 @@ mod tests {
             "{egress: [{port: {number: 80, protocol: HTTP, name: http}, hosts: ['./*']}, {hosts: ['./*']}]}",
             "{workloadSelector: {labels: {app: a}}, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}",
             "{outboundTrafficPolicy: {}}",
+            "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example.com, port: {number: 80}}}}",
             "{ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:80'}]}",
         ] {
             assert_eq!(findings(spec), [], "{spec}");
@@ -207,10 +232,6 @@ mod tests {
             (
                 "{ingress: [{port: {number: 80, targetPort: 8}}]}",
                 "spec.ingress[0].port.targetPort",
-            ),
-            (
-                "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a}}}",
-                "spec.outboundTrafficPolicy.egressProxy",
             ),
             (
                 "{outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}}",
@@ -254,6 +275,18 @@ mod tests {
                 "spec.egress[1].port.number",
             ),
             ("{ingress: [{}]}", "spec.ingress[0].port"),
+            (
+                "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a, port: {number: 80}}}}",
+                "spec.outboundTrafficPolicy.egressProxy.host",
+            ),
+            (
+                "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example.com}}}",
+                "spec.outboundTrafficPolicy.egressProxy.port",
+            ),
+            (
+                "{outboundTrafficPolicy: {egressProxy: {host: a.example.com, port: {number: 80}}}}",
+                "spec.outboundTrafficPolicy.egressProxy",
+            ),
             (
                 "{workloadSelector: {labels: {app: '*'}}}",
                 "spec.workloadSelector.labels[app]",

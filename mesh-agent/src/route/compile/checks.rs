@@ -83,6 +83,7 @@ impl Routes {
         }
         let name = to.subset.as_deref()?;
         let client = ClientView {
+            node: None,
             namespace,
             labels: &Default::default(),
         };

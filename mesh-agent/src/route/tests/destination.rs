@@ -264,6 +264,7 @@ fn connections_are_routed_by_tcp_rules() {
     let mesh = Mesh::new(&[("default/myapp", rule)], &[]);
     let labels = [("app".to_owned(), "sleep".to_owned())].into();
     let client = ClientView {
+        node: None,
         namespace: "default",
         labels: &labels,
     };
@@ -291,4 +292,26 @@ fn connections_are_routed_by_tcp_rules() {
     assert_eq!(decide("10.1.0.1:80"), Ok("ratings:80".into()));
     assert_eq!(decide("10.1.0.1:9080"), Ok("myapp:9080".into()));
     assert_eq!(decide("10.9.0.1:9080"), Err("NC".to_owned()));
+}
+
+#[test]
+fn a_name_with_dots_stays_as_it_is_written() {
+    let spec = "{hosts: [reviews.default], http: [{route: [{destination: {host: ratings}}]}]}";
+    let mut mesh = Mesh::new(&[("default/v", spec)], &[]);
+    mesh.expect(&[
+        ("GET reviews.default/", "ratings.default:80"),
+        ("GET reviews.default:80/", "ratings.default:80"),
+        ("GET reviews/", "reviews.default:80"),
+        (
+            "GET reviews.default.svc.cluster.local/",
+            "reviews.default:80",
+        ),
+    ]);
+    // The rules of the full name come first, and those of a wildcard are not for a service's names.
+    let full = "{hosts: [reviews], http: [{directResponse: {status: 200}}]}";
+    let mut mesh = Mesh::new(&[("default/v", spec), ("default/w", full)], &[]);
+    mesh.expect(&[("GET reviews.default/", "direct 200")]);
+    let wildcard = spec.replace("reviews.default", "'*.default'");
+    let mut mesh = Mesh::new(&[("default/v", &wildcard)], &[]);
+    mesh.expect(&[("GET reviews.default/", "reviews.default:80")]);
 }

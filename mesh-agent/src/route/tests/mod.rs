@@ -3,6 +3,7 @@ mod condition;
 mod cors;
 mod delegate;
 mod destination;
+mod explain;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,66 @@ const CLIENT: Client<'_> = Client {
     port: 80,
 };
 
+/// A request, read.
+struct Asked<'a> {
+    method: Method,
+    authority: &'a str,
+    path: &'a str,
+    headers: HeaderMap,
+    labels: BTreeMap<String, String>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(client: &Client<'_>, request: &'a str) -> Self {
+        let mut words = request.split(' ');
+        let method = words.next().expect("a method").parse().expect("a method");
+        let target = words.next().expect("a target");
+        let (authority, _) = target.split_once('/').expect("a path");
+        let mut headers = HeaderMap::new();
+        for word in words {
+            let (name, value) = word.split_once(':').expect("name:value");
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).expect("a header name"),
+                HeaderValue::from_str(value).expect("a header value"),
+            );
+        }
+        let labels = client.labels.iter();
+        Self {
+            method,
+            authority,
+            path: &target[authority.len()..],
+            headers,
+            labels: labels
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        }
+    }
+
+    fn request(&self) -> RequestView<'_> {
+        RequestView {
+            authority: self.authority,
+            method: &self.method,
+            path_and_query: self.path,
+            scheme: "http",
+            headers: &self.headers,
+            facts: Facts {
+                client: ([127, 0, 0, 1], 40_000).into(),
+                destination: ([10, 96, 0, 1], 80).into(),
+                version: http::Version::HTTP_11,
+                now: std::time::SystemTime::now,
+            },
+        }
+    }
+
+    fn client<'s>(&'s self, client: &'s Client<'_>) -> ClientView<'s> {
+        ClientView {
+            namespace: client.namespace,
+            labels: &self.labels,
+            node: None,
+        }
+    }
+}
+
 impl Mesh {
     fn new(virtual_services: &[(&str, &str)], destination_rules: &[(&str, &str)]) -> Self {
         let endpoint = |last: u8, version| (([10, 0, 0, last], 8080).into(), version);
@@ -74,47 +135,25 @@ impl Mesh {
     }
 
     fn decide(&mut self, client: &Client<'_>, request: &str) -> Decision<'_> {
-        let mut words = request.split(' ');
-        let method: Method = words.next().expect("a method").parse().expect("a method");
-        let target = words.next().expect("a target");
-        let (authority, _) = target.split_once('/').expect("a path");
-        let mut headers = HeaderMap::new();
-        for word in words {
-            let (name, value) = word.split_once(':').expect("name:value");
-            headers.append(
-                HeaderName::from_bytes(name.as_bytes()).expect("a header name"),
-                HeaderValue::from_str(value).expect("a header value"),
-            );
-        }
-        let view = RequestView {
-            authority,
-            method: &method,
-            path_and_query: &target[authority.len()..],
-            scheme: "http",
-            headers: &headers,
-            facts: Facts {
-                client: ([127, 0, 0, 1], 40_000).into(),
-                destination: ([10, 96, 0, 1], 80).into(),
-                version: http::Version::HTTP_11,
-                now: std::time::SystemTime::now,
-            },
-        };
-        let labels: BTreeMap<String, String> = client
-            .labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
-        let client_view = ClientView {
-            namespace: client.namespace,
-            labels: &labels,
-        };
+        let asked = Asked::new(client, request);
         self.routes.decide(
-            &view,
-            &client_view,
+            &asked.request(),
+            &asked.client(client),
             &self.registry.by_host[client.service],
             client.port,
             &self.registry,
             &mut self.random,
+        )
+    }
+
+    fn explain(&self, client: &Client<'_>, request: &str) -> Explanation {
+        let asked = Asked::new(client, request);
+        self.routes.explain(
+            &asked.request(),
+            &asked.client(client),
+            &self.registry.by_host[client.service],
+            client.port,
+            &self.registry,
         )
     }
 

@@ -20,6 +20,7 @@ fn tls_is_routed_by_the_name_that_the_client_asks_for() {
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         let client = ClientView {
+            node: None,
             namespace: "default",
             labels: &labels,
         };

@@ -113,6 +113,7 @@ fn explain(snapshot: &Snapshot, request: &str) -> Explanation {
     };
     let labels = BTreeMap::from([("app".to_owned(), "productpage".to_owned())]);
     let client = ClientView {
+        node: None,
         namespace: "default",
         labels: &labels,
     };
@@ -517,6 +518,7 @@ fn a_fifth_of_the_connections_goes_to_the_second_version() {
     let service = service(&snapshot, "tcp-echo");
     let labels = BTreeMap::new();
     let client = ClientView {
+        node: None,
         namespace: "default",
         labels: &labels,
     };

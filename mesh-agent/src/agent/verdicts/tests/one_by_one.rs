@@ -83,6 +83,7 @@ impl OneByOne<'_> {
         verdicts: &mut Vec<WorkloadVerdict>,
     ) {
         let view = ClientView {
+            node: None,
             namespace: &client.workload.name.namespace,
             labels: &client.workload.labels,
         };
