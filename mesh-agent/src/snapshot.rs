@@ -1,6 +1,7 @@
 //! One immutable state of the whole configuration. The data path holds a
 //! snapshot per connection or request and never a lock.
 
+mod across;
 mod compiler;
 #[cfg(test)]
 mod tests;

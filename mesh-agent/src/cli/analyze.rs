@@ -191,6 +191,144 @@ mod tests {
 
     const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
 
+    /// The codes, with the fields that they are told of.
+    fn codes(yaml: &str) -> Vec<String> {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("a.yaml"), yaml).expect("written");
+        let (issues, _) = of_files(directory.path()).expect("readable");
+        let mut codes: Vec<_> = (issues.into_iter())
+            .filter_map(|issue| Some(format!("{} {}", issue.finding.code?, issue.finding.field)))
+            .collect();
+        codes.sort();
+        codes
+    }
+
+    const APPLICATION: &str = "
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: a, annotations: {undermesh.io/netns: a}}, spec: {address: 10.0.0.1, labels: {app: a}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, selector: {app: a}, ports: [{port: 80, name: http}, {port: 81, name: tcp}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: one}, spec: {clusterIP: 10.96.0.2, selector: {app: a}, ports: [{port: 80, name: http}]}}
+---
+{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: STRICT}}}
+";
+
+    #[test]
+    fn what_istios_analysis_finds_is_found() {
+        let networking = |kind: &str, spec: &str| {
+            format!(
+                "---\n{{apiVersion: networking.istio.io/v1, kind: {kind}, metadata: {{name: x}}, spec: {spec}}}\n"
+            )
+        };
+        let security = |kind: &str, spec: &str| {
+            format!(
+                "---\n{{apiVersion: security.istio.io/v1, kind: {kind}, metadata: {{name: x}}, spec: {spec}}}\n"
+            )
+        };
+        let to = "route: [{destination: {host: one}}]";
+        for (resource, expected) in [
+            (
+                networking(
+                    "VirtualService",
+                    "{hosts: [one], http: [{route: [{destination: {host: a}}]}]}",
+                ),
+                &["IST0112 spec.http[0].route[0].destination.port"][..],
+            ),
+            (
+                networking(
+                    "VirtualService",
+                    "{hosts: [one], http: [{route: [{destination: {host: a, port: {number: 80}}}]}]}",
+                ),
+                &[],
+            ),
+            (
+                networking(
+                    "VirtualService",
+                    &format!(
+                        "{{hosts: [one], http: [{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{match: [{{name: n, uri: {{prefix: /a}}}}, {{uri: {{prefix: /b}}}}], {to}}}, {{match: [{{uri: {{prefix: /b}}}}], {to}}}]}}"
+                    ),
+                ),
+                &["IST0130 spec.http[2]", "IST0131 spec.http[1].match[0]"],
+            ),
+            (
+                networking(
+                    "VirtualService",
+                    &format!(
+                        "{{hosts: [one], http: [{{match: [{{uri: {{regex: '['}}}}], {to}}}]}}"
+                    ),
+                ),
+                &["IST0122 spec.http[0].match[0].uri.regex"],
+            ),
+            (
+                networking(
+                    "DestinationRule",
+                    "{host: a, trafficPolicy: {tls: {mode: DISABLE}, portLevelSettings: [{port: {number: 81}, tls: {mode: ISTIO_MUTUAL}}]}}",
+                ),
+                &["IST0113 spec.trafficPolicy.tls.mode"],
+            ),
+            (
+                networking(
+                    "DestinationRule",
+                    "{host: a, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, insecureSkipVerify: true}}]}}",
+                ),
+                &["IST0129 spec.trafficPolicy.portLevelSettings[0].tls.insecureSkipVerify"],
+            ),
+            (
+                networking(
+                    "DestinationRule",
+                    "{host: a, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}}",
+                ),
+                &["IST0128 spec.trafficPolicy.tls.insecureSkipVerify"],
+            ),
+            (
+                networking(
+                    "ServiceEntry",
+                    "{hosts: [x.example.com], ports: [{number: 9000, name: tcp, protocol: TCP}]}",
+                ),
+                &["IST0134 spec.addresses"],
+            ),
+            (
+                networking(
+                    "ServiceEntry",
+                    "{hosts: [x.example.com], addresses: [192.0.2.1], ports: [{number: 9000, name: tcp, protocol: TCP}]}",
+                ),
+                &[],
+            ),
+            (
+                security(
+                    "AuthorizationPolicy",
+                    "{selector: {matchLabels: {app: b}}, rules: [{}]}",
+                ),
+                &["IST0127 spec.selector"],
+            ),
+            (
+                security(
+                    "PeerAuthentication",
+                    "{selector: {matchLabels: {app: b}}, mtls: {mode: STRICT}}",
+                ),
+                &["IST0127 spec.selector"],
+            ),
+        ] {
+            assert_eq!(
+                codes(&format!("{APPLICATION}{resource}")),
+                expected,
+                "{resource}"
+            );
+        }
+    }
+
+    #[test]
+    fn settings_for_a_port_that_is_none_are_told() {
+        let rule = "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: d}, \
+                    spec: {host: a, trafficPolicy: {portLevelSettings: [{port: {number: 99}}]}}}";
+        let text = analyzed(&format!("{APPLICATION}---\n{rule}\n"));
+        assert_eq!(
+            text,
+            "Warning (DestinationRule default/d a.yaml:5) spec.trafficPolicy.portLevelSettings[0].port.number: \
+             has no effect: a.default.svc.cluster.local has no port 99\n"
+        );
+    }
+
     #[test]
     fn issues_have_istios_codes() {
         let rule = |name: &str, spec: &str| {

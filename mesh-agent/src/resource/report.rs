@@ -29,6 +29,16 @@ impl<'a> Report<'a> {
         self.findings.push(Finding::error(self.meta, field, reason));
     }
 
+    pub(super) fn error_with_code(
+        &mut self,
+        code: &'static str,
+        field: impl Into<String>,
+        reason: impl Into<String>,
+    ) {
+        self.findings
+            .push(Finding::error(self.meta, field, reason).with_code(code));
+    }
+
     pub(super) fn warning(&mut self, field: impl Into<String>, reason: impl Into<String>) {
         self.findings
             .push(Finding::warning(self.meta, field, reason));

@@ -263,6 +263,14 @@ impl ServiceEntrySpec {
         if self.ports.is_empty() {
             warn("spec.ports", "without a port nothing is matched");
         }
+        let by_port_alone = (self.ports.iter()).any(|port| port.protocol == PortProtocol::Tcp);
+        if by_port_alone && self.addresses.is_empty() && self.resolution == ResolutionSpec::None {
+            let reason = "without an address all connections to the ports that are not HTTP or TLS, \
+                          wherever they go, are taken for this host's";
+            findings.push(Finding::warning(meta, "spec.addresses", reason).with_code("IST0134"));
+        }
+        let mut warn =
+            |field: &str, reason: &str| findings.push(Finding::warning(meta, field, reason));
         if self.workload_selector.is_some() && self.location == LocationSpec::MeshExternal {
             warn(
                 "spec.location",

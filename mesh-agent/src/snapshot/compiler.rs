@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Options, Snapshot};
+use super::{Options, Snapshot, across};
 use crate::policy::{authorization, peer_authentication};
 use crate::resource::{Finding, ResourceSet, Severity};
 use crate::route::{Settings, Sources};
@@ -92,6 +92,13 @@ impl Compiler {
             routes: routes_made,
             policies: peer_made + authorization_made,
         };
+        let across = across::check(
+            resources,
+            &registry,
+            &peer_authentication,
+            &options.root_namespace,
+            cluster_domain,
+        );
         let findings = [
             &resources.warnings,
             &of_registry,
@@ -99,6 +106,7 @@ impl Compiler {
             &of_authorization,
             &of_routes,
             &of_telemetry,
+            &across,
         ];
         let findings: Vec<Finding> = findings.into_iter().flatten().cloned().collect();
         if findings

@@ -383,7 +383,14 @@ fn tls(report: &mut Report<'_>, block: &ClientTls, field: &str, selected: bool) 
                 }
             }
             if block.insecure_skip_verify == Some(true) {
-                report.warning(
+                // "No server certificate verification", of the destination or of a port.
+                let code = if field.contains("portLevelSettings") {
+                    "IST0129"
+                } else {
+                    "IST0128"
+                };
+                report.warning_with_code(
+                    code,
                     format!("{field}.insecureSkipVerify"),
                     "whoever answers is taken for the server",
                 );

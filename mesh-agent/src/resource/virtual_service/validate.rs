@@ -1,6 +1,7 @@
 //! Which VirtualServices can be used, field by field.
 
 mod action;
+mod reach;
 
 use http::HeaderName;
 use regex::Regex;
@@ -32,19 +33,9 @@ pub fn validate(resource: &Resource<VirtualServiceSpec>) -> Vec<Finding> {
     if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
         report.error("spec", "needs http, tls or tcp");
     }
-    let mut ended_by = None;
+    reach::check(&mut report, &spec.http);
     for (i, route) in spec.http.iter().enumerate() {
-        let field = format!("spec.http[{i}]");
-        if let Some(last) = ended_by {
-            report.warning_with_code(
-                "IST0130",
-                field.clone(),
-                format!("is never reached: http[{last}] matches every request"),
-            );
-        } else if route.r#match.is_empty() || route.r#match.iter().any(matches_everything) {
-            ended_by = Some(i);
-        }
-        http_route(&mut report, route, &field);
+        http_route(&mut report, route, &format!("spec.http[{i}]"));
     }
     for (i, route) in spec.tcp.iter().enumerate() {
         tcp_route(&mut report, route, &format!("spec.tcp[{i}]"));
@@ -80,21 +71,6 @@ fn hosts(report: &mut Report<'_>, spec: &VirtualServiceSpec) {
             report.host(host, true, field);
         }
     }
-}
-
-fn matches_everything(block: &HttpMatch) -> bool {
-    let root = StringMatch {
-        prefix: Some("/".into()),
-        ..StringMatch::default()
-    };
-    *block
-        == HttpMatch {
-            name: block.name.clone(),
-            stat_prefix: block.stat_prefix.clone(),
-            ignore_uri_case: block.ignore_uri_case,
-            uri: Some(root),
-            ..HttpMatch::default()
-        }
 }
 
 fn http_route(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
@@ -309,7 +285,8 @@ fn regex(report: &mut Report<'_>, expression: &str, field: &str) {
     } else if let Err(error) = Regex::new(expression) {
         let text = error.to_string();
         let reason = text.lines().last().unwrap_or_default().trim();
-        report.error(field, format!("is not an RE2 expression: {reason}"));
+        let reason = format!("is not an RE2 expression: {reason}");
+        report.error_with_code("IST0122", field, reason);
     }
 }
 

@@ -25,6 +25,9 @@ impl Routes {
         findings: &mut Vec<Finding>,
     ) {
         let mut check = |to: &Destination, what: &str, field: &dyn Fn() -> String| {
+            if let Some(finding) = self.ambiguous(resource, to, registry, field) {
+                findings.push(finding);
+            }
             if let Some((part, code, reason)) = self.problem(resource, to, registry) {
                 let (field, reason) = (format!("{}.{part}", field()), format!("{reason}; {what}"));
                 findings.push(Finding::warning(&resource.meta, field, reason).with_code(code));
@@ -56,6 +59,26 @@ impl Routes {
                 check(&entry.destination, CONNECTIONS, &field);
             }
         }
+    }
+
+    /// Tells of a destination that names none of the service's ports.
+    fn ambiguous(
+        &self,
+        resource: &Resource<VirtualServiceSpec>,
+        to: &Destination,
+        registry: &Registry,
+        field: &dyn Fn() -> String,
+    ) -> Option<Finding> {
+        let namespace = resource.meta.namespace.as_str();
+        let host = expand(&to.host, namespace, &self.cluster_domain);
+        let service = registry.service_of_host(&host, namespace)?;
+        if to.port.is_some() || service.ports.len() < 2 {
+            return None;
+        }
+        let reason =
+            format!("is left out, and {host} has several: the one that clients ask for is meant");
+        let field = format!("{}.port", field());
+        Some(Finding::warning(&resource.meta, field, reason).with_code("IST0112"))
     }
 
     fn problem(
@@ -116,12 +139,46 @@ pub(super) fn check_rule(
     let meta = &resource.meta;
     let host = expand(&resource.spec.host, &meta.namespace, cluster_domain);
     match registry.service_of_host(&host, &meta.namespace) {
-        Some(service) => check_ejection(resource, service, findings),
+        Some(service) => {
+            check_ports(resource, service, findings);
+            check_ejection(resource, service, findings);
+        }
         None if !host.starts_with('*') => {
             let reason = format!("has no effect: no service is named {host}");
             findings.push(Finding::warning(meta, "spec.host", reason).with_code("IST0174"));
         }
         None => {}
+    }
+}
+
+/// Warns of settings for ports that the service lacks.
+fn check_ports(
+    resource: &Resource<DestinationRuleSpec>,
+    service: &Service,
+    findings: &mut Vec<Finding>,
+) {
+    let spec = &resource.spec;
+    let of_rule = (spec.traffic_policy.iter()).map(|own| ("spec".to_owned(), own));
+    let of_subsets = spec.subsets.iter().enumerate().filter_map(|(i, subset)| {
+        let policy = subset.traffic_policy.as_deref()?;
+        Some((format!("spec.subsets[{i}]"), policy))
+    });
+    for (field, policy) in of_rule.chain(of_subsets) {
+        for (i, settings) in policy.port_level_settings.iter().enumerate() {
+            let Some(port) = settings.port else { continue };
+            let mut own = service.ports.iter();
+            if own.any(|own| u32::from(own.number) == port.number) {
+                continue;
+            }
+            findings.push(Finding::warning(
+                &resource.meta,
+                format!("{field}.trafficPolicy.portLevelSettings[{i}].port.number"),
+                format!(
+                    "has no effect: {} has no port {}",
+                    service.host, port.number
+                ),
+            ));
+        }
     }
 }
 
