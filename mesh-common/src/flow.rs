@@ -248,10 +248,12 @@ pub enum Counter {
     FellBackInFlight = 6,
     /// ... for another reason: switched off, peer not known or gone, closing, zero-copy.
     FellBackOther = 7,
+    /// Messages handed over past the agent, over a bridge; part of [`Counter::HandedOver`].
+    Bridged = 8,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 8;
+pub const COUNTERS: usize = 9;
 
 #[cfg(test)]
 mod tests {

@@ -28,6 +28,8 @@ pub struct KernelLayout {
     pub acknowledged: u32,
     /// `sk_shutdown`
     pub shutdown: u32,
+    /// `sk_state`
+    pub state: u32,
 }
 
-assert_layout!(KernelLayout, size = 36, align = 4);
+assert_layout!(KernelLayout, size = 40, align = 4);

@@ -4,6 +4,7 @@
 #![no_std]
 
 mod address;
+mod bridge;
 mod connect;
 mod flow;
 mod heartbeat;
@@ -18,6 +19,7 @@ mod verdict;
 mod workload;
 
 pub use address::{Ip, SocketIp};
+pub use bridge::{Bridge, BridgeTarget, MAX_BRIDGES, bridge_index, is_read_by_agent};
 pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, Way, connect_verdict, way};
 pub use flow::{
     COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState, Protocol,
@@ -54,7 +56,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 #[cfg(feature = "user")]
 macro_rules! pod {
@@ -86,6 +88,7 @@ pod!(
     WorkloadKey,
     FlowPath,
     FlowEvent,
+    Bridge,
     Splice,
     SplicePeer,
     VerdictKey,

@@ -7,6 +7,7 @@
 //! otherwise TCP carries it, which keeps the order in any case.
 
 use crate::assert_layout;
+use crate::bridge::BridgeTarget;
 
 /// Bits of [`Origin::splice`](crate::Origin::splice): which end of a
 /// connection may hand its bytes over.
@@ -24,6 +25,8 @@ pub mod direction {
 pub struct Splice {
     /// Cookie of this socket: its key in `spliced_sockets`.
     pub own: u64,
+    /// Its kernel address.
+    pub own_sock: u64,
     /// Cookie of the other end, or 0 while it is not known.
     pub peer: u64,
     /// Kernel address of the other end, only ever read from. It may outlive that socket; then the
@@ -31,11 +34,18 @@ pub struct Splice {
     pub peer_sock: u64,
     /// 1: this end may hand its bytes over.
     pub sends: u32,
-    /// What was handed over, and stands in no record yet.
+    /// What was handed over to the other end, and stands in no record yet.
     pub unrecorded: HandedOver,
+    /// Where its bridge leads; all zero while it has had none. It is learnt once, and so never
+    /// another connection's.
+    pub bridge: BridgeTarget,
+    /// What has gone over the bridge, and stands in no record yet.
+    pub bridged: HandedOver,
+    /// Zero.
+    pub reserved: u32,
 }
 
-assert_layout!(Splice, size = 40, align = 8);
+assert_layout!(Splice, size = 88, align = 8);
 
 /// What one end has handed over since it was last recorded. It stands beside
 /// the socket, since both ends' records are far away: each message would move

@@ -91,25 +91,38 @@ pub fn closed(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, before: u32) {
 /// is a socket of the agent has none.
 #[inline(always)]
 pub fn handed_over(splice: &mut Splice) {
+    record(&mut splice.unrecorded, splice.own, splice.peer);
+}
+
+/// The same for what went over its bridge.
+#[inline(always)]
+pub fn bridged(splice: &mut Splice) {
+    let messages = record(&mut splice.bridged, splice.own, splice.bridge.receiver);
+    count_more(Counter::Bridged, u64::from(messages));
+}
+
+#[inline(always)]
+fn record(unrecorded: &mut HandedOver, sender: u64, receiver: u64) -> u32 {
     let HandedOver {
         messages, bytes, ..
-    } = splice.unrecorded;
+    } = *unrecorded;
     if messages == 0 {
-        return;
+        return 0;
     }
-    splice.unrecorded.record();
+    unrecorded.record();
     count_more(Counter::HandedOver, u64::from(messages));
-    if let Some(flow) = FLOWS.get_ptr_mut(&splice.own) {
+    if let Some(flow) = FLOWS.get_ptr_mut(&sender) {
         // SAFETY: a value of the map.
         add(unsafe { &raw mut (*flow).spliced_sent }, u64::from(bytes));
     }
-    if let Some(flow) = FLOWS.get_ptr_mut(&splice.peer) {
+    if let Some(flow) = FLOWS.get_ptr_mut(&receiver) {
         // SAFETY: as above.
         add(
             unsafe { &raw mut (*flow).spliced_received },
             u64::from(bytes),
         );
     }
+    messages
 }
 
 /// A connection is refused before it begins.

@@ -223,6 +223,18 @@ pub fn add(counter: *mut u64, value: u64) {
     unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) value) };
 }
 
+/// Reads in order: after all that the program has read before, and before all that it reads
+/// later, on any processor (value-returning atomics are fully ordered, Documentation/atomic_t.txt).
+#[inline(always)]
+pub fn read_ordered(word: *mut u64) -> u64 {
+    let mut value = 0_u64;
+    // SAFETY: an aligned word in map memory, to which nothing is added.
+    unsafe {
+        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) word, inout(reg) value);
+    }
+    value
+}
+
 /// One more of what is counted.
 #[inline(always)]
 pub fn count(what: Counter) {

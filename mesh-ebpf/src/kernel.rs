@@ -21,6 +21,7 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     write_seq: 0,
     acknowledged: 0,
     shutdown: 0,
+    state: 0,
 };
 
 macro_rules! offset {
@@ -59,15 +60,21 @@ pub fn guard(own: *mut bpf_sock, state: u32, peer: u64) -> Option<Guard> {
     if flags >> offset!(zerocopy_bit) & 1 != 0 {
         return None;
     }
-    let receiver = Receiver::read(peer)?;
-    Some(Guard {
-        state,
-        write_seq,
-        acknowledged,
-        queued_packets: receiver.word(offset!(receive_queue))?,
-        waiting_bytes: receiver.word(offset!(receive_memory))?,
-        receive_buffer: receiver.word(offset!(receive_buffer))?,
-    })
+    Receiver::read(peer)?.guard(state, write_seq, acknowledged)
+}
+
+/// The same of two sockets that are known by their addresses alone.
+#[inline(always)]
+pub fn guard_of(own: u64, peer: u64) -> Option<Guard> {
+    let write_seq = read(own, offset!(write_seq))?;
+    let acknowledged = read(own, offset!(acknowledged))?;
+    Receiver::read(peer)?.guard(state_of(own)?, write_seq, acknowledged)
+}
+
+/// `sk_state` of a socket that is known by its address.
+#[inline(always)]
+pub fn state_of(sock: u64) -> Option<u32> {
+    read::<u8>(sock, offset!(state)).map(u32::from)
 }
 
 /// The kernel's own structure, where its fields are known.
@@ -108,6 +115,18 @@ impl Receiver {
             sock,
             // SAFETY: the helper has written all of it.
             window: unsafe { window.assume_init() },
+        })
+    }
+
+    #[inline(always)]
+    fn guard(&self, state: u32, write_seq: u32, acknowledged: u32) -> Option<Guard> {
+        Some(Guard {
+            state,
+            write_seq,
+            acknowledged,
+            queued_packets: self.word(offset!(receive_queue))?,
+            waiting_bytes: self.word(offset!(receive_memory))?,
+            receive_buffer: self.word(offset!(receive_buffer))?,
         })
     }
 

@@ -7,6 +7,7 @@
 
 mod account;
 mod bind;
+mod bridge;
 mod connect;
 mod context;
 mod direct;

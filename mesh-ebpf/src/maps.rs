@@ -1,16 +1,17 @@
 //! Every map, with BTF and a name that `bpftool` shows (at most 15 characters).
 
 use crate::ring::EventRing;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, SockHash};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    COUNTERS, CgroupKey, Destination, Endpoint, EndpointKey, Flow, FlowPath, Heartbeat, Host,
-    Identity, Ip, KNOBS, Layout, ListenerKey, ListeningPort, Nameserver, Origin, Socket, SocketIp,
-    Splice, SplicePeer, Tuple, Verdict, VerdictKey, Workload, WorkloadKey,
+    Bridge, COUNTERS, CgroupKey, Destination, Endpoint, EndpointKey, Flow, FlowPath, Heartbeat,
+    Host, Identity, Ip, KNOBS, Layout, ListenerKey, ListeningPort, MAX_BRIDGES, Nameserver, Origin,
+    Socket, SocketIp, Splice, SplicePeer, Tuple, Verdict, VerdictKey, Workload, WorkloadKey,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Enrolled workloads of the node, by namespace cookie. Written by the agent.
 #[btf_map(name = "workloads")]
@@ -116,3 +117,8 @@ pub static SPLICES: SkStorage<Splice> = SkStorage::new();
 /// sends does not read it.
 #[btf_map(name = "splice_peers")]
 pub static SPLICE_PEERS: LruHashMap<u64, SplicePeer, 65536> = LruHashMap::new();
+
+/// Ways past the agent, by `bridge_index` of the sender's cookie. The agent maps it into its
+/// memory, and opens and closes them there.
+#[btf_map(name = "bridges")]
+pub static BRIDGES: Array<Bridge, { MAX_BRIDGES as usize }, MMAPABLE> = Array::new();

@@ -7,11 +7,11 @@ use core::ptr;
 use aya_ebpf::bindings::{BPF_F_INGRESS, sk_msg_md};
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
-use mesh_common::{Counter, HandOver, Knob, decide};
+use mesh_common::{Counter, HandOver, Knob, decide, is_read_by_agent};
 
 use crate::context::{count, knob};
 use crate::maps::SPLICED_SOCKETS;
-use crate::{account, kernel, splice};
+use crate::{account, bridge, kernel, splice};
 
 /// TCP carries the message, unless it was redirected before. Never SK_DROP: the
 /// application would get EACCES.
@@ -72,8 +72,15 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     if decided != HandOver::Peer {
         return decided;
     }
-    let redirected = SPLICED_SOCKETS.redirect_msg(ctx, splice.peer, u64::from(BPF_F_INGRESS));
-    if redirected != i64::from(SK_PASS) {
+    if let Some(near_state) = kernel::state_of(splice.peer_sock)
+        && is_read_by_agent(&guard, near_state)
+        && let Some(bridge) = bridge::open(splice)
+        && redirect(ctx, splice.bridge.receiver)
+    {
+        bridge::passed(bridge, splice, size);
+        return HandOver::Peer;
+    }
+    if !redirect(ctx, splice.peer) {
         // The other end is gone: TCP tells the sender.
         return HandOver::Closing;
     }
@@ -82,4 +89,10 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
         account::handed_over(splice);
     }
     HandOver::Peer
+}
+
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, receiver: u64) -> bool {
+    let redirected = SPLICED_SOCKETS.redirect_msg(ctx, receiver, u64::from(BPF_F_INGRESS));
+    redirected == i64::from(SK_PASS)
 }

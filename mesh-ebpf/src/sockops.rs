@@ -237,6 +237,7 @@ fn state(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
     // When one end closes, the other one's state changes, too: both records are complete then.
     if let Some(splice) = splice::of(sk) {
         account::handed_over(splice);
+        account::bridged(splice);
     }
     if new == TCP_CLOSE {
         if let Some(origin) = origin(sk)

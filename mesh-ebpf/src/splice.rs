@@ -5,7 +5,9 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated;
-use mesh_common::{HandedOver, Splice, SplicePeer, Workload, direction, workload_flag};
+use mesh_common::{
+    BridgeTarget, HandedOver, Splice, SplicePeer, Workload, direction, workload_flag,
+};
 
 use crate::context::{socket_cookie, watch};
 use crate::kernel;
@@ -15,6 +17,29 @@ use crate::maps::{SPLICE_PEERS, SPLICED_SOCKETS, SPLICES};
 const BPF_NOEXIST: u64 = 1;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
+
+const NOTHING: HandedOver = HandedOver {
+    recorded_messages: 0,
+    messages: 0,
+    bytes: 0,
+};
+
+/// What an end's storage starts from.
+const NO_SPLICE: Splice = Splice {
+    own: 0,
+    own_sock: 0,
+    peer: 0,
+    peer_sock: 0,
+    sends: 0,
+    unrecorded: NOTHING,
+    bridge: BridgeTarget {
+        receiver: 0,
+        receiver_sock: 0,
+        far_sock: 0,
+    },
+    bridged: NOTHING,
+    reserved: 0,
+};
 
 /// Which ends of a connection that an application opens to the agent may hand
 /// their bytes over.
@@ -47,10 +72,9 @@ pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32) {
         sk,
         Splice {
             own,
-            peer: 0,
-            peer_sock: 0,
+            own_sock: sk as u64,
             sends: ends & direction::CLIENT,
-            unrecorded: HandedOver::default(),
+            ..NO_SPLICE
         },
     );
 }
@@ -64,10 +88,11 @@ pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, e
         sk,
         Splice {
             own,
+            own_sock: sk as u64,
             peer: client.cookie,
             peer_sock: client.sock,
             sends: (ends & direction::SERVER) >> 1,
-            unrecorded: HandedOver::default(),
+            ..NO_SPLICE
         },
     );
     if joined {

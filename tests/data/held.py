@@ -58,7 +58,8 @@ def serve(port):
     listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
 
     def one(connection, peer):
-        say("ended", peer[0], end_of(connection, Echo()))
+        with connection:
+            say("ended", peer[0], end_of(connection, Echo()))
 
     while True:
         connection, peer = listener.accept()

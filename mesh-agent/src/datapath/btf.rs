@@ -62,6 +62,7 @@ fn layout(bytes: &[u8]) -> Result<KernelLayout, BtfError> {
         write_seq: field("tcp_sock", &["write_seq"], "write_seq")?,
         acknowledged: field("tcp_sock", &["snd_una"], "snd_una")?,
         shutdown: field("sock", &["sk_shutdown"], "sk_shutdown")?,
+        state: field("sock", &["__sk_common", "skc_state"], "sk_state")?,
     })
 }
 

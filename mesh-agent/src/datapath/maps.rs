@@ -17,6 +17,7 @@ use mesh_common::{
 use parking_lot::Mutex;
 
 use super::account::Account;
+use super::bridges::Bridges;
 use super::host::HostWorkloads;
 use super::identities::Identities;
 use super::marks::SocketMarks;
@@ -55,18 +56,6 @@ impl Maps {
         object: &mut Ebpf,
         folder: &Path,
     ) -> Result<(Self, SocketMarks), DatapathError> {
-        fn take<T: TryFrom<Map, Error: std::error::Error>>(
-            object: &mut Ebpf,
-            name: &str,
-        ) -> Result<T, DatapathError> {
-            let map = object
-                .take_map(name)
-                .ok_or_else(|| DatapathError::Refused {
-                    what: format!("map {name}"),
-                    reason: "it is not in the object".to_owned(),
-                })?;
-            T::try_from(map).map_err(|error| refused(name, &error))
-        }
         layout::settle(take(object, layout::MAP)?, folder)?;
         let agent_sockets: SkStorage<_, Socket> = take(object, "agent_sockets")?;
         let identities = Arc::new(Identities::new(take(object, "identities")?));
@@ -231,6 +220,37 @@ impl Maps {
 
     pub(super) fn knob(&self, which: Knob) -> u32 {
         self.knobs.lock().get(&(which as u32), 0).unwrap_or(0)
+    }
+}
+
+fn take<T: TryFrom<Map, Error: std::error::Error>>(
+    object: &mut Ebpf,
+    name: &str,
+) -> Result<T, DatapathError> {
+    let map = object
+        .take_map(name)
+        .ok_or_else(|| DatapathError::Refused {
+            what: format!("map {name}"),
+            reason: "it is not in the object".to_owned(),
+        })?;
+    T::try_from(map).map_err(|error| refused(name, &error))
+}
+
+/// The bridges; none where the kernel does not share a map's memory.
+pub(super) fn take_bridges(
+    object: &mut Ebpf,
+    is_first: bool,
+) -> Result<Option<Arc<Bridges>>, DatapathError> {
+    let (splices, peers) = (take(object, "splices")?, take(object, "splice_peers")?);
+    let Some(Map::Array(map)) = object.map("bridges") else {
+        return Err(super::programs::missing("bridges"));
+    };
+    match Bridges::new(map.fd().as_fd(), splices, peers, is_first) {
+        Ok(bridges) => Ok(Some(Arc::new(bridges))),
+        Err(error) => {
+            tracing::warn!(%error, "all bytes go through the agent: the map bridges cannot be shared");
+            Ok(None)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod account;
 mod bpf;
+mod bridges;
 mod btf;
 mod cgroup;
 mod enrolled;
@@ -27,6 +28,7 @@ mod short_circuit;
 mod tune;
 mod verdicts;
 
+pub use bridges::{Bridge, Bridges, Bridging};
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use enrolled::{Enrolled, ListenerPorts};
 pub use error::DatapathError;
@@ -69,6 +71,7 @@ pub struct Datapath {
     objects: Objects,
     maps: Maps,
     marks: Arc<SocketMarks>,
+    bridges: Option<Arc<Bridges>>,
     attached: programs::Attached,
     /// For attaching again.
     cgroup: PathBuf,
@@ -102,6 +105,8 @@ impl Datapath {
         };
         mounts::ensure_bpffs(folder)?;
         fs::create_dir_all(folder.join(programs::LINKS)).map_err(file("create", folder))?;
+        // Where one is taken over from, it still has connections.
+        let is_first = lock.is_none();
         let lock = match lock {
             Some(lock) => FolderLock::inherit(lock),
             None => FolderLock::acquire(folder)?,
@@ -112,6 +117,7 @@ impl Datapath {
         let objects = loader.pinning(folder, kernel);
         let mut object = objects.open(None, LogLevel::Off)?;
         let (maps, marks) = Maps::take(&mut object, folder)?;
+        let bridges = maps::take_bridges(&mut object, is_first)?;
         let attached = programs::attach(&mut object, folder, cgroup, order)?;
         let tiers = match objects.know_the_kernel() {
             false => tiers,
@@ -124,6 +130,7 @@ impl Datapath {
             objects,
             maps,
             marks: Arc::new(marks),
+            bridges,
             attached,
             cgroup: cgroup.to_owned(),
             order,
@@ -180,6 +187,11 @@ impl Datapath {
     /// Marks for the agent's own sockets.
     pub fn marks(&self) -> &Arc<SocketMarks> {
         &self.marks
+    }
+
+    /// Ways past the agent, where the kernel shares memory with it.
+    pub fn bridges(&self) -> Option<&Arc<Bridges>> {
+        self.bridges.as_ref()
     }
 
     /// What is attached, for people: `connect4 at /sys/fs/cgroup`.

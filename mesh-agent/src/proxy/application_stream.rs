@@ -4,12 +4,16 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::copy::Duplex;
+use crate::datapath::{Bridge, Bridges, Bridging};
+use crate::telemetry::callers::Arrived;
+use crate::telemetry::requests::{Bytes, Counter};
 
 /// A connection to an application or from one, with the short-circuit or without.
 ///
@@ -21,12 +25,80 @@ use super::copy::Duplex;
 pub struct ApplicationStream {
     stream: TcpStream,
     is_spliced: bool,
+    from_here: Passage,
+    /// The other direction's, which the other stream opens and closes.
+    to_here: Option<Arc<Bridge>>,
+    /// Where the bytes that go past are counted, too.
+    arrived: Option<Arc<Arrived>>,
+}
+
+/// The way of what is read here past the agent.
+enum Passage {
+    /// Not asked for, or too early.
+    Wanted(Arc<Bridges>),
+    There(Arc<Bridge>),
+    None,
 }
 
 impl ApplicationStream {
     /// `is_spliced`: whether the short-circuit knows the socket.
-    pub(super) fn new(stream: TcpStream, is_spliced: bool) -> Self {
-        Self { stream, is_spliced }
+    pub(super) fn new(stream: TcpStream, is_spliced: bool, bridges: Option<&Arc<Bridges>>) -> Self {
+        let from_here = match bridges.filter(|_| is_spliced) {
+            Some(bridges) => Passage::Wanted(bridges.clone()),
+            None => Passage::None,
+        };
+        Self {
+            stream,
+            is_spliced,
+            from_here,
+            to_here: None,
+            arrived: None,
+        }
+    }
+
+    /// Bytes that go past the agent to the application and from it are counted there.
+    pub(super) fn count_in(&mut self, arrived: Option<Arc<Arrived>>) {
+        self.arrived = arrived;
+    }
+
+    /// All that was read here has been written to `to`, and what comes goes there as well: it
+    /// need not come through the agent, as long as it does not read. Returns the way
+    /// past when that has just come about.
+    pub(super) fn passed_on(&mut self, to: &mut Self) -> Option<Arc<Bridge>> {
+        let mut new = None;
+        if let Passage::Wanted(bridges) = &self.from_here {
+            self.from_here = match bridges.make(&self.stream, &to.stream) {
+                Bridging::NotYet => return None,
+                Bridging::Never => Passage::None,
+                Bridging::Made(bridge) => {
+                    let bridge = Arc::new(bridge);
+                    to.to_here = Some(bridge.clone());
+                    to.follow(&bridge, Bytes::Received);
+                    self.follow(&bridge, Bytes::Sent);
+                    new = Some(bridge.clone());
+                    Passage::There(bridge)
+                }
+            };
+        }
+        if let Passage::There(bridge) = &self.from_here {
+            bridge.open();
+        }
+        new
+    }
+
+    fn follow(&self, bridge: &Arc<Bridge>, bytes: Bytes) {
+        if let Some(arrived) = &self.arrived {
+            arrived.connections.follow(bridge.clone(), bytes);
+        }
+    }
+
+    /// The ways past, from here and to here.
+    fn bridges(&self) -> impl Iterator<Item = &Arc<Bridge>> {
+        let from_here = match &self.from_here {
+            Passage::There(bridge) => Some(bridge),
+            Passage::Wanted(_) | Passage::None => None,
+        };
+        from_here.into_iter().chain(&self.to_here)
     }
 
     fn poll_written(
@@ -41,6 +113,12 @@ impl ApplicationStream {
                 result => return Poll::Ready(result),
             }
         }
+    }
+}
+
+impl Counter for Bridge {
+    fn bytes(&self) -> u64 {
+        Bridge::bytes(self)
     }
 }
 
@@ -63,6 +141,9 @@ impl AsyncRead for ApplicationStream {
         }
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
+            if let Passage::There(bridge) = &self.from_here {
+                bridge.close();
+            }
             // SAFETY: only ever written to, by the call below.
             let mut room: &mut [MaybeUninit<u8>] = unsafe { buffer.unfilled_mut() };
             match self.stream.try_read_buf(&mut room) {
@@ -123,7 +204,25 @@ impl Duplex for ApplicationStream {
     }
 
     fn abort(&mut self) {
+        // Only the agent carries anything now.
+        self.bridges().for_each(|bridge| bridge.close());
         self.stream.abort();
+    }
+
+    fn application(&mut self) -> Option<&mut ApplicationStream> {
+        Some(self)
+    }
+}
+
+impl Drop for ApplicationStream {
+    fn drop(&mut self) {
+        for bridge in self.bridges() {
+            bridge.close();
+            if let Some(arrived) = &self.arrived {
+                let counter: Arc<dyn Counter> = bridge.clone();
+                arrived.connections.settle(&counter);
+            }
+        }
     }
 }
 
@@ -142,7 +241,7 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         for is_spliced in [true, false] {
             let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
-            let wrap = |stream| ApplicationStream::new(stream, is_spliced);
+            let wrap = |stream| ApplicationStream::new(stream, is_spliced, None);
             let (mut far, mut near) = (
                 wrap(far.expect("connected")),
                 wrap(near.expect("accepted").0),

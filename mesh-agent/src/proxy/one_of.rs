@@ -101,6 +101,14 @@ macro_rules! one_of {
                 }
             }
 
+            fn application(
+                &mut self,
+            ) -> Option<&mut $crate::proxy::application_stream::ApplicationStream> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::application(io),)+
+                }
+            }
+
             fn poll_aborted(
                 &mut self,
                 cx: &mut std::task::Context<'_>,

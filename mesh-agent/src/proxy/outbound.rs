@@ -89,7 +89,8 @@ impl Outbound {
             stream.abort();
             return Err(io::Error::other("no original destination"));
         };
-        let mut stream = ApplicationStream::new(stream, is_spliced);
+        let bridges = self.node.datapath.bridges();
+        let mut stream = ApplicationStream::new(stream, is_spliced, bridges);
         let _ = stream.set_nodelay(true);
         if destination.port() == mesh_common::DNS_PORT {
             self.note_protocol(flow, Recognised::Dns);

@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::application_stream::ApplicationStream;
 use super::copy::Duplex;
 use super::writes_to::writes_to;
 
@@ -66,6 +67,10 @@ impl<S: Duplex> Duplex for Replay<S> {
 
     fn batch_bytes(&self) -> usize {
         self.stream.batch_bytes()
+    }
+
+    fn application(&mut self) -> Option<&mut ApplicationStream> {
+        self.stream.application()
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

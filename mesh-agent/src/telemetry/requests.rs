@@ -155,6 +155,29 @@ pub struct Connections {
     closed: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
+    /// What others count, of connections that are open.
+    elsewhere: Mutex<Vec<Elsewhere>>,
+}
+
+/// A counter of bytes that somebody else raises.
+pub trait Counter: std::fmt::Debug + Send + Sync {
+    /// As many have passed.
+    fn bytes(&self) -> u64;
+}
+
+/// Whose bytes a [`Counter`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    /// The client's.
+    Received,
+    /// Those for the client.
+    Sent,
+}
+
+#[derive(Debug)]
+struct Elsewhere {
+    counter: Arc<dyn Counter>,
+    bytes: Bytes,
 }
 
 /// What [`Connections`] say at one moment.
@@ -188,13 +211,44 @@ impl Connections {
         self.sent.fetch_add(sent, Relaxed);
     }
 
+    /// Counts also what this one counts, until it is told to [`Self::settle`].
+    pub fn follow(&self, counter: Arc<dyn Counter>, bytes: Bytes) {
+        self.elsewhere.lock().push(Elsewhere { counter, bytes });
+    }
+
+    /// Nothing more will come of it.
+    pub fn settle(&self, counter: &Arc<dyn Counter>) {
+        let mut elsewhere = self.elsewhere.lock();
+        let is_it = |other: &Elsewhere| {
+            std::ptr::addr_eq(Arc::as_ptr(&other.counter), Arc::as_ptr(counter))
+        };
+        if let Some(at) = elsewhere.iter().position(is_it) {
+            let settled = elsewhere.swap_remove(at);
+            self.bytes(settled.bytes)
+                .fetch_add(settled.counter.bytes(), Relaxed);
+        }
+    }
+
+    fn bytes(&self, bytes: Bytes) -> &AtomicU64 {
+        match bytes {
+            Bytes::Received => &self.received,
+            Bytes::Sent => &self.sent,
+        }
+    }
+
     /// As they are now.
     pub fn counts(&self) -> ConnectionCounts {
+        let elsewhere = self.elsewhere.lock();
+        let all = |bytes: Bytes| {
+            let those = elsewhere.iter().filter(|other| other.bytes == bytes);
+            let elsewhere: u64 = those.map(|other| other.counter.bytes()).sum();
+            self.bytes(bytes).load(Relaxed) + elsewhere
+        };
         ConnectionCounts {
             opened: self.opened.load(Relaxed),
             closed: self.closed.load(Relaxed),
-            received: self.received.load(Relaxed),
-            sent: self.sent.load(Relaxed),
+            received: all(Bytes::Received),
+            sent: all(Bytes::Sent),
         }
     }
 }

@@ -220,6 +220,21 @@ def hold():
     print("done", flush=True)
 
 
+def thirty():
+    """Thirty words in three seconds, then waits for the end."""
+    connection = connect("echo")
+    for _ in range(30):
+        connection.sendall(b"still there?")
+        if read_exactly(connection, 12) != b"still there?":
+            print("wrong")
+        time.sleep(0.1)
+    print("thirty")
+    try:
+        print("ended" if connection.recv(1) == b"" else "more")
+    except ConnectionResetError:
+        print("ended")
+
+
 def by_both():
     """Bytes come both handed over and by TCP, to the server and from it, while nobody reads."""
     connection = connect("by-both")

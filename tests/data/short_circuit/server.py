@@ -77,7 +77,13 @@ def one(connection):
             print(error, flush=True)
 
 
-def listen(port, deferred):
+def echo(connection):
+    with connection:
+        while chunk := connection.recv(1 << 16):
+            connection.sendall(chunk)
+
+
+def listen(port, deferred=False, habit=one):
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if deferred:
@@ -86,9 +92,10 @@ def listen(port, deferred):
     listener.listen(1024)
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=one, args=(connection,), daemon=True).start()
+        threading.Thread(target=habit, args=(connection,), daemon=True).start()
 
 
 random.seed(1)
 threading.Thread(target=listen, args=(7001, True), daemon=True).start()
-listen(7000, False)
+threading.Thread(target=listen, args=(7002, False, echo), daemon=True).start()
+listen(7000)

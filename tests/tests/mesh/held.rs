@@ -54,6 +54,12 @@ impl Held {
         self.until(&format!("echo {word}"), LIVE);
     }
 
+    /// The program hears that nothing more is to be said, and the other end, too.
+    pub fn close(self) {
+        let Self { mut process, .. } = self;
+        process.kill();
+    }
+
     /// However.
     pub fn ends(&mut self, limit: Duration) {
         self.until("ended", limit);

@@ -9,11 +9,15 @@ use mesh_tests::{
     Agent, Lab, Node, Outcome, Process, ServicePort, Workload, outcome, service, workload_entries,
 };
 
+use crate::held::Held;
+
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/client.py");
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/server.py");
 /// A proxy of its own, behind another service.
 const PROXY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/proxy.py");
 pub const VIP: &str = "10.96.0.40";
+/// Where the server gives back what it gets.
+const ECHO_PORT: u16 = 82;
 
 /// Two workloads of one node.
 pub struct Pair {
@@ -45,7 +49,11 @@ pub fn pair_with(
         .annotated("undermesh.io/short-circuit", short_circuit);
     let process = server.serve(7000, "python3", &[SERVER]);
     lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
-    let ports = [("tcp", 80, 7000), ("tcp-deferred", 81, 7001)];
+    let ports = [
+        ("tcp", 80, 7000),
+        ("tcp-deferred", 81, 7001),
+        ("tcp-echo", ECHO_PORT, 7002),
+    ];
     let ports = ports.map(|(name, port, target)| ServicePort { name, port, target });
     lab.configure("server.yaml", &service("server", 40, &ports));
     let agent = Agent::start_with_files(&lab, Node::A, files(&lab), &[]);
@@ -86,6 +94,11 @@ impl Pair {
 
     pub fn handed_over(&self) -> u64 {
         self.counters()[3]
+    }
+
+    /// A connection to the server's echo.
+    pub fn hold(&self) -> Held {
+        Held::open(&self.client, "v4", VIP, ECHO_PORT)
     }
 
     fn fell_back(&self) -> u64 {
@@ -218,7 +231,7 @@ fn by_default_an_application_sees_what_it_sees_without_the_mesh() {
                 "-c",
                 &format!(
                     "import runpy, socket; listen = socket.socket.bind\n\
-             socket.socket.bind = lambda s, a: listen(s, (a[0], {{7000: 80, 7001: 81}}[a[1]]))\n\
+             socket.socket.bind = lambda s, a: listen(s, (a[0], {{7000: 80, 7001: 81, 7002: 82}}[a[1]]))\n\
              runpy.run_path({SERVER:?}, run_name='__main__')"
                 ),
             ],

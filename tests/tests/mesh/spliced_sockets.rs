@@ -8,6 +8,7 @@ use std::time::Duration;
 use mesh_tests::{Lab, Node, ServicePort, eventually, outcome, service};
 
 use crate::bpftool::bpftool;
+use crate::bridge::taken;
 use crate::held::Held;
 use crate::killed::{BYSTANDERS, Scene, VIP};
 use crate::short_circuit::pair;
@@ -57,6 +58,10 @@ fn nothing_is_left_of_connections_however_they_end_and_whatever_changes_meanwhil
         });
         assert!(most > 0, "the map was in use");
         assert_eq!(said, "ended 400 wrong []\n", "direct: {direct}");
+        eventually(PATIENCE, "bridges", || match taken(&pair.lab) {
+            0 => Ok(()),
+            count => Err(format!("{count} are left, direct: {direct}")),
+        });
         for map in MAPS {
             eventually(PATIENCE, map, || match entries(&pair.lab, map).len() {
                 0 => Ok(()),

@@ -227,7 +227,7 @@ fn metrics_are_left_out_and_labels_changed() {
 }
 
 /// A counter's value by its labels; each of `labels` has to be there.
-fn counter(metrics: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
+pub(crate) fn counter(metrics: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
     let series = metrics.lines().filter(|line| {
         let is_one = |(label, value): &(&str, &str)| line.contains(&format!("{label}=\"{value}\""));
         line.starts_with(&format!("{name}{{")) && labels.iter().all(is_one)

@@ -154,8 +154,10 @@ async fn admitted(
     let admission = node
         .admissions
         .bytes(local.workload.clone(), caller.clone(), application);
-    let stream = connect(node, local, &caller, application).await?;
-    let counted = arrived(node, local, &caller, application).map(Counted::open);
+    let mut stream = connect(node, local, &caller, application).await?;
+    let arrived = arrived(node, local, &caller, application);
+    stream.count_in(arrived.clone());
+    let counted = arrived.map(Counted::open);
     Ok(Revocable::new(stream, admission, counted))
 }
 
@@ -208,7 +210,8 @@ async fn connect(
     }
     let stream = connected?;
     let is_spliced = node.datapath.marks().is_spliced(&stream)?;
-    Ok(ApplicationStream::new(stream, is_spliced))
+    let bridges = node.datapath.bridges();
+    Ok(ApplicationStream::new(stream, is_spliced, bridges))
 }
 
 /// Counts a refusal, and says so.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::admissions::Admission;
+use crate::proxy::application_stream::ApplicationStream;
 use crate::proxy::copy::Duplex;
 use crate::telemetry::callers::Counted;
 
@@ -107,6 +108,10 @@ impl<S: Duplex> Duplex for Revocable<S> {
 
     fn batch_bytes(&self) -> usize {
         self.stream.batch_bytes()
+    }
+
+    fn application(&mut self) -> Option<&mut ApplicationStream> {
+        self.stream.application()
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

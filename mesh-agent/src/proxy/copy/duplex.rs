@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_util::io::poll_read_buf;
 
+use crate::proxy::application_stream::ApplicationStream;
+
 /// What is passed on at once. Behind the nine bytes that head an HTTP/2 frame it fills
 /// four TLS records; a byte more would travel in a fifth.
 pub(super) const CHUNK_BYTES: usize = 64 * 1024 - 9;
@@ -63,6 +65,12 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
         })
     }
 
+    /// The connection to an application of this node that this is, as it is: nothing is
+    /// between but bytes that are read first.
+    fn application(&mut self) -> Option<&mut ApplicationStream> {
+        None
+    }
+
     /// Ready when the far end aborted, for streams that can tell without being
     /// read or written.
     fn poll_aborted(&mut self, _cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -111,6 +119,10 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
 
     fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
         (**self).poll_give(cx, bytes)
+    }
+
+    fn application(&mut self) -> Option<&mut ApplicationStream> {
+        (**self).application()
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

@@ -11,11 +11,14 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
+
+use crate::datapath::Bridge;
 
 use duplex::{CHUNK_BYTES, SOCKET_BYTES};
 pub use duplex::{Chunk, Duplex};
@@ -36,18 +39,34 @@ const LINGER: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub struct Transferred {
     /// From the first stream to the second.
-    pub first_to_second: AtomicU64,
+    first_to_second: Count,
     /// From the second stream to the first.
-    pub second_to_first: AtomicU64,
+    second_to_first: Count,
+}
+
+/// Bytes of one direction.
+#[derive(Debug, Default)]
+struct Count {
+    copied: AtomicU64,
+    /// Counts what goes past the agent.
+    bridge: OnceLock<Arc<Bridge>>,
+}
+
+impl Count {
+    fn add(&self, bytes: usize) {
+        self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn bytes(&self) -> u64 {
+        let bridged = self.bridge.get().map_or(0, |bridge| bridge.bytes());
+        self.copied.load(Ordering::Relaxed) + bridged
+    }
 }
 
 impl Transferred {
     /// Both counts: first to second, second to first.
     pub fn bytes(&self) -> (u64, u64) {
-        (
-            self.first_to_second.load(Ordering::Relaxed),
-            self.second_to_first.load(Ordering::Relaxed),
-        )
+        (self.first_to_second.bytes(), self.second_to_first.bytes())
     }
 }
 
@@ -231,7 +250,7 @@ impl Way {
         &mut self,
         reader: &mut impl Duplex,
         writer: &mut impl Duplex,
-        count: &AtomicU64,
+        count: &Count,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
         let mut rounds = 0;
@@ -247,7 +266,14 @@ impl Way {
                     }
                     Poll::Pending => {
                         // Nothing to read: what is on its way shall not wait for more.
-                        let _ = Pin::new(writer).poll_flush(cx).map_err(Failure::writing)?;
+                        let _ = Pin::new(&mut *writer)
+                            .poll_flush(cx)
+                            .map_err(Failure::writing)?;
+                        if let (Some(from), Some(to)) = (reader.application(), writer.application())
+                            && let Some(bridge) = from.passed_on(to)
+                        {
+                            let _ = count.bridge.set(bridge);
+                        }
                         return Poll::Pending;
                     }
                 },
@@ -255,7 +281,7 @@ impl Way {
                     let taken = ready!(writer.poll_give(cx, rest))
                         .and_then(taken)
                         .map_err(Failure::writing)?;
-                    count.fetch_add(taken as u64, Ordering::Relaxed);
+                    count.add(taken);
                     if rest.is_empty() {
                         *self = Self::default();
                     }
@@ -268,7 +294,7 @@ impl Way {
                     let taken = ready!(writer.poll_give(cx, piece))
                         .and_then(taken)
                         .map_err(Failure::writing)?;
-                    count.fetch_add(taken as u64, Ordering::Relaxed);
+                    count.add(taken);
                     if piece.is_empty() {
                         pieces.pop();
                     }
@@ -302,7 +328,7 @@ fn poll_pass(
     flows: bool,
     reader: &mut impl Duplex,
     writer: &mut impl Duplex,
-    count: &AtomicU64,
+    count: &Count,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Way, Failure>> {
     let (scratch_of_thread, bytes) = match writer.batch_bytes() {
@@ -342,7 +368,7 @@ fn poll_pass(
 fn give(
     mut bytes: Bytes,
     writer: &mut impl Duplex,
-    count: &AtomicU64,
+    count: &Count,
     cx: &mut Context<'_>,
 ) -> Result<Way, Failure> {
     if bytes.is_empty() {
@@ -350,7 +376,7 @@ fn give(
     }
     if let Poll::Ready(result) = writer.poll_give(cx, &mut bytes) {
         let taken = result.and_then(taken).map_err(Failure::writing)?;
-        count.fetch_add(taken as u64, Ordering::Relaxed);
+        count.add(taken);
     }
     Ok(match bytes.is_empty() {
         true => Way::default(),
@@ -380,7 +406,7 @@ fn gather(
 fn give_many(
     mut pieces: [Bytes; PIECES],
     writer: &mut impl Duplex,
-    count: &AtomicU64,
+    count: &Count,
     cx: &mut Context<'_>,
 ) -> Result<Way, Failure> {
     let slices = pieces.each_ref().map(|piece| IoSlice::new(piece));
@@ -388,7 +414,7 @@ fn give_many(
         Poll::Pending => 0,
         Poll::Ready(result) => result.and_then(taken).map_err(Failure::writing)?,
     };
-    count.fetch_add(left as u64, Ordering::Relaxed);
+    count.add(left);
     for piece in &mut pieces {
         let taken = left.min(piece.len());
         piece.advance(taken);
@@ -407,7 +433,7 @@ fn give_many(
 fn lend(
     bytes: &[u8],
     writer: &mut impl Duplex,
-    count: &AtomicU64,
+    count: &Count,
     cx: &mut Context<'_>,
 ) -> Result<Way, Failure> {
     if bytes.is_empty() {
@@ -417,7 +443,7 @@ fn lend(
         Poll::Pending => 0,
         Poll::Ready(result) => result.and_then(taken).map_err(Failure::writing)?,
     };
-    count.fetch_add(taken as u64, Ordering::Relaxed);
+    count.add(taken);
     Ok(match &bytes[taken..] {
         [] => Way::default(),
         rest => Way::Writing(Bytes::copy_from_slice(rest)),
