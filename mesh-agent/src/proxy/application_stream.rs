@@ -32,10 +32,13 @@ pub struct ApplicationStream {
     arrived: Option<Arc<Arrived>>,
 }
 
+/// How often a bridge is asked for: the far application has accepted by then.
+const MAX_ATTEMPTS: u8 = 8;
+
 /// The way of what is read here past the agent.
 enum Passage {
-    /// Not asked for, or too early.
-    Wanted(Arc<Bridges>),
+    /// Asked for too early so often.
+    Wanted(Arc<Bridges>, u8),
     There(Arc<Bridge>),
     None,
 }
@@ -44,7 +47,7 @@ impl ApplicationStream {
     /// `is_spliced`: whether the short-circuit knows the socket.
     pub(super) fn new(stream: TcpStream, is_spliced: bool, bridges: Option<&Arc<Bridges>>) -> Self {
         let from_here = match bridges.filter(|_| is_spliced) {
-            Some(bridges) => Passage::Wanted(bridges.clone()),
+            Some(bridges) => Passage::Wanted(bridges.clone(), 0),
             None => Passage::None,
         };
         Self {
@@ -66,10 +69,11 @@ impl ApplicationStream {
     /// past when that has just come about.
     pub(super) fn passed_on(&mut self, to: &mut Self) -> Option<Arc<Bridge>> {
         let mut new = None;
-        if let Passage::Wanted(bridges) = &self.from_here {
+        if let Passage::Wanted(bridges, attempts) = &mut self.from_here {
+            *attempts += 1;
             self.from_here = match bridges.make(&self.stream, &to.stream) {
-                Bridging::NotYet => return None,
-                Bridging::Never => Passage::None,
+                Bridging::NotYet if *attempts < MAX_ATTEMPTS => return None,
+                Bridging::NotYet | Bridging::Never => Passage::None,
                 Bridging::Made(bridge) => {
                     let bridge = Arc::new(bridge);
                     to.to_here = Some(bridge.clone());
@@ -96,7 +100,7 @@ impl ApplicationStream {
     fn bridges(&self) -> impl Iterator<Item = &Arc<Bridge>> {
         let from_here = match &self.from_here {
             Passage::There(bridge) => Some(bridge),
-            Passage::Wanted(_) | Passage::None => None,
+            Passage::Wanted(..) | Passage::None => None,
         };
         from_here.into_iter().chain(&self.to_here)
     }

@@ -299,4 +299,36 @@ mod tests {
         assert_eq!(counts.duration.buckets[3], 2);
         assert!((counts.response_bytes.sum - 200.0).abs() < 1e-9);
     }
+
+    #[derive(Debug)]
+    struct Elsewhere(AtomicU64);
+
+    impl Counter for Elsewhere {
+        fn bytes(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+    }
+
+    #[test]
+    fn what_others_count_is_in_it_at_once_and_stays_in_it() {
+        let connections = Connections::default();
+        let counters = [3, 5].map(|bytes| Arc::new(Elsewhere(AtomicU64::new(bytes))));
+        connections.follow(counters[0].clone(), Bytes::Received);
+        connections.follow(counters[1].clone(), Bytes::Sent);
+        connections.carry(10, 20);
+        let counts = || {
+            let counts = connections.counts();
+            (counts.received, counts.sent)
+        };
+        assert_eq!(counts(), (13, 25));
+        counters[0].0.store(4, Relaxed);
+        assert_eq!(counts(), (14, 25));
+        for counter in counters {
+            let counter: Arc<dyn Counter> = counter;
+            connections.settle(&counter);
+            // Not twice.
+            connections.settle(&counter);
+        }
+        assert_eq!(counts(), (14, 25));
+    }
 }

@@ -220,15 +220,15 @@ def hold():
     print("done", flush=True)
 
 
-def thirty():
-    """Thirty words in three seconds, then waits for the end."""
+def hundred():
+    """A hundred words in ten seconds, then waits for the end."""
     connection = connect("echo")
-    for _ in range(30):
+    for _ in range(100):
         connection.sendall(b"still there?")
         if read_exactly(connection, 12) != b"still there?":
             print("wrong")
         time.sleep(0.1)
-    print("thirty")
+    print("hundred")
     try:
         print("ended" if connection.recv(1) == b"" else "more")
     except ConnectionResetError:

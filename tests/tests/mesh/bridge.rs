@@ -192,13 +192,13 @@ fn silence_ends_a_connection_and_bytes_that_pass_the_agent_are_none() {
         lab.configure(
             "rule.yaml",
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: server}\n\
-             spec: {host: server, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1s}}}}\n",
+             spec: {host: server, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 4s}}}}\n",
         );
         Vec::new()
     });
-    // Three seconds of words, then none until the end.
-    assert_eq!(pair.sees("thirty"), "thirty\nended\n");
-    assert!(pair.counters()[BRIDGED] >= 2 * (30 - FIRST));
+    // Ten seconds of words, then none until the end.
+    assert_eq!(pair.sees("hundred"), "hundred\nended\n");
+    assert!(pair.counters()[BRIDGED] >= 2 * (100 - FIRST));
 }
 
 #[test]
