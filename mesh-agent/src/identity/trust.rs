@@ -81,8 +81,7 @@ impl Trust {
     /// Whether a certificate is itself one of the roots. webpki takes no authority for a server, but
     /// `openssl req -x509` makes servers that are their own, and whoever trusts one names it.
     fn has_root(&self, leaf: &CertificateDer<'_>) -> bool {
-        webpki::anchor_from_trusted_cert(leaf)
-            .is_ok_and(|own| self.roots.roots.iter().any(|root| *root == own))
+        webpki::anchor_from_trusted_cert(leaf).is_ok_and(|own| self.roots.roots.contains(&own))
     }
 
     /// Once more with the revocation lists, which rustls's own check does not take.

@@ -24,7 +24,12 @@ use crate::telemetry::requests::{Bytes, Counter};
 /// no room.
 pub struct ApplicationStream {
     stream: TcpStream,
-    is_spliced: bool,
+    /// Boxed: most streams have none.
+    splice: Option<Box<Splice>>,
+}
+
+/// What is known where the short-circuit knows the socket.
+struct Splice {
     from_here: Passage,
     /// The other direction's, which the other stream opens and closes.
     to_here: Option<Arc<Bridge>>,
@@ -46,63 +51,49 @@ enum Passage {
 impl ApplicationStream {
     /// `is_spliced`: whether the short-circuit knows the socket.
     pub(super) fn new(stream: TcpStream, is_spliced: bool, bridges: Option<&Arc<Bridges>>) -> Self {
-        let from_here = match bridges.filter(|_| is_spliced) {
-            Some(bridges) => Passage::Wanted(bridges.clone(), 0),
-            None => Passage::None,
+        let splice = || Splice {
+            from_here: bridges.map_or(Passage::None, |bridges| Passage::Wanted(bridges.clone(), 0)),
+            to_here: None,
+            arrived: None,
         };
         Self {
             stream,
-            is_spliced,
-            from_here,
-            to_here: None,
-            arrived: None,
+            splice: is_spliced.then(|| Box::new(splice())),
         }
     }
 
     /// Bytes that go past the agent to the application and from it are counted there.
     pub(super) fn count_in(&mut self, arrived: Option<Arc<Arrived>>) {
-        self.arrived = arrived;
+        if let Some(splice) = &mut self.splice {
+            splice.arrived = arrived;
+        }
     }
 
     /// All that was read here has been written to `to`, and what comes goes there as well: it
     /// need not come through the agent, as long as it does not read. Returns the way
     /// past when that has just come about.
     pub(super) fn passed_on(&mut self, to: &mut Self) -> Option<Arc<Bridge>> {
+        let (here, there) = (self.splice.as_mut()?, to.splice.as_mut()?);
         let mut new = None;
-        if let Passage::Wanted(bridges, attempts) = &mut self.from_here {
+        if let Passage::Wanted(bridges, attempts) = &mut here.from_here {
             *attempts += 1;
-            self.from_here = match bridges.make(&self.stream, &to.stream) {
+            here.from_here = match bridges.make(&self.stream, &to.stream) {
                 Bridging::NotYet if *attempts < MAX_ATTEMPTS => return None,
                 Bridging::NotYet | Bridging::Never => Passage::None,
                 Bridging::Made(bridge) => {
                     let bridge = Arc::new(bridge);
-                    to.to_here = Some(bridge.clone());
-                    to.follow(&bridge, Bytes::Received);
-                    self.follow(&bridge, Bytes::Sent);
+                    there.to_here = Some(bridge.clone());
+                    there.follow(&bridge, Bytes::Received);
+                    here.follow(&bridge, Bytes::Sent);
                     new = Some(bridge.clone());
                     Passage::There(bridge)
                 }
             };
         }
-        if let Passage::There(bridge) = &self.from_here {
+        if let Passage::There(bridge) = &here.from_here {
             bridge.open();
         }
         new
-    }
-
-    fn follow(&self, bridge: &Arc<Bridge>, bytes: Bytes) {
-        if let Some(arrived) = &self.arrived {
-            arrived.connections.follow(bridge.clone(), bytes);
-        }
-    }
-
-    /// The ways past, from here and to here.
-    fn bridges(&self) -> impl Iterator<Item = &Arc<Bridge>> {
-        let from_here = match &self.from_here {
-            Passage::There(bridge) => Some(bridge),
-            Passage::Wanted(..) | Passage::None => None,
-        };
-        from_here.into_iter().chain(&self.to_here)
     }
 
     fn poll_written(
@@ -115,6 +106,42 @@ impl ApplicationStream {
             match write(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl Splice {
+    fn follow(&self, bridge: &Arc<Bridge>, bytes: Bytes) {
+        if let Some(arrived) = &self.arrived {
+            arrived.connections.follow(bridge.clone(), bytes);
+        }
+    }
+
+    /// What is read here passes no more beside the agent.
+    fn close_from_here(&self) {
+        if let Passage::There(bridge) = &self.from_here {
+            bridge.close();
+        }
+    }
+
+    /// The ways past, from here and to here.
+    fn bridges(&self) -> impl Iterator<Item = &Arc<Bridge>> {
+        let from_here = match &self.from_here {
+            Passage::There(bridge) => Some(bridge),
+            Passage::Wanted(..) | Passage::None => None,
+        };
+        from_here.into_iter().chain(&self.to_here)
+    }
+}
+
+impl Drop for Splice {
+    fn drop(&mut self) {
+        for bridge in self.bridges() {
+            bridge.close();
+            if let Some(arrived) = &self.arrived {
+                let counter: Arc<dyn Counter> = bridge.clone();
+                arrived.connections.settle(&counter);
             }
         }
     }
@@ -140,17 +167,16 @@ impl AsyncRead for ApplicationStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.is_spliced {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
+        let this = &mut *self;
+        let Some(splice) = &this.splice else {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        };
         loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            if let Passage::There(bridge) = &self.from_here {
-                bridge.close();
-            }
+            ready!(this.stream.poll_read_ready(cx))?;
+            splice.close_from_here();
             // SAFETY: only ever written to, by the call below.
             let mut room: &mut [MaybeUninit<u8>] = unsafe { buffer.unfilled_mut() };
-            match self.stream.try_read_buf(&mut room) {
+            match this.stream.try_read_buf(&mut room) {
                 Ok(count) => {
                     // SAFETY: so many bytes have been written.
                     unsafe { buffer.assume_init(count) };
@@ -170,7 +196,7 @@ impl AsyncWrite for ApplicationStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.is_spliced {
+        if self.splice.is_some() {
             self.poll_written(cx, |stream| stream.try_write(bytes))
         } else {
             Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -182,7 +208,7 @@ impl AsyncWrite for ApplicationStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.is_spliced {
+        if self.splice.is_some() {
             self.poll_written(cx, |stream| stream.try_write_vectored(slices))
         } else {
             Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
@@ -209,24 +235,13 @@ impl Duplex for ApplicationStream {
 
     fn abort(&mut self) {
         // Only the agent carries anything now.
-        self.bridges().for_each(|bridge| bridge.close());
+        let bridges = self.splice.iter().flat_map(|splice| splice.bridges());
+        bridges.for_each(|bridge| bridge.close());
         self.stream.abort();
     }
 
     fn application(&mut self) -> Option<&mut ApplicationStream> {
         Some(self)
-    }
-}
-
-impl Drop for ApplicationStream {
-    fn drop(&mut self) {
-        for bridge in self.bridges() {
-            bridge.close();
-            if let Some(arrived) = &self.arrived {
-                let counter: Arc<dyn Counter> = bridge.clone();
-                arrived.connections.settle(&counter);
-            }
-        }
     }
 }
 

@@ -51,28 +51,29 @@ pub(super) async fn answer<C: Connector>(
     let service = registry
         .successor(&context.service)
         .unwrap_or(&context.service);
-    let view = RequestView {
-        authority,
-        method: request.method(),
-        path_and_query: request
-            .uri()
-            .path_and_query()
-            .map_or("/", |path| path.as_str()),
-        scheme: request.uri().scheme_str().unwrap_or("http"),
-        headers: request.headers(),
-        facts: Facts {
-            client: context.client_address,
-            destination: context.original_destination,
-            version: request.version(),
-            now: SystemTime::now,
-        },
-    };
-    let client = ClientView::of(&context.client);
     let port = context.original_destination.port();
-    let decision =
+    let decision = {
+        let view = RequestView {
+            authority,
+            method: request.method(),
+            path_and_query: request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str()),
+            scheme: request.uri().scheme_str().unwrap_or("http"),
+            headers: request.headers(),
+            facts: Facts {
+                client: context.client_address,
+                destination: context.original_destination,
+                version: request.version(),
+                now: SystemTime::now,
+            },
+        };
+        let client = ClientView::of(&context.client);
         snapshot
             .routes
-            .decide(&view, &client, service, port, registry, &mut rand::rng());
+            .decide(&view, &client, service, port, registry, &mut rand::rng())
+    };
     record.route(decision.route_name);
     if let Some(meant) = &decision.meant {
         record.meant(
