@@ -5,9 +5,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated;
-use mesh_common::{
-    BridgeTarget, HandedOver, Splice, SplicePeer, Workload, direction, workload_flag,
-};
+use mesh_common::{Splice, SplicePeer, Workload, direction, workload_flag};
 
 use crate::context::{socket_cookie, watch};
 use crate::kernel;
@@ -17,29 +15,6 @@ use crate::maps::{SPLICE_PEERS, SPLICED_SOCKETS, SPLICES};
 const BPF_NOEXIST: u64 = 1;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
-
-const NOTHING: HandedOver = HandedOver {
-    recorded_messages: 0,
-    messages: 0,
-    bytes: 0,
-};
-
-/// What an end's storage starts from.
-const NO_SPLICE: Splice = Splice {
-    own: 0,
-    own_sock: 0,
-    peer: 0,
-    peer_sock: 0,
-    sends: 0,
-    unrecorded: NOTHING,
-    bridge: BridgeTarget {
-        receiver: 0,
-        receiver_sock: 0,
-        far_sock: 0,
-    },
-    bridged: NOTHING,
-    reserved: 0,
-};
 
 /// Which ends of a connection that an application opens to the agent may hand
 /// their bytes over.
@@ -66,65 +41,54 @@ fn allowed(workload: &Workload, application: u32, agent: u32) -> u32 {
 /// The connecting end is established. The other end may not exist yet.
 #[inline(always)]
 pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32) {
-    let own = socket_cookie(raw.cast());
-    join(
-        raw,
-        sk,
-        Splice {
-            own,
-            own_sock: sk as u64,
-            sends: ends & direction::CLIENT,
-            ..NO_SPLICE
-        },
-    );
+    let nobody = SplicePeer { cookie: 0, sock: 0 };
+    join(raw, sk, nobody, ends & direction::CLIENT);
 }
 
 /// The accepting end is established; `client` is the other end.
 #[inline(always)]
 pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, ends: u32) {
-    let own = socket_cookie(raw.cast());
-    let joined = join(
-        raw,
-        sk,
-        Splice {
-            own,
-            own_sock: sk as u64,
-            peer: client.cookie,
-            peer_sock: client.sock,
-            sends: (ends & direction::SERVER) >> 1,
-            ..NO_SPLICE
-        },
-    );
-    if joined {
-        let this = SplicePeer {
-            cookie: own,
-            sock: sk as u64,
-        };
-        let _ = SPLICE_PEERS.insert(&client.cookie, &this, 0);
-    }
+    let Some(own) = join(raw, sk, client, (ends & direction::SERVER) >> 1) else {
+        return;
+    };
+    let this = SplicePeer {
+        cookie: own,
+        sock: sk as u64,
+    };
+    let _ = SPLICE_PEERS.insert(&client.cookie, &this, 0);
 }
 
+/// This end's cookie, where it takes part.
 #[inline(always)]
-fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, splice: Splice) -> bool {
+fn join(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, peer: SplicePeer, sends: u32) -> Option<u64> {
+    let own = socket_cookie(raw.cast());
     // SAFETY: the context of the program and a key on the stack.
-    let added = unsafe { SPLICED_SOCKETS.update(splice.own, &mut *raw, BPF_NOEXIST) };
+    let added = unsafe { SPLICED_SOCKETS.update(own, &mut *raw, BPF_NOEXIST) };
     if added.is_err() {
         // Full, or a kernel that does not take this socket: TCP carries everything.
         say(raw, false, 0);
-        return false;
+        return None;
     }
-    say(raw, true, splice.sends);
-    // SAFETY: a checked socket pointer of the context; the helper copies the value.
-    let stored = unsafe {
+    say(raw, true, sends);
+    watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG);
+    // Made in place, all zero at first: the program's stack has no room for another one.
+    // SAFETY: a checked socket pointer of the context.
+    let splice = unsafe {
         generated::bpf_sk_storage_get(
             ptr::from_ref(&SPLICES).cast_mut().cast(),
             sk.cast(),
-            ptr::from_ref(&splice).cast_mut().cast(),
+            ptr::null_mut(),
             CREATE,
         )
-    };
-    watch(raw, BPF_SOCK_OPS_STATE_CB_FLAG);
-    !stored.is_null()
+        .cast::<Splice>()
+        .as_mut()
+    }?;
+    splice.own = own;
+    splice.own_sock = sk as u64;
+    splice.peer = peer.cookie;
+    splice.peer_sock = peer.sock;
+    splice.sends = sends;
+    Some(own)
 }
 
 /// A log line, in a frame of its own: that of the program is full.
