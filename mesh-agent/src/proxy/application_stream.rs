@@ -23,9 +23,10 @@ use crate::telemetry::requests::{Bytes, Counter};
 /// has been before. So here only `EAGAIN` says that there is nothing, and that there is
 /// no room.
 pub struct ApplicationStream {
-    stream: TcpStream,
-    /// Boxed: most streams have none.
+    /// Boxed: most streams have none. Before the socket, as fields are dropped in order: no byte
+    /// passes beside a socket that is being closed.
     splice: Option<Box<Splice>>,
+    stream: TcpStream,
 }
 
 /// What is known where the short-circuit knows the socket.
@@ -57,8 +58,8 @@ impl ApplicationStream {
             arrived: None,
         };
         Self {
-            stream,
             splice: is_spliced.then(|| Box::new(splice())),
+            stream,
         }
     }
 
