@@ -146,8 +146,10 @@ fn a_hundred_connections_fifty_waiting_requests_and_the_rest_is_refused() {
                 served
             })
             .collect();
-        // Fifty more wait for them, and the rest is refused.
-        let waiting = mesh.at_once(PENDING + 30, "/");
+        // Fifty more wait for them, and the rest is refused. Each takes so long that none of the
+        // connections serves its tenth request and is replaced: the server may hear of a new one
+        // before it has heard that the old one is closed.
+        let waiting = mesh.at_once(PENDING + 30, "/delay/1000");
         let served = served
             .into_iter()
             .map(|served| served.join().expect("no panic"));
