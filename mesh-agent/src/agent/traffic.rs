@@ -10,7 +10,7 @@ use crate::proxy::Node;
 use crate::proxy::http::HttpPool;
 use crate::registry::{Registry, Service, Workload, WorkloadName};
 use crate::telemetry::Side;
-use crate::telemetry::requests::ConnectionCounts;
+use crate::telemetry::connections::ConnectionCounts;
 
 /// All of it.
 pub(super) fn traffic(clusters: &Clusters<HttpPool>, node: &Node, cluster: &str) -> Traffic {

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use super::copy::Duplex;
 use crate::datapath::{Bridge, Bridges, Bridging};
 use crate::telemetry::callers::Arrived;
-use crate::telemetry::requests::{Bytes, Counter};
+use crate::telemetry::connections::{BytesOf, Counter};
 
 /// A connection to an application or from one, with the short-circuit or without.
 ///
@@ -84,8 +84,8 @@ impl ApplicationStream {
                 Bridging::Made(bridge) => {
                     let bridge = Arc::new(bridge);
                     there.to_here = Some(bridge.clone());
-                    there.follow(&bridge, Bytes::Received);
-                    here.follow(&bridge, Bytes::Sent);
+                    there.follow(&bridge, BytesOf::Client);
+                    here.follow(&bridge, BytesOf::Server);
                     new = Some(bridge.clone());
                     Passage::There(bridge)
                 }
@@ -113,9 +113,9 @@ impl ApplicationStream {
 }
 
 impl Splice {
-    fn follow(&self, bridge: &Arc<Bridge>, bytes: Bytes) {
+    fn follow(&self, bridge: &Arc<Bridge>, of: BytesOf) {
         if let Some(arrived) = &self.arrived {
-            arrived.connections.follow(bridge.clone(), bytes);
+            arrived.connections.follow(bridge.clone(), of);
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::requests::{Connections, Tally};
+use super::connections::Connections;
+use super::requests::Tally;
 use crate::identity::Identity;
 use crate::registry::Workload;
 

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod callers;
+pub mod connections;
 pub mod expression;
 mod flags;
 pub mod requests;

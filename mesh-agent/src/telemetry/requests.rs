@@ -1,8 +1,7 @@
-//! How requests and connections ended, counted as Istio counts them.
+//! How requests ended, counted as Istio counts them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -148,111 +147,6 @@ impl Unreached {
     }
 }
 
-/// The connections of one client to one endpoint that are not HTTP.
-#[derive(Debug, Default)]
-pub struct Connections {
-    opened: AtomicU64,
-    closed: AtomicU64,
-    received: AtomicU64,
-    sent: AtomicU64,
-    /// What others count, of connections that are open.
-    elsewhere: Mutex<Vec<Elsewhere>>,
-}
-
-/// A counter of bytes that somebody else raises.
-pub trait Counter: std::fmt::Debug + Send + Sync {
-    /// As many have passed.
-    fn bytes(&self) -> u64;
-}
-
-/// Whose bytes a [`Counter`] counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bytes {
-    /// The client's.
-    Received,
-    /// Those for the client.
-    Sent,
-}
-
-#[derive(Debug)]
-struct Elsewhere {
-    counter: Arc<dyn Counter>,
-    bytes: Bytes,
-}
-
-/// What [`Connections`] say at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnectionCounts {
-    /// That were opened.
-    pub opened: u64,
-    /// That have ended.
-    pub closed: u64,
-    /// Bytes from clients.
-    pub received: u64,
-    /// Bytes to clients.
-    pub sent: u64,
-}
-
-impl Connections {
-    /// Counts one that was opened.
-    pub fn open(&self) {
-        self.opened.fetch_add(1, Relaxed);
-    }
-
-    /// Counts one that has ended, with its bytes.
-    pub fn close(&self, received: u64, sent: u64) {
-        self.closed.fetch_add(1, Relaxed);
-        self.carry(received, sent);
-    }
-
-    /// Counts bytes of one that goes on.
-    pub fn carry(&self, received: u64, sent: u64) {
-        self.received.fetch_add(received, Relaxed);
-        self.sent.fetch_add(sent, Relaxed);
-    }
-
-    /// Counts also what this one counts, until it is told to [`Self::settle`].
-    pub fn follow(&self, counter: Arc<dyn Counter>, bytes: Bytes) {
-        self.elsewhere.lock().push(Elsewhere { counter, bytes });
-    }
-
-    /// Nothing more will come of it.
-    pub fn settle(&self, counter: &Arc<dyn Counter>) {
-        let mut elsewhere = self.elsewhere.lock();
-        let is_it = |other: &Elsewhere| {
-            std::ptr::addr_eq(Arc::as_ptr(&other.counter), Arc::as_ptr(counter))
-        };
-        if let Some(at) = elsewhere.iter().position(is_it) {
-            let settled = elsewhere.swap_remove(at);
-            self.bytes(settled.bytes)
-                .fetch_add(settled.counter.bytes(), Relaxed);
-        }
-    }
-
-    fn bytes(&self, bytes: Bytes) -> &AtomicU64 {
-        match bytes {
-            Bytes::Received => &self.received,
-            Bytes::Sent => &self.sent,
-        }
-    }
-
-    /// As they are now.
-    pub fn counts(&self) -> ConnectionCounts {
-        let elsewhere = self.elsewhere.lock();
-        let all = |bytes: Bytes| {
-            let those = elsewhere.iter().filter(|other| other.bytes == bytes);
-            let elsewhere: u64 = those.map(|other| other.counter.bytes()).sum();
-            self.bytes(bytes).load(Relaxed) + elsewhere
-        };
-        ConnectionCounts {
-            opened: self.opened.load(Relaxed),
-            closed: self.closed.load(Relaxed),
-            received: all(Bytes::Received),
-            sent: all(Bytes::Sent),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,37 +192,5 @@ mod tests {
         assert_eq!((first.code, counts.requests), (300, 2));
         assert_eq!(counts.duration.buckets[3], 2);
         assert!((counts.response_bytes.sum - 200.0).abs() < 1e-9);
-    }
-
-    #[derive(Debug)]
-    struct Elsewhere(AtomicU64);
-
-    impl Counter for Elsewhere {
-        fn bytes(&self) -> u64 {
-            self.0.load(Relaxed)
-        }
-    }
-
-    #[test]
-    fn what_others_count_is_in_it_at_once_and_stays_in_it() {
-        let connections = Connections::default();
-        let counters = [3, 5].map(|bytes| Arc::new(Elsewhere(AtomicU64::new(bytes))));
-        connections.follow(counters[0].clone(), Bytes::Received);
-        connections.follow(counters[1].clone(), Bytes::Sent);
-        connections.carry(10, 20);
-        let counts = || {
-            let counts = connections.counts();
-            (counts.received, counts.sent)
-        };
-        assert_eq!(counts(), (13, 25));
-        counters[0].0.store(4, Relaxed);
-        assert_eq!(counts(), (14, 25));
-        for counter in counters {
-            let counter: Arc<dyn Counter> = counter;
-            connections.settle(&counter);
-            // Not twice.
-            connections.settle(&counter);
-        }
-        assert_eq!(counts(), (14, 25));
     }
 }

@@ -9,8 +9,9 @@ use super::clusters::escaped;
 use crate::identity::Identity;
 use crate::registry::{PASSTHROUGH, Workload};
 use crate::resource::telemetry::Metric;
+use crate::telemetry::connections::ConnectionCounts;
 use crate::telemetry::expression::{Attribute, Facts, Value};
-use crate::telemetry::requests::{BOUNDS, ConnectionCounts, Counts, Histogram, Outcome};
+use crate::telemetry::requests::{BOUNDS, Counts, Histogram, Outcome};
 use crate::telemetry::rules::{Change, MetricRules};
 use crate::telemetry::{Rules, Side};
 

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use super::request_body::RequestBody;
 use crate::balance::EndpointPool;
 use crate::route::UpstreamPolicy;
-use crate::telemetry::requests::{Connections, Tally};
+use crate::telemetry::connections::Connections;
+use crate::telemetry::requests::Tally;
 
 /// HTTP/1.1 connections to one endpoint that are kept without a request; further ones are closed.
 const MAX_IDLE_PER_ENDPOINT: usize = 1024;
