@@ -1,33 +1,33 @@
 //! Connections to endpoints: one that waits, a new one, or the first that becomes free.
 
-use std::io;
+mod connection;
+mod error;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use http::{Request, Response, request};
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
 use super::connector::{Connector, Target};
-use super::pool::{Http1, Http2Stream, HttpPool, Made, UpstreamProtocol};
+use super::pool::{HttpPool, Made, UpstreamProtocol};
 use super::request_body::RequestBody;
 use crate::balance::outlier::Cause;
-use crate::balance::{
-    Active, Cluster, Clusters, EndpointAddress, InRoute, Member, Overflow, Report, Slot,
-};
+use crate::balance::{Cluster, Clusters, EndpointAddress, Member, Report, Slot};
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
 use crate::registry::WorkloadName;
 use crate::route::{RouteLimits, UpstreamPolicy};
 
+use connection::Channel;
+pub(super) use connection::{Connection, Lease, Sent};
+pub(super) use error::{ConnectError, Ended, Unsent, is_cut_short};
+
 /// HTTP/2 flow control window of a stream, in bytes.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// HTTP/2 flow control window of a connection, in bytes.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// How long a connection has, after its response, to take the rest of the request.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a client knows of a service, with its connections.
 pub type HttpCluster = Cluster<HttpPool>;
@@ -302,131 +302,6 @@ impl Wanted<'_> {
     }
 }
 
-/// A connection (or a stream of one) that is ready for a request.
-pub(super) struct Connection {
-    pub(super) member: Arc<Member<HttpPool>>,
-    channel: Channel,
-    /// It has served others before.
-    reused: bool,
-}
-
-enum Channel {
-    Http1(Http1),
-    Http2(Http2Stream),
-}
-
-impl Connection {
-    /// Address from which it goes out, where it has one of its own.
-    pub(super) fn local_address(&self) -> Option<SocketAddr> {
-        match &self.channel {
-            Channel::Http1(connection) => connection.local_address,
-            Channel::Http2(stream) => stream.local_address,
-        }
-    }
-
-    /// Sends a request.
-    pub(super) async fn send(
-        self,
-        request: Request<RequestBody>,
-        active: Active<HttpPool>,
-    ) -> Result<Sent, Unsent> {
-        let Self {
-            channel, reused, ..
-        } = self;
-        let (channel, result) = match channel {
-            Channel::Http1(mut connection) => {
-                connection.count();
-                let result = connection.sender.try_send_request(request).await;
-                (Channel::Http1(connection), result)
-            }
-            Channel::Http2(mut stream) => {
-                let result = stream.sender.try_send_request(request).await;
-                (Channel::Http2(stream), result)
-            }
-        };
-        match result {
-            Ok(response) => Ok(Sent {
-                response,
-                lease: Lease {
-                    channel: Some(channel),
-                    active,
-                },
-            }),
-            Err(error) => Err(Unsent::of(error, reused)),
-        }
-    }
-
-    /// It was not needed after all.
-    pub(super) fn give_back(self, wanted: &Wanted<'_>) {
-        if let Channel::Http1(connection) = self.channel {
-            self.member.host.pool.keep_http1(connection, wanted.policy);
-        }
-        wanted.cluster.freed();
-    }
-}
-
-/// A response, and the connection that it comes over.
-pub(super) struct Sent {
-    pub(super) response: Response<Incoming>,
-    pub(super) lease: Lease,
-}
-
-/// Holds a connection (or a stream of it) until its response has ended.
-pub(super) struct Lease {
-    channel: Option<Channel>,
-    active: Active<HttpPool>,
-}
-
-impl Lease {
-    /// Tells what became of the request.
-    pub(super) fn report(&self, report: Report) {
-        self::report(self.active.cluster(), self.active.member(), report);
-    }
-
-    /// Tells the breaker of its route what a call of gRPC's came to.
-    pub(super) fn report_to_route(&self, failed: bool) {
-        let now = || tokio::time::Instant::now().into_std();
-        self.active.report_to_route(failed, now);
-    }
-
-    /// Counts the exchange among those of its route until it ends.
-    pub(super) fn hold(&mut self, in_route: InRoute) {
-        self.active.hold(in_route);
-    }
-
-    /// The connection has become a tunnel: what is left is to be counted while it lasts.
-    pub(super) fn into_tunnel(self) -> (Active<HttpPool>, Slot<HttpPool>) {
-        let slot = self.active.cluster().slot_anyway();
-        (self.active, slot)
-    }
-
-    /// The response has been read to its end: the connection may be used again.
-    /// A lease that is merely dropped closes an HTTP/1.1 connection.
-    pub(super) fn finish(mut self) {
-        let cluster = Arc::clone(self.active.cluster());
-        match self.channel.take() {
-            Some(Channel::Http1(connection)) if connection.sender.is_ready() => {
-                keep(&self.active, connection);
-            }
-            Some(Channel::Http1(mut connection)) => {
-                if !connection.sender.is_closed()
-                    && let Ok(runtime) = tokio::runtime::Handle::try_current()
-                {
-                    let active = self.active;
-                    runtime.spawn(async move {
-                        let ready = connection.sender.ready();
-                        if let Ok(Ok(())) = tokio::time::timeout(FINISH_TIMEOUT, ready).await {
-                            keep(&active, connection);
-                        }
-                    });
-                }
-            }
-            // Its place among the streams is free when it is dropped.
-            Some(Channel::Http2(..)) | None => cluster.freed(),
-        }
-    }
-}
-
 /// Tells what became of a request to an endpoint.
 pub(in crate::proxy) fn report(cluster: &HttpCluster, member: &Member<HttpPool>, report: Report) {
     let now = || tokio::time::Instant::now().into_std();
@@ -445,130 +320,4 @@ fn tell_of_ejection(cluster: &HttpCluster, endpoint: &EndpointAddress, cause: Ca
         %cause,
         "endpoint is taken out of service"
     );
-}
-
-fn keep(active: &Active<HttpPool>, connection: Http1) {
-    let cluster = active.cluster();
-    let pool = &active.member().host.pool;
-    pool.keep_http1(connection, &cluster.policy());
-    cluster.freed();
-}
-
-/// Why a request got no response over its connection.
-pub(super) enum Unsent {
-    /// The connection had been closed; the request has not been touched.
-    Untouched(Box<request::Parts>),
-    /// The connection ended.
-    Ended(Ended),
-}
-
-/// A connection that ended under a request.
-pub(super) struct Ended {
-    pub(super) cause: Chain,
-    /// The server has said that it did not process the request.
-    pub(super) refused: bool,
-    /// The connection had served other requests before: it may have been closed for its age.
-    pub(super) reused: bool,
-    /// A stream was reset, not the connection.
-    pub(super) reset: bool,
-    /// The client ended its own request.
-    pub(super) client: bool,
-}
-
-impl Unsent {
-    fn of(
-        mut error: hyper::client::conn::TrySendError<Request<RequestBody>>,
-        reused: bool,
-    ) -> Self {
-        match error.take_message() {
-            Some(request) => Self::Untouched(Box::new(request.into_parts().0)),
-            None => Self::Ended(Ended::new(error.into_error(), reused)),
-        }
-    }
-}
-
-impl Ended {
-    fn new(error: hyper::Error, reused: bool) -> Self {
-        let h2 = source::<h2::Error>(&error);
-        Self {
-            // A stream that a graceful GOAWAY ends was not processed (RFC 9113, section 6.8).
-            refused: h2.is_some_and(|h2| match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => true,
-                Some(h2::Reason::NO_ERROR) => h2.is_go_away() && h2.is_remote(),
-                _ => false,
-            }),
-            reset: h2.is_some_and(h2::Error::is_reset),
-            client: source::<super::BodyError>(&error).is_some(),
-            reused,
-            cause: Chain(error),
-        }
-    }
-}
-
-/// Whether a body ended before the end that its head had announced.
-pub(super) fn is_cut_short(error: &hyper::Error) -> bool {
-    let unexpected = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
-    error.is_incomplete_message() || source(error).is_some_and(unexpected)
-}
-
-fn source<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// An error of hyper's with its causes, which its own text leaves out.
-#[derive(Debug)]
-pub(super) struct Chain(hyper::Error);
-
-impl std::fmt::Display for Chain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = std::error::Error::source(&self.0);
-        while let Some(error) = next {
-            write!(f, ": {error}")?;
-            next = error.source();
-        }
-        Ok(())
-    }
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    /// It was refused, or the like.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// It took too long.
-    #[error("no connection within {0:?}")]
-    Timeout(Duration),
-    /// A bound of the DestinationRule is reached.
-    #[error("reset reason: overflow")]
-    Overflow(#[from] Overflow),
-    /// The endpoint did not begin to speak HTTP.
-    #[error("HTTP handshake: {0}")]
-    Handshake(hyper::Error),
-}
-
-impl ConnectError {
-    /// As Envoy puts it in its log, where the system said it.
-    pub(super) fn transport_failure(&self) -> String {
-        let text = self.to_string();
-        match text.split_once(" (os error") {
-            Some((text, _)) => format!("delayed_connect_error: {text}"),
-            None => text,
-        }
-    }
-
-    /// Whether a policy of the destination forbids the connection (not the
-    /// system, whose refusals have a number).
-    pub(super) fn is_denied(&self) -> bool {
-        matches!(self, Self::Io(error)
-            if error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none())
-    }
 }
