@@ -21,6 +21,7 @@ mod routes;
 mod starting;
 mod supervisor;
 mod takeover;
+pub mod time_slice;
 mod traffic;
 mod uninstall;
 mod verdicts;

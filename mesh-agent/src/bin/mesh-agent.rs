@@ -54,6 +54,7 @@ fn block_on(
 ) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.get())
+        .on_thread_start(agent::time_slice::shorten)
         .enable_all()
         .build()?
         .block_on(work)

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the mesh beside no mesh and beside Envoy with iptables,
 //! in the same run. `docs/benchmark.md` says what each row means.
 
+mod busy;
 mod certificates;
 mod configuration;
 mod drive;
@@ -45,6 +46,9 @@ pub struct Options {
     /// Length of each measurement.
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Processes that compute all the time beside it, as on a node with other work.
+    #[arg(long, value_name = "PROCESSES", default_value_t = 0)]
+    busy: usize,
     /// Write one JSON object a row to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -66,7 +70,8 @@ pub fn run(options: &Options) -> Result<()> {
     measure
         .arg("measure")
         .arg(format!("--rounds={}", options.rounds))
-        .arg(format!("--seconds={}", options.seconds));
+        .arg(format!("--seconds={}", options.seconds))
+        .arg(format!("--busy={}", options.busy));
     for (flag, value) in [
         ("--scenario", &options.scenario),
         ("--variant", &options.variant),
@@ -86,6 +91,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Measures and reports.
 pub fn measure(options: &Options) -> Result<()> {
     let mut figures = figures::Figures::default();
+    let _busy = busy::Busy::start(options.busy)?;
     for scenario in options.scenarios()? {
         println!("\n{}: {}", scenario.name, scenario.about);
         scenario

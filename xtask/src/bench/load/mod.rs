@@ -3,6 +3,7 @@
 
 mod hold;
 mod latency;
+mod spin;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,6 +22,8 @@ pub enum Load {
     Latency(latency::Arguments),
     /// Many connections, each with one request, held open until standard input ends.
     Hold(hold::Arguments),
+    /// Nothing but computing until standard input ends, as other work on a node does.
+    Spin,
 }
 
 /// Makes the load.
@@ -28,6 +31,7 @@ pub fn run(load: &Load) -> Result<()> {
     match load {
         Load::Latency(arguments) => latency::run(arguments),
         Load::Hold(arguments) => hold::run(arguments),
+        Load::Spin => spin::run(),
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::error::Unsent;
 use super::Wanted;
+use super::error::Unsent;
 use crate::balance::{Active, InRoute, Member, Report, Slot};
 use crate::proxy::http::pool::{Http1, Http2Stream, HttpPool};
 use crate::proxy::http::request_body::RequestBody;
