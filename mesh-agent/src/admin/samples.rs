@@ -87,6 +87,8 @@ impl Agent for SampleAgent {
     fn plaintext(&self, _minutes: u32) -> Vec<PlaintextView> {
         plaintext()
     }
+
+    fn answered(&self) {}
 }
 
 pub fn plaintext() -> Vec<PlaintextView> {

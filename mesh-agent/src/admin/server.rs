@@ -92,11 +92,13 @@ async fn answer(request: Request<Incoming>, agent: Arc<dyn Agent>) -> Response<F
     // Views read BPF maps: that blocks.
     let view = tokio::task::spawn_blocking(move || {
         let query = uri.query().unwrap_or_default();
-        if change {
+        let answer = if change {
             set_kernel_log(agent.as_ref(), query)
         } else {
             view(agent.as_ref(), uri.path(), query)
-        }
+        };
+        agent.answered();
+        answer
     });
     view.await.unwrap_or_else(|_| {
         error(

@@ -26,8 +26,8 @@ pub(super) fn tune_allocator() {
 
 /// How long after a change its memory is given back: one change often follows another.
 const AFTER_CHANGE: Duration = Duration::from_millis(500);
-/// How long after the last connection began or ended. Longer, because the next one takes the
-/// code back page by page.
+/// How long after the last connection began or ended, or somebody was answered last. Longer,
+/// because the next one takes the code back page by page.
 const AFTER_TRAFFIC: Duration = Duration::from_secs(5);
 
 /// Gives back what the start, a configuration, the enrolment of workloads or traffic took
@@ -51,7 +51,7 @@ impl Rest {
         self.after_change = Some(now + AFTER_CHANGE);
     }
 
-    /// Connections have begun or ended.
+    /// Connections have begun or ended, or somebody has been answered.
     pub(super) fn busy(&mut self, now: Instant) {
         self.after_traffic = Some(now + AFTER_TRAFFIC);
     }
@@ -67,7 +67,8 @@ impl Rest {
     }
 }
 
-/// Free blocks of the heap: glibc keeps them otherwise.
+/// Free blocks of the heap: glibc keeps them otherwise. The free end of a thread's own heap it keeps
+/// in any case, up to `KEPT_BYTES`.
 fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a plain number; the allocator locks what it trims.

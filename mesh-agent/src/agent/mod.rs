@@ -34,6 +34,7 @@ pub use uninstall::uninstall;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -85,6 +86,8 @@ struct Agent {
     refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
     flows: Arc<FlowCounts>,
+    /// Whether somebody has been answered lately, which takes memory for a while.
+    has_answered: AtomicBool,
     /// Whether the kernel ends connections that a new policy forbids.
     ends_connections: bool,
 }
@@ -210,6 +213,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         refusals: 0.into(),
         resources: 0.into(),
         flows: Arc::default(),
+        has_answered: AtomicBool::default(),
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
     });
@@ -311,7 +315,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
                 let busy = keeper.tend(&agent.node.datapath);
-                if busy {
+                if busy | agent.has_answered.swap(false, Relaxed) {
                     rest.busy(Instant::now());
                 }
                 rest.look(Instant::now());

@@ -227,6 +227,10 @@ impl api::Agent for Agent {
     fn plaintext(&self, minutes: u32) -> Vec<api::PlaintextView> {
         super::plaintext::views(&self.node, minutes)
     }
+
+    fn answered(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Agent {

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TAKES_KIB: u64 = 2 * 1024;
 
 #[test]
-fn what_a_start_a_change_and_traffic_take_for_a_while_is_given_back() {
+fn what_a_start_a_change_traffic_and_answers_take_for_a_while_is_given_back() {
     let bookinfo = Bookinfo::start();
     let agent = &bookinfo.a;
     let start = peak_kib(agent);
@@ -34,6 +34,11 @@ fn what_a_start_a_change_and_traffic_take_for_a_while_is_given_back() {
     gives_back(agent, "traffic", || {
         for _ in 0..20 {
             assert_eq!(bookinfo.sleep.curl(&["http://reviews/"]).status, 200);
+        }
+    });
+    gives_back(agent, "answers", || {
+        for view in ["check", "config", "flows", "services", "endpoints", "certs"] {
+            agent.meshctl(&[view]).success();
         }
     });
 }

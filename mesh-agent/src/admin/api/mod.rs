@@ -76,6 +76,8 @@ pub trait Agent: Send + Sync + 'static {
     /// Who has spoken plaintext to the node's workloads within `minutes`, where
     /// STRICT is not in force.
     fn plaintext(&self, minutes: u32) -> Vec<PlaintextView>;
+    /// Somebody has been answered: what that took for a while can be given back.
+    fn answered(&self);
 }
 
 /// What the agent and its kernel programs have counted.

@@ -142,7 +142,11 @@ async fn answer(request: &Request<Incoming>, agent: Arc<dyn Agent>) -> Response<
         ),
         "/metrics" | "/stats/prometheus" => {
             // Views read BPF maps: that blocks.
-            let text = tokio::task::spawn_blocking(move || super::text(agent.as_ref()));
+            let text = tokio::task::spawn_blocking(move || {
+                let text = super::text(agent.as_ref());
+                agent.answered();
+                text
+            });
             match text.await {
                 Ok(text) => (StatusCode::OK, text),
                 Err(_) => (
