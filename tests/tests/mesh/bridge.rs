@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Messages of a connection before its bridge is there, at most.
 const FIRST: u64 = 6;
 /// `Counter::HandedOver` and `Counter::Bridged` of mesh-common.
-const HANDED_OVER: usize = 3;
-const BRIDGED: usize = 8;
+pub const HANDED_OVER: usize = 3;
+pub const BRIDGED: usize = 8;
 
 /// A client and a server that echoes on one node.
 struct Scene {
@@ -100,7 +100,7 @@ impl Scene {
 }
 
 /// The counters of the kernel, by `Counter` of mesh-common. What is not recorded yet is not in them.
-fn counters(lab: &Lab) -> Vec<u64> {
+pub fn counters(lab: &Lab) -> Vec<u64> {
     let pin = lab.bpffs(Node::A).join("counters");
     let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()]);
     let sum = |entry: &serde_json::Value| {

@@ -49,6 +49,7 @@ mod resolvers;
 mod routing;
 mod service_fields;
 mod short_circuit;
+mod soak;
 mod sockets;
 mod spliced_sockets;
 mod strict;
