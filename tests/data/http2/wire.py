@@ -10,8 +10,7 @@ END_HEADERS, PADDED, PRIORITIZED = 4, 8, 0x20
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 1, 3, 5, 6, 7, 8, 9
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_STREAMS, WINDOW, MAX_FRAME = 1, 2, 3, 4, 5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-PATIENCE = 3
-host, authority = sys.argv[1].rsplit(":", 1), sys.argv[2]
+host, authority, PATIENCE = sys.argv[1].rsplit(":", 1), sys.argv[2], int(sys.argv[3])
 cases = []
 
 
@@ -162,6 +161,6 @@ def result(case):
 
 
 def run():
-    wanted = set(sys.argv[3:])
+    wanted = set(sys.argv[4:])
     with ThreadPoolExecutor(8) as pool:
         print(*pool.map(result, [case for case in cases if not wanted or case[0] in wanted]), sep="\n")

@@ -6,7 +6,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use mesh_tests::{
-    Agent, Lab, Node, Process, Reply, ServicePort, Workload, eventually, service, workload_entries,
+    Agent, Lab, Node, Process, Reply, ServicePort, Workload, eventually, service, wait_until,
+    workload_entries,
 };
 
 /// How long a change of policy may take until it holds.
@@ -16,7 +17,7 @@ const LIVE: Duration = Duration::from_secs(5);
 /// each of which serves HTTP on port 80 and echoes on port 90; `outside` is not in the mesh.
 struct Shop {
     a: Agent,
-    _b: Agent,
+    b: Agent,
     _servers: Vec<Process>,
     friend: Workload,
     stranger: Workload,
@@ -47,7 +48,7 @@ impl Shop {
         }
         let shop = Self {
             a: Agent::start(&lab, Node::A),
-            _b: Agent::start(&lab, Node::B),
+            b: Agent::start(&lab, Node::B),
             _servers: servers,
             friend,
             stranger,
@@ -62,7 +63,24 @@ impl Shop {
         shop
     }
 
-    /// Puts a policy for both servers in force, and waits until it holds on both nodes.
+    /// Configurations that are in force.
+    fn generations(&self) -> [Option<u64>; 2] {
+        [&self.a, &self.b].map(|agent| agent.meshctl_json(&["config"])["generation"].as_u64())
+    }
+
+    /// Puts a policy for both servers in force, and waits until both nodes say that it is:
+    /// what it forbids has ended then.
+    fn acknowledged(&self, spec: &str) {
+        let before = self.generations();
+        self.policy(spec);
+        let both = || {
+            let now = self.generations();
+            now.iter().zip(before).all(|(now, before)| *now > before)
+        };
+        assert!(wait_until(LIVE, both), "{:?}", self.generations());
+    }
+
+    /// Configures a policy for both servers.
     fn policy(&self, spec: &str) {
         let document = |name: &str| {
             format!(
@@ -254,8 +272,11 @@ fn a_change_of_policy_closes_open_connections_that_it_forbids_and_no_other() {
         let mut stranger = Connection::open(&shop.stranger, name);
         assert_eq!(friend.say("one").as_deref(), Some("one"));
         assert_eq!(stranger.say("one").as_deref(), Some("one"));
-        shop.policy("action: DENY, rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]");
-        shop.until(&shop.stranger, &[&format!("http://{name}/")], 403);
+        shop.acknowledged(
+            "action: DENY, rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]",
+        );
+        let denied = shop.stranger.curl(&[&format!("http://{name}/")]);
+        assert_eq!(denied.status, 403, "{denied:?}");
         assert_eq!(stranger.say("two"), None, "{name}");
         assert_eq!(friend.say("two").as_deref(), Some("two"), "{name}");
         shop.lab.unconfigure("policy.yaml");

@@ -46,17 +46,20 @@ const LEFT: &[(&str, &str)] = &[(
     "pseudo fields among trailers are left out instead of refused",
 )];
 
+/// Where silence is the wrong answer, it is waited for; that is the time of the whole test.
+const PATIENCE_S: u32 = 3;
+
 /// Cases by name, with what was wrong.
 type Results = BTreeMap<String, Option<String>>;
 
-fn run(client: &Workload, address: &str) -> Results {
+/// All cases, or those that are named, with as many seconds for each answer.
+fn run(client: &Workload, address: &str, patience_s: u32, names: &[String]) -> Results {
     let script = client.file("http2.py", CASES);
-    let said = client
-        .run(
-            "/usr/bin/python3",
-            &[&*script.to_string_lossy(), address, "web"],
-        )
-        .success();
+    let (script, patience_s) = (script.to_string_lossy(), patience_s.to_string());
+    let arguments = [&*script, address, "web", &patience_s];
+    let names = names.iter().map(String::as_str);
+    let arguments: Vec<&str> = arguments.into_iter().chain(names).collect();
+    let said = client.run("/usr/bin/python3", &arguments).success();
     let results = said.lines().map(|line| {
         let (name, result) = line.split_once(' ').expect("a name");
         (name.to_owned(), (result != "ok").then(|| result.to_owned()))
@@ -69,6 +72,16 @@ fn wrong(results: &Results) -> String {
         .iter()
         .filter_map(|(name, wrong)| Some(format!("{name} {}", wrong.as_ref()?)));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Cases in which one of both does better than it should.
+fn worse(ours: &Results, theirs: &Results) -> Vec<String> {
+    let is_worse = |(name, wrong): &(&String, &Option<String>)| {
+        let is_left = LEFT.iter().any(|(left, _)| left == name);
+        (wrong.is_some() && theirs[*name].is_none()) != is_left
+    };
+    let worse = ours.iter().filter(is_worse);
+    worse.map(|(name, _)| name.clone()).collect()
 }
 
 fn passed(results: &Results) -> usize {
@@ -102,17 +115,18 @@ fn http2_is_spoken_at_least_as_well_as_by_envoy() {
             }
         });
     }
-    let theirs = run(&outside, "127.0.0.1:10000");
+    let envoys = "127.0.0.1:10000";
+    let mut theirs = run(&outside, envoys, PATIENCE_S, &[]);
     for address in ["10.96.0.40:80", "10.96.0.40:81"] {
-        let ours = run(&client, address);
+        let mut ours = run(&client, address, PATIENCE_S, &[]);
         assert_eq!(ours.len(), theirs.len());
-        let worse: Vec<_> = ours
-            .iter()
-            .filter(|(name, wrong)| {
-                let is_left = LEFT.iter().any(|(left, _)| left == name);
-                (wrong.is_some() && theirs[*name].is_none()) != is_left
-            })
-            .collect();
+        // Who is late on a busy machine is given more time: what matters is what is said.
+        let late = worse(&ours, &theirs);
+        if !late.is_empty() {
+            theirs.extend(run(&outside, envoys, 10 * PATIENCE_S, &late));
+            ours.extend(run(&client, address, 10 * PATIENCE_S, &late));
+        }
+        let worse = worse(&ours, &theirs);
         eprintln!(
             "of {} cases {} pass on {address}, {} with Envoy\nours:\n{}\nEnvoy:\n{}",
             ours.len(),

@@ -10,7 +10,7 @@ use mesh_tests::{
 /// `sleep` and `near` on node a, `far` on node b.
 struct Mesh {
     a: Agent,
-    _b: Agent,
+    b: Agent,
     _servers: Vec<Process>,
     sleep: Workload,
     lab: Lab,
@@ -33,7 +33,7 @@ fn mesh(flags: &[&str]) -> Mesh {
     }
     let mesh = Mesh {
         a: Agent::start_with(&lab, Node::A, flags),
-        _b: Agent::start_with(&lab, Node::B, flags),
+        b: Agent::start_with(&lab, Node::B, flags),
         _servers: servers.into(),
         sleep,
         lab,
@@ -162,48 +162,40 @@ fn another_root_is_taken_up_while_the_mesh_works() {
         std::fs::write(&draft, text).expect("written");
         std::fs::rename(draft, ca.join(name)).expect("renamed");
     };
+    // Of each agent: both look once a second.
     let roots = || {
-        let all = mesh.a.meshctl_json(&["certs"]);
-        let is_root = |one: &&serde_json::Value| one["kind"] == "Root";
-        all.as_array()
-            .expect("a list")
-            .iter()
-            .filter(is_root)
-            .count()
+        [&mesh.a, &mesh.b].map(|agent| {
+            let all = agent.meshctl_json(&["certs"]);
+            let all = all.as_array().expect("a list").iter();
+            all.filter(|one| one["kind"] == "Root").count()
+        })
+    };
+    let trusted = |count: usize, what: &str| {
+        eventually(Duration::from_secs(10), what, || {
+            let reply = mesh.sleep.curl(&["http://far/"]);
+            assert_eq!(reply.status, 200, "{reply:?}");
+            let roots = roots();
+            let all = roots == [count; 2];
+            all.then_some(()).ok_or_else(|| format!("{roots:?}"))
+        });
     };
     replace("root-cert.pem", &format!("{old_root}{new_root}"));
-    eventually(Duration::from_secs(5), "both roots are trusted", || {
-        if roots() == 2 {
-            Ok(())
-        } else {
-            Err(roots().to_string())
-        }
-    });
-    // Both agents look once a second.
-    std::thread::sleep(Duration::from_millis(1500));
+    trusted(2, "both roots are trusted");
     replace("cert-chain.pem", &new_root);
     replace("ca-key.pem", &read(&elsewhere.join("ca-key.pem")));
     replace("ca-cert.pem", &new_root);
-    eventually(Duration::from_secs(5), "the new authority signs", || {
-        let all = mesh.a.meshctl_json(&["certs"]).to_string();
+    eventually(Duration::from_secs(10), "the new authority signs", || {
         let reply = mesh.sleep.curl(&["http://far/"]);
         assert_eq!(reply.status, 200, "{reply:?}");
-        if all.contains("[\"O=new, CN=root\"]") {
-            Ok(())
-        } else {
-            Err(all)
-        }
+        let all = [&mesh.a, &mesh.b].map(|agent| agent.meshctl_json(&["certs"]).to_string());
+        let is_new = |certs: &String| certs.contains("[\"O=new, CN=root\"]");
+        all.iter()
+            .all(is_new)
+            .then_some(())
+            .ok_or_else(|| all.join("\n"))
     });
     replace("root-cert.pem", &new_root);
-    eventually(Duration::from_secs(5), "the old root is gone", || {
-        let reply = mesh.sleep.curl(&["http://far/"]);
-        assert_eq!(reply.status, 200, "{reply:?}");
-        if roots() == 1 {
-            Ok(())
-        } else {
-            Err(roots().to_string())
-        }
-    });
+    trusted(1, "the old root is gone");
 }
 
 #[test]

@@ -15,6 +15,8 @@ const RESOLVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/resolver.py");
 const NAME: &str = "reviews.default.svc.cluster.local";
 /// Within which a question is answered, or refused; the resolver itself waits for 3 s.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// Within which a program runs.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// A program with a socket that is connected to a name server.
 struct Resolver {
@@ -30,7 +32,7 @@ impl Resolver {
         command.args([RESOLVER, server, NAME]).stdin(Stdio::piped());
         let mut process = Process::spawn(&mut command, log).expect("python starts");
         let input = process.stdin().expect("piped");
-        let connected = wait_until(AT_ONCE, || process.log().contains("connected"));
+        let connected = wait_until(STARTED, || process.log().contains("connected"));
         assert!(connected, "{}", process.log());
         Self {
             process,
@@ -117,7 +119,7 @@ fn nobody_gets_the_questions_of_a_connected_resolver_whose_agent_was_killed() {
     command.args(["-c", SQUAT]).args(ports);
     let log = mesh.lab.folder().join("squat.log");
     let squat = Process::spawn(&mut command, log).expect("python starts");
-    let ready = wait_until(AT_ONCE, || squat.log().contains("ready"));
+    let ready = wait_until(STARTED, || squat.log().contains("ready"));
     assert!(ready, "{}", squat.log());
     for (server, resolver) in &mut resolvers {
         assert_eq!(resolver.ask(), "ECONNREFUSED", "{server}");
