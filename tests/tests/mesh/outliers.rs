@@ -45,6 +45,13 @@ fn out(agent: &Agent) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The median latency that a reason tells of, in milliseconds.
+fn latency_ms(reason: &str) -> f64 {
+    let text = reason.strip_prefix("median latency ");
+    let number = text.and_then(|text| text.split(' ').next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("{reason}"))
+}
+
 const TIMEOUTS: &str = r#"
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -104,7 +111,8 @@ fn an_endpoint_whose_answers_never_come_is_slow() {
         is_out.then_some(()).ok_or_else(|| format!("{out:?}"))
     });
     let reason = &out(&agent)[SLOW];
-    assert!(reason.starts_with("median latency 2"), "{reason}");
+    // No less than the timeout, and not much more, however busy the machine is.
+    assert!((200.0..1000.0).contains(&latency_ms(reason)), "{reason}");
 }
 
 #[test]
@@ -160,7 +168,7 @@ fn the_slow_and_the_failing_of_six_endpoints_are_taken_out() {
     );
     let slow = &out[SLOW];
     assert!(
-        slow.starts_with("median latency 1") && slow.ends_with(" ms of the others"),
+        (100.0..1000.0).contains(&latency_ms(slow)) && slow.ends_with(" ms of the others"),
         "{slow}"
     );
 
