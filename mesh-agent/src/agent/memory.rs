@@ -1,8 +1,6 @@
 //! How much memory the agent keeps: enough that streams in full flow do not ask the system
 //! for it, and nothing of what only a start, a change or a burst of connections needs.
 
-use std::time::{Duration, Instant};
-
 /// Free memory at the end of a heap that glibc keeps: what streams in full flow take and
 /// give back all the time. By default it is 128 KiB, and every few records' pages went
 /// back to the system, to be cleared and mapped again at once: a sixth of a tunnel's time.
@@ -24,52 +22,9 @@ pub(super) fn tune_allocator() {
     }
 }
 
-/// How long after a change its memory is given back: one change often follows another.
-const AFTER_CHANGE: Duration = Duration::from_millis(500);
-/// How long after the last connection began or ended, or somebody was answered last. Longer,
-/// because the next one takes the code back page by page.
-const AFTER_TRAFFIC: Duration = Duration::from_secs(5);
-
-/// Gives back what the start, a configuration, the enrolment of workloads or traffic took
-/// for a while, as soon as nothing of the kind happens any more.
-pub(super) struct Rest {
-    after_change: Option<Instant>,
-    after_traffic: Option<Instant>,
-}
-
-impl Rest {
-    /// From now on. The start is what there is to rest from first.
-    pub(super) fn new(now: Instant) -> Self {
-        Self {
-            after_change: Some(now + AFTER_CHANGE),
-            after_traffic: None,
-        }
-    }
-
-    /// A configuration or the workloads have changed.
-    pub(super) fn changed(&mut self, now: Instant) {
-        self.after_change = Some(now + AFTER_CHANGE);
-    }
-
-    /// Connections have begun or ended, or somebody has been answered.
-    pub(super) fn busy(&mut self, now: Instant) {
-        self.after_traffic = Some(now + AFTER_TRAFFIC);
-    }
-
-    /// Called regularly.
-    pub(super) fn look(&mut self, now: Instant) {
-        let is_due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
-        // Both are looked at: one way to rest is as good as the other.
-        if is_due(&mut self.after_change) | is_due(&mut self.after_traffic) {
-            give_back_memory();
-            give_back_code();
-        }
-    }
-}
-
 /// Free blocks of the heap: glibc keeps them otherwise. The free end of a thread's own heap it keeps
 /// in any case, up to `KEPT_BYTES`.
-fn give_back_memory() {
+pub(super) fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a plain number; the allocator locks what it trims.
     unsafe {
@@ -80,7 +35,7 @@ fn give_back_memory() {
 /// Pages of code and constants: they are clean copies of files, and what is needed again
 /// comes from the page cache, sixteen pages at a time. Reading a configuration and loading
 /// kernel programs run through ten megabytes that carrying traffic does not need.
-fn give_back_code() {
+pub(super) fn give_back_code() {
     // SAFETY: the callback keeps to what this function says of its arguments.
     unsafe {
         libc::dl_iterate_phdr(Some(give_back_segments), std::ptr::null_mut());

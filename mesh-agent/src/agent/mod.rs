@@ -17,6 +17,7 @@ mod one_line;
 mod options;
 mod plaintext;
 mod process;
+mod rest;
 mod routes;
 mod starting;
 mod supervisor;
@@ -65,6 +66,7 @@ use configuring::{Refused, compile};
 use enrolment::{Enrolment, Settings};
 use flow_keeper::{FlowCounts, FlowKeeper};
 use observing::Observing;
+use rest::Rest;
 use starting::Starting;
 use supervisor::Supervisor;
 use takeover::{Draining, Estate, Handed, Predecessor, TakeoverSocket};
@@ -298,17 +300,17 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
-    let mut rest = memory::Rest::new(Instant::now());
+    let mut rest = Rest::new();
     let relieved = loop {
         tokio::select! {
             Some(state) = configurations.recv() => {
                 agent.configure(state).await;
-                rest.changed(Instant::now());
+                rest.changed();
             }
             () = namespaces.changed() => {
                 // It may well be that none has: then there is nothing to rest from.
                 if agent.enrol() {
-                    rest.changed(Instant::now());
+                    rest.changed();
                 }
             }
             observation = observations.next() => agent.observe(observation),
@@ -316,9 +318,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 supervisor.alive();
                 let busy = keeper.tend(&agent.node.datapath);
                 if busy | agent.has_answered.swap(false, Relaxed) {
-                    rest.busy(Instant::now());
+                    rest.busy();
                 }
-                rest.look(Instant::now());
+                rest.look();
                 let pause = if busy { flow_keeper::BUSY } else { flow_keeper::IDLE };
                 tend = tokio::time::Instant::now() + pause;
                 if agent.node.datapath.kernel_log_is_to_change() {

@@ -1,0 +1,174 @@
+//! When the agent rests, so that it can give back what it does not need then.
+
+use std::time::{Duration, Instant};
+
+use super::memory;
+
+/// How long after a change its memory is given back: one change often follows another.
+const AFTER_CHANGE: Duration = Duration::from_millis(500);
+/// How long after the last connection began or ended, or somebody was answered last. Longer,
+/// because the next one takes the code back page by page.
+const AFTER_TRAFFIC: Duration = Duration::from_secs(5);
+/// Who uses less than this part of a processor rests: a hundred requests or so per second.
+const AT_REST: u32 = 100;
+
+/// A point in time, and how much time of the processors the agent has used until then.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Instant,
+    used: Duration,
+}
+
+impl Moment {
+    fn now() -> Self {
+        let mut used = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: writes the time into the place that it is given.
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut used) };
+        let nanoseconds = u32::try_from(used.tv_nsec).unwrap_or_default();
+        Self {
+            at: Instant::now(),
+            used: Duration::new(used.tv_sec.unsigned_abs(), nanoseconds),
+        }
+    }
+
+    /// Connections that live long neither begin nor end, and need the agent all the same.
+    fn is_at_rest_since(&self, before: &Self) -> bool {
+        let (time, used) = (self.at - before.at, self.used.saturating_sub(before.used));
+        used < time / AT_REST
+    }
+}
+
+/// Gives back what the start, a configuration, the enrolment of workloads or traffic took
+/// for a while, as soon as nothing of the kind happens any more.
+pub(super) struct Rest {
+    after_change: Option<Moment>,
+    after_traffic: Option<Moment>,
+}
+
+/// What is to be given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Due {
+    memory: bool,
+    /// Not while there is traffic: its code would be read again at once.
+    code: bool,
+}
+
+impl Rest {
+    /// From now on. The start is what there is to rest from first.
+    pub(super) fn new() -> Self {
+        Self {
+            after_change: Some(Moment::now()),
+            after_traffic: None,
+        }
+    }
+
+    /// A configuration or the workloads have changed.
+    pub(super) fn changed(&mut self) {
+        self.after_change = Some(Moment::now());
+    }
+
+    /// Connections have begun or ended, or somebody has been answered.
+    pub(super) fn busy(&mut self) {
+        self.after_traffic = Some(Moment::now());
+    }
+
+    /// Called regularly.
+    pub(super) fn look(&mut self) {
+        let due = self.due(Moment::now());
+        if due.memory {
+            memory::give_back_memory();
+        }
+        if due.code {
+            memory::give_back_code();
+        }
+    }
+
+    fn due(&mut self, now: Moment) -> Due {
+        let passed = |since: &mut Option<Moment>, time| {
+            since.take_if(|since| now.at.saturating_duration_since(since.at) >= time)
+        };
+        let changed = passed(&mut self.after_change, AFTER_CHANGE);
+        let calm = passed(&mut self.after_traffic, AFTER_TRAFFIC);
+        let mut ended = changed.iter().chain(&calm);
+        let rests = ended.any(|since| now.is_at_rest_since(since));
+        if !rests && (changed.is_some() || calm.is_some()) {
+            self.after_traffic = Some(now);
+        }
+        Due {
+            memory: changed.is_some() || rests,
+            code: rests,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Due = Due {
+        memory: false,
+        code: false,
+    };
+    const ALL: Due = Due {
+        memory: true,
+        code: true,
+    };
+
+    fn rest_at(start: Moment) -> Rest {
+        Rest {
+            after_change: Some(start),
+            after_traffic: None,
+        }
+    }
+
+    /// So much later, after so much work.
+    fn later(moment: Moment, ms: u64, worked_ms: u64) -> Moment {
+        Moment {
+            at: moment.at + Duration::from_millis(ms),
+            used: moment.used + Duration::from_millis(worked_ms),
+        }
+    }
+
+    #[test]
+    fn everything_is_given_back_once_when_nothing_happens_any_more() {
+        let start = Moment::now();
+        let mut rest = rest_at(start);
+        assert_eq!(rest.due(later(start, 499, 0)), NOTHING);
+        assert_eq!(rest.due(later(start, 500, 1)), ALL);
+        assert_eq!(rest.due(later(start, 60_000, 1)), NOTHING);
+        let traffic = later(start, 70_000, 500);
+        rest.after_traffic = Some(traffic);
+        assert_eq!(rest.due(later(traffic, 4_999, 0)), NOTHING);
+        assert_eq!(rest.due(later(traffic, 5_000, 0)), ALL);
+        assert_eq!(rest.due(later(traffic, 60_000, 0)), NOTHING);
+    }
+
+    #[test]
+    fn traffic_keeps_its_code_and_a_change_under_it_gives_its_memory_back() {
+        let start = Moment::now();
+        let mut rest = rest_at(start);
+        let only_memory = Due {
+            memory: true,
+            code: false,
+        };
+        let busy = later(start, 500, 250);
+        assert_eq!(rest.due(busy), only_memory);
+        let still = later(busy, 5_000, 2_000);
+        assert_eq!(rest.due(still), NOTHING);
+        assert_eq!(rest.due(later(still, 4_000, 0)), NOTHING);
+        assert_eq!(rest.due(later(still, 5_000, 49)), ALL);
+    }
+
+    #[test]
+    fn time_that_is_used_counts() {
+        let before = Moment::now();
+        let end = before.at + Duration::from_millis(50);
+        while Instant::now() < end {
+            std::hint::black_box(0);
+        }
+        assert!(!Moment::now().is_at_rest_since(&before));
+    }
+}
