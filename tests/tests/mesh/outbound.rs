@@ -269,6 +269,32 @@ fn names_of_tls_connections_are_known_by_their_server_name() {
     assert_eq!(ask("a.example.com"), 0);
 }
 
+/// A rule for all names below a wildcard sends requests where they were going.
+#[test]
+fn a_rule_leads_to_a_service_that_is_a_wildcard_itself() {
+    let mesh = start("REGISTRY_ONLY");
+    let entry = service_entry(
+        "wild",
+        "{hosts: ['*.example.org'], ports: [{number: 80, name: http, protocol: HTTP}]}",
+    );
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: wild}\n\
+        spec: {hosts: ['*.example.org'], http: [{match: [{uri: {prefix: /forbidden}}], directResponse: {status: 418}}, \
+        {route: [{destination: {host: '*.example.org'}}], headers: {response: {set: {x-by: the-rule}}}}]}\n";
+    mesh.lab
+        .configure("entries.yaml", &format!("{entry}{rule}"));
+    let ask = |path: &str| {
+        let to = format!("a.example.org:80:{}", mesh.stranger.v4);
+        let url = format!("http://a.example.org{path}");
+        let reply = mesh.client.curl(&["--resolve", &to, &url]);
+        (reply.status, reply.headers.get("x-by").cloned())
+    };
+    eventually(LIVE, "the rule acts", || match ask("/forbidden") {
+        (418, None) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(ask("/"), (200, Some("the-rule".to_owned())));
+}
+
 /// Two namespaces with an entry each for one host, exported to nobody else.
 #[test]
 fn every_namespace_sees_what_is_exported_to_it() {

@@ -177,6 +177,19 @@ fn one_action(report: &mut Report<'_>, route: &HttpRoute, field: &str) {
                 report.error(format!("{field}.{name}"), format!("excludes {with}"));
             }
         }
+        // Of requests that are forwarded.
+        for (name, there) in [
+            ("timeout", route.timeout.is_some()),
+            ("retries", route.retries.is_some()),
+            ("mirror", route.mirror.is_some()),
+            ("mirrors", !route.mirrors.is_empty()),
+            ("corsPolicy", route.cors_policy.is_some()),
+        ] {
+            if there {
+                let reason = format!("has no effect beside {with}, as in Istio");
+                report.warning(format!("{field}.{name}"), reason);
+            }
+        }
     }
     if let Some(to) = &route.redirect {
         action::redirect(report, route, to, &format!("{field}.redirect"));
@@ -291,7 +304,13 @@ fn regex(report: &mut Report<'_>, expression: &str, field: &str) {
 }
 
 fn destination(report: &mut Report<'_>, destination: &Destination, field: &str) {
-    report.host(&destination.host, false, format!("{field}.host"));
+    let host = format!("{field}.host");
+    if destination.host == "*" {
+        report.error(host, "\"*\" is every service, and none");
+    } else {
+        // That of a service which is a wildcard itself.
+        report.host(&destination.host, true, host);
+    }
     if destination.subset.as_deref() == Some("") {
         report.error(format!("{field}.subset"), "must not be empty");
     }

@@ -95,6 +95,14 @@ fn a_rule_has_one_action() {
             "error fault: excludes redirect",
         ),
         (
+            "redirect: {uri: /b}, corsPolicy: {}",
+            "warning corsPolicy: has no effect beside redirect, as in Istio",
+        ),
+        (
+            "directResponse: {status: 200}, timeout: 1s",
+            "warning timeout: has no effect beside directResponse, as in Istio",
+        ),
+        (
             "redirect: {}",
             "error redirect: needs at least one of uri, prefixRewrite, authority, scheme and port",
         ),
@@ -141,18 +149,20 @@ fn destinations_and_weights_are_checked() {
             "error route[0].destination.host: must not be empty",
         ),
         (
-            "route: [{destination: {host: '*.a'}}]",
-            "error route[0].destination.host: \"*.a\" is not a host name",
+            "route: [{destination: {host: '*'}}]",
+            "error route[0].destination.host: \"*\" is every service, and none",
         ),
         (
             "route: [{destination: {host: a, port: {number: 70000}}}]",
             "error route[0].destination.port.number: 70000 is not a port, 1 to 65535",
         ),
     ]);
-    assert_eq!(
-        rule("route: [{destination: {host: a}, weight: 0}]"),
-        [""; 0]
-    );
+    for accepted in [
+        "route: [{destination: {host: a}, weight: 0}]",
+        "route: [{destination: {host: '*.example.org'}}]",
+    ] {
+        assert_eq!(rule(accepted), [""; 0], "{accepted}");
+    }
 }
 
 #[test]
