@@ -52,7 +52,8 @@ pub(super) async fn establish(
     }
 }
 
-fn refused(tunnel: &HttpTunnel, reason: &str) -> io::Error {
+/// There is none.
+pub(super) fn refused(tunnel: &HttpTunnel, reason: &str) -> io::Error {
     let target = &tunnel.target;
     io::Error::new(
         io::ErrorKind::ConnectionRefused,
@@ -68,6 +69,7 @@ mod tests {
         let (mut near, mut far) = tokio::io::duplex(64 * 1024);
         let tunnel = HttpTunnel {
             target: "db.example.com:5432".to_owned(),
+            method: http::Method::CONNECT,
         };
         let proxy = tokio::spawn(async move {
             let mut asked = vec![0; 67];

@@ -17,6 +17,7 @@ mod one_of;
 mod originate;
 pub mod outbound;
 pub mod plaintext;
+mod post_tunnel;
 mod proxy_protocol;
 mod replay;
 mod reset_watch;

@@ -6,17 +6,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Method;
 use tokio::io::AsyncReadExt;
 
 use mesh_common::Protocol;
 use tokio::time::Instant;
 
-use super::connect_tunnel;
 use super::copy::{Duplex, Transferred, copy_both};
 use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
-use super::tcp_record;
 use super::upstream::Io;
+use super::{connect_tunnel, post_tunnel, tcp_record};
 use crate::balance::{Active, Choice, Destination, EndpointAddress, Member, Report, Slot, hash_of};
 use crate::datapath::FlowPath;
 use crate::registry::{Resolution, Service};
@@ -232,7 +232,12 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
             };
             let (mut io, path) = connector.open(&target).await?;
             if let Some(tunnel) = &to.policy.tunnel {
-                connect_tunnel::establish(&mut io, tunnel).await?;
+                if tunnel.method == Method::POST {
+                    let posted = post_tunnel::establish(io, tunnel).await?;
+                    io = Io::Posted(Box::new(posted));
+                } else {
+                    connect_tunnel::establish(&mut io, tunnel).await?;
+                }
             }
             Ok((io, path))
         });

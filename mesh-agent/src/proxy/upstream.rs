@@ -17,6 +17,7 @@ use super::http::{Connector, Target};
 use super::notes::Path;
 use super::one_of::one_of;
 use super::originate::{Originator, Server};
+use super::post_tunnel::PostTunnel;
 use super::proxy_protocol::proxy_header;
 use super::{Local, Locals, Node, inbound};
 use crate::identity::Identity;
@@ -291,6 +292,8 @@ pub enum Io {
     Tunnel(Box<TunnelStream>),
     /// TLS to a server outside of the mesh.
     Tls(Box<TlsStream<TcpStream>>),
+    /// Through a proxy, by POST.
+    Posted(Box<PostTunnel>),
 }
 
 impl Io {
@@ -299,9 +302,9 @@ impl Io {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok(),
             Self::Tls(stream) => stream.get_ref().0.local_addr().ok(),
-            Self::Application(_) | Self::Tunnel(_) => None,
+            Self::Application(_) | Self::Tunnel(_) | Self::Posted(_) => None,
         }
     }
 }
 
-one_of!(Io: Tcp | Application | Tunnel | Tls);
+one_of!(Io: Tcp | Application | Tunnel | Tls | Posted);

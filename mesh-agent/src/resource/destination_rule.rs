@@ -425,9 +425,9 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Whether it is asked for by CONNECT, which is the default.
-    pub fn is_connect(&self) -> bool {
-        matches!(self.protocol.as_deref(), None | Some("" | "CONNECT"))
+    /// Whether it is asked for by POST instead of CONNECT.
+    pub fn is_post(&self) -> bool {
+        self.protocol.as_deref() == Some("POST")
     }
 }
 

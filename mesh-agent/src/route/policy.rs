@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use http::Method;
+
 use super::hosts::{HostTable, expand};
 use super::upstream_policy::{
     Blocks, Credentials, HttpTunnel, Named, OutlierPolicy, UpstreamPolicy, UpstreamTls,
@@ -140,18 +142,19 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Validation has told of the one that is not applied.
 fn tunnel(policy: &TrafficPolicy) -> Option<Arc<HttpTunnel>> {
-    let tunnel = policy
-        .tunnel
-        .as_ref()
-        .filter(|tunnel| tunnel.is_connect())?;
+    let tunnel = policy.tunnel.as_ref()?;
     let host = &tunnel.target_host;
     let target = match host.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("[{address}]:{}", tunnel.target_port),
         Err(_) => format!("{host}:{}", tunnel.target_port),
     };
-    Some(Arc::new(HttpTunnel { target }))
+    let method = if tunnel.is_post() {
+        Method::POST
+    } else {
+        Method::CONNECT
+    };
+    Some(Arc::new(HttpTunnel { target, method }))
 }
 
 fn proxy_protocol(policy: &TrafficPolicy) -> Option<ProxyProtocolVersion> {

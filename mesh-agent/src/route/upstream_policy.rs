@@ -6,6 +6,8 @@ mod credentials;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
+
 pub(super) use compile::Blocks;
 pub(super) use credentials::{Credentials, Named};
 
@@ -252,4 +254,6 @@ pub struct RetryBudget {
 pub struct HttpTunnel {
     /// `host:port` to ask the proxy for.
     pub target: String,
+    /// By which, `CONNECT` or `POST`.
+    pub method: Method,
 }

@@ -229,17 +229,35 @@ fn a_certificate_can_stand_in_a_secret() {
     );
 }
 
-/// A proxy that knows CONNECT, and an echo server behind it. Arguments: their ports.
+/// A proxy that knows CONNECT and POST, and an echo server behind it. Arguments: their ports.
 const PROXY: &str = r#"
 import socket, sys, threading
 def pipe(a, b):
     while (data := a.recv(4096)):
         b.sendall(data)
     b.shutdown(socket.SHUT_WR)
+def post(c, head):
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+    assert fields[b"transfer-encoding"] == b"chunked", head
+    host, port = fields[b"host"].decode().rsplit(":", 1)
+    s = socket.create_connection((host, int(port)))
+    c.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    def answer():
+        while (data := s.recv(4096)):
+            c.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+        c.sendall(b"0\r\n\r\n")
+    threading.Thread(target=answer).start()
+    asked = c.makefile("rb")
+    while (size := int(asked.readline(), 16)):
+        s.sendall(b"posted " + asked.read(size))
+        asked.readline()
+    s.shutdown(socket.SHUT_WR)
 def proxy(c):
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += c.recv(1)
+    if head.startswith(b"POST / "):
+        return post(c, head)
     host, port = head.split(b" ")[1].decode().rsplit(":", 1)
     s = socket.create_connection((host, int(port)))
     c.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -262,6 +280,8 @@ import socket, sys
 s = socket.create_connection((sys.argv[1], 5432), timeout=10)
 s.sendall(b"hello")
 print(s.recv(100).decode(), end="")
+s.shutdown(socket.SHUT_WR)
+assert s.recv(100) == b""
 "#;
 
 #[test]
@@ -272,17 +292,30 @@ fn connections_go_through_a_proxys_tunnel() {
     let _server = proxy.serve(3128, "python3", &["-c", PROXY, "3128", "7000"]);
     lab.configure("workloads.yaml", &workload_entries(&[&client]));
     let v4 = proxy.v4;
-    lab.configure(
+    let through = |tunnel: &str| {
+        lab.configure(
         "tunnel.yaml",
         &format!(
             "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: db}}\n\
              spec: {{hosts: [db.example.com], resolution: STATIC, endpoints: [{{address: {v4}}}], \
              ports: [{{number: 5432, name: tcp, protocol: TCP, targetPort: 3128}}]}}\n\
              ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: db}}\n\
-             spec: {{host: db.example.com, trafficPolicy: {{tunnel: {{targetHost: 127.0.0.1, targetPort: 7000}}}}}}\n"
+             spec: {{host: db.example.com, trafficPolicy: {{tunnel: {{targetHost: 127.0.0.1, targetPort: 7000{tunnel}}}}}}}\n"
         ),
-    );
+    )
+    };
+    through("");
     let _agent = Agent::start(&lab, Node::A);
-    let said = client.run("python3", &["-c", ASK, "db.example.com"]);
-    assert_eq!(said.stdout, "through the proxy: hello", "{said:?}");
+    let ask = || client.run("python3", &["-c", ASK, "db.example.com"]);
+    let said = ask();
+    assert_eq!(
+        (said.code, &*said.stdout),
+        (0, "through the proxy: hello"),
+        "{said:?}"
+    );
+    through(", protocol: POST");
+    eventually(Duration::from_secs(5), "POST is in force", || match ask() {
+        said if said.code == 0 && said.stdout == "through the proxy: posted hello" => Ok(()),
+        said => Err(format!("{said:?}")),
+    });
 }

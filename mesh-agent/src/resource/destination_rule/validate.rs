@@ -131,10 +131,9 @@ fn traffic_policy(report: &mut Report<'_>, policy: &TrafficPolicy, field: &str, 
     }
     if let Some(tunnel) = &policy.tunnel {
         let field = format!("{field}.tunnel");
-        match tunnel.protocol.as_deref() {
-            _ if tunnel.is_connect() => {}
-            Some("POST") => report.not_applied(true, format!("{field}.protocol")),
-            _ => report.error(format!("{field}.protocol"), "is neither CONNECT nor POST"),
+        let protocol = tunnel.protocol.as_deref().unwrap_or_default();
+        if !matches!(protocol, "" | "CONNECT" | "POST") {
+            report.error(format!("{field}.protocol"), "is neither CONNECT nor POST");
         }
         let host = &tunnel.target_host;
         if host.parse::<std::net::IpAddr>().is_err() {
