@@ -621,7 +621,47 @@ fn sidecar() {
                 "outboundTrafficPolicy",
                 json!({"mode": "ALLOW_ANY", "egressProxy": {"host": "b.default.svc.cluster.local", "port": {"number": 80}}}),
             ),
+            (
+                "ingress",
+                json!([{"port": {"number": 80}, "defaultEndpoint": "unix:///run/a"}]),
+            ),
+            (
+                "ingress",
+                json!([{"port": {"number": 80, "protocol": "GRPC"}}]),
+            ),
+            (
+                "ingress",
+                json!([{"port": {"number": 80, "name": "tcp-a"}}]),
+            ),
             ("inboundConnectionPool.tcp.maxConnections", json!(7)),
+            ("inboundConnectionPool.tcp.connectTimeout", json!("7s")),
+            ("inboundConnectionPool.tcp.tcpKeepalive.time", json!("7s")),
+            (
+                "inboundConnectionPool.tcp.maxConnectionDuration",
+                json!("7s"),
+            ),
+            ("inboundConnectionPool.tcp.idleTimeout", json!("7s")),
+            (
+                "inboundConnectionPool.http.http1MaxPendingRequests",
+                json!(7),
+            ),
+            ("inboundConnectionPool.http.http2MaxRequests", json!(7)),
+            (
+                "inboundConnectionPool.http.maxRequestsPerConnection",
+                json!(7),
+            ),
+            ("inboundConnectionPool.http.maxRetries", json!(7)),
+            ("inboundConnectionPool.http.idleTimeout", json!("7s")),
+            (
+                "inboundConnectionPool.http.h2UpgradePolicy",
+                json!("UPGRADE"),
+            ),
+            ("inboundConnectionPool.http.useClientProtocol", json!(true)),
+            ("inboundConnectionPool.http.maxConcurrentStreams", json!(7)),
+            (
+                "inboundConnectionPool.http.http2KeepAlive",
+                json!({"interval": "7s", "timeout": "7s"}),
+            ),
         ],
     );
     wrong.extend(check(

@@ -31,8 +31,8 @@ pub struct ListenerKey {
 
 assert_layout!(ListenerKey, size = 16, align = 8);
 
-/// Key of the map `listening`: ports on which an application of the namespace
-/// listens; the value counts its listening sockets.
+/// Key of the map `listening`: ports of the namespace that connections from outside are taken
+/// at. Of those on which an application listens the value counts the listening sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListeningPort {
@@ -40,11 +40,34 @@ pub struct ListeningPort {
     pub netns_cookie: u64,
     /// Port, host order.
     pub port: u16,
+    /// 1 where the configuration says so, whoever listens. An entry apart, which only the
+    /// agent writes: the kernel counts the other one.
+    pub configured: u16,
     /// Explicit padding, zero.
-    pub reserved: [u16; 3],
+    pub reserved: [u16; 2],
 }
 
 assert_layout!(ListeningPort, size = 16, align = 8);
+
+impl ListeningPort {
+    /// A port on which an application may listen.
+    pub const fn listened(netns_cookie: u64, port: u16) -> Self {
+        Self {
+            netns_cookie,
+            port,
+            configured: 0,
+            reserved: [0; 2],
+        }
+    }
+
+    /// A port that the configuration has something behind.
+    pub const fn configured(netns_cookie: u64, port: u16) -> Self {
+        Self {
+            configured: 1,
+            ..Self::listened(netns_cookie, port)
+        }
+    }
+}
 
 /// What becomes of a connection request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -85,9 +85,5 @@ pub fn end(netns_cookie: u64, port: u16) {
 
 #[inline(always)]
 fn key(netns_cookie: u64, port: u16) -> ListeningPort {
-    ListeningPort {
-        netns_cookie,
-        port,
-        reserved: [0; 3],
-    }
+    ListeningPort::listened(netns_cookie, port)
 }

@@ -75,11 +75,6 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
         },
         Steer::Hbone => ListenerKind::Hbone,
         Steer::Application => {
-            let port = ListeningPort {
-                netns_cookie,
-                port: local_port,
-                reserved: [0; 3],
-            };
             if is_direct(raw, netns_cookie, &remote, local_port) {
                 log!(
                     debug,
@@ -89,20 +84,17 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
                 );
                 return SK_PASS;
             }
-            // SAFETY: a counter that is only compared with zero.
-            match unsafe { LISTENING.get(port) } {
-                Some(count) if *count > 0 => ListenerKind::Inbound,
-                // Nothing listens: the kernel answers as it would without the mesh.
-                _ => {
-                    log!(
-                        trace,
-                        "from {:i} to port {}: nobody listens",
-                        from = bytes(&remote),
-                        port = local_port
-                    );
-                    return SK_PASS;
-                }
+            // Nothing listens: the kernel answers as it would without the mesh.
+            if !is_served(netns_cookie, local_port) {
+                log!(
+                    trace,
+                    "from {:i} to port {}: nobody listens",
+                    from = bytes(&remote),
+                    port = local_port
+                );
+                return SK_PASS;
             }
+            ListenerKind::Inbound
         }
     };
     let key = ListenerKey {
@@ -141,6 +133,17 @@ pub fn um_inbound(ctx: SkLookupContext) -> u32 {
             SK_DROP
         }
     }
+}
+
+/// Whether an application listens on the port, or the configuration has one behind it.
+#[inline(always)]
+fn is_served(netns_cookie: u64, port: u16) -> bool {
+    let has = |key: ListeningPort| {
+        // SAFETY: a counter that is only compared with zero.
+        unsafe { LISTENING.get(key) }.is_some_and(|count| *count > 0)
+    };
+    has(ListeningPort::listened(netns_cookie, port))
+        || has(ListeningPort::configured(netns_cookie, port))
 }
 
 /// Questions of a resolver that was connected to the agent's socket while there was an agent: no

@@ -269,11 +269,7 @@ fn listening(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
 fn count_listener(raw: *mut bpf_sock_ops, netns_cookie: u64, more: bool) {
     // SAFETY: a field of the context, host order.
     let port = unsafe { ptr::read_volatile(&raw const (*raw).local_port) } as u16;
-    let key = ListeningPort {
-        netns_cookie,
-        port,
-        reserved: [0; 3],
-    };
+    let key = ListeningPort::listened(netns_cookie, port);
     match LISTENING.get_ptr_mut(&key) {
         // Modulo 2^64, adding the maximum takes one away.
         Some(count) => add(count, if more { 1 } else { u64::MAX }),

@@ -229,7 +229,11 @@ impl Verdicts<'_> {
         let (mode, _) = (self.snapshot.peer_authentication).mode(workload, one.address.port());
         // In the clear on purpose: the agent's account says so, the kernel's would not.
         let is_meant_to_be_known = mode != MtlsMode::Disable;
-        let may = self.policy(client, one) == L4Verdict::Allow;
+        let port = one.address.port();
+        let is_plain = (self.snapshot.routes)
+            .inbound(&ClientView::of(workload), port)
+            .is_none();
+        let may = is_plain && self.policy(client, one) == L4Verdict::Allow;
         (is_meant_to_be_known && may).then(|| DirectEndpoint {
             netns_cookie: one.server.netns_cookie,
             address: one.address,

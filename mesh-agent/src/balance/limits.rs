@@ -22,7 +22,7 @@ impl Gauge {
     }
 
     /// One more, unless there are `limit`.
-    pub(super) fn enter(&self, limit: Option<u32>) -> bool {
+    pub(crate) fn enter(&self, limit: Option<u32>) -> bool {
         let Some(limit) = limit else {
             self.now.fetch_add(1, SeqCst);
             return true;
@@ -32,11 +32,11 @@ impl Gauge {
     }
 
     /// Counts one that there would have been beyond the bound.
-    pub(super) fn refuse(&self) {
+    pub(crate) fn refuse(&self) {
         self.refused.fetch_add(1, SeqCst);
     }
 
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.now.fetch_sub(1, SeqCst);
     }
 }

@@ -1,5 +1,6 @@
 //! What the kernel is told of a workload when it is enrolled.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use mesh_common::{Ip, Workload, workload_flag};
@@ -33,6 +34,8 @@ pub struct Enrolled {
     pub fails_open: bool,
     /// Its connections to addresses that the mesh does not know go to the agent, too.
     pub takes_all: bool,
+    /// Ports at which connections from outside are taken, whoever listens there.
+    pub ingress: BTreeSet<u16>,
     /// Whether its bytes may take the short-circuit.
     pub short_circuit: ShortCircuit,
 }

@@ -1,6 +1,6 @@
 //! The maps, pinned by name below the agent's bpffs folder.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -188,17 +188,13 @@ impl Maps {
     ) -> Result<(), DatapathError> {
         let mut listening = self.listening.lock();
         for key in keys_of(&listening, |key| {
-            key.netns_cookie == cookie && !ports.contains(&key.port)
+            key.netns_cookie == cookie && key.configured == 0 && !ports.contains(&key.port)
         }) {
             let _ = listening.remove(&key);
         }
         if add {
             for port in ports {
-                let key = ListeningPort {
-                    netns_cookie: cookie,
-                    port: *port,
-                    reserved: [0; 3],
-                };
+                let key = ListeningPort::listened(cookie, *port);
                 if listening.get(&key, 0).is_ok_and(|count| count > 0) {
                     continue;
                 }
@@ -206,6 +202,27 @@ impl Maps {
                     .insert(key, 1, 0)
                     .map_err(|error| refused("listening", &error))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Connections from outside are taken at these ports, whoever listens, and at no others
+    /// but those on which somebody does.
+    pub(super) fn set_ingress(
+        &self,
+        cookie: u64,
+        ports: &BTreeSet<u16>,
+    ) -> Result<(), DatapathError> {
+        let mut listening = self.listening.lock();
+        for key in keys_of(&listening, |key| {
+            key.netns_cookie == cookie && key.configured != 0 && !ports.contains(&key.port)
+        }) {
+            let _ = listening.remove(&key);
+        }
+        for port in ports {
+            let key = ListeningPort::configured(cookie, *port);
+            let inserted = listening.insert(key, 1, 0);
+            inserted.map_err(|error| refused("listening", &error))?;
         }
         Ok(())
     }

@@ -40,6 +40,7 @@ pub use order::AttachOrder;
 pub use short_circuit::{Tier, Tiers};
 pub use verdicts::{Decision, DirectEndpoint, WorkloadVerdict};
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -245,6 +246,7 @@ impl Datapath {
         };
         self.maps.set_workload(cookie, value)?;
         self.sync_listening(namespace, true)?;
+        self.maps.set_ingress(cookie, &enrolled.ingress)?;
         let log = self.log.hold();
         inbound::attach(&self.objects, namespace, log.level())
     }
@@ -284,6 +286,23 @@ impl Datapath {
             Some(value) => self.maps.set_workload(cookie, change(value)),
             None => Ok(()),
         }
+    }
+
+    /// The ports of an enrolled workload that connections from outside are taken at, whoever
+    /// listens there.
+    ///
+    /// # Errors
+    /// Where the map refuses.
+    pub fn set_ingress(
+        &self,
+        location: &Location,
+        ports: &BTreeSet<u16>,
+    ) -> Result<(), DatapathError> {
+        // What arrives at the host is not intercepted.
+        if location.cgroup.is_some() {
+            return Ok(());
+        }
+        self.maps.set_ingress(location.namespace.cookie(), ports)
     }
 
     /// Makes a listener of the agent the one for connections from outside.

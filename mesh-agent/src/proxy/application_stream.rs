@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::application::Place;
 use super::copy::Duplex;
 use crate::datapath::{Bridge, Bridges, Bridging};
 use crate::telemetry::callers::Arrived;
@@ -27,6 +28,8 @@ pub struct ApplicationStream {
     /// passes beside a socket that is being closed.
     splice: Option<Box<Splice>>,
     stream: TcpStream,
+    /// After the socket: free when it is closed.
+    place: Option<Place>,
 }
 
 /// What is known where the short-circuit knows the socket.
@@ -60,7 +63,13 @@ impl ApplicationStream {
         Self {
             splice: is_spliced.then(|| Box::new(splice())),
             stream,
+            place: None,
         }
+    }
+
+    /// Holds a place among those that may be open as long as the connection is.
+    pub(super) fn hold(&mut self, place: Option<Place>) {
+        self.place = place;
     }
 
     /// Bytes that go past the agent to the application and from it are counted there.

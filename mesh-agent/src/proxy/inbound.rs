@@ -193,6 +193,9 @@ impl TunnelHandler for Inbound {
                     Refused::Policy(_) => {
                         Refusal::new(StatusCode::UNAUTHORIZED, refused.to_string())
                     }
+                    Refused::Overflow(_) => {
+                        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string())
+                    }
                     Refused::Unreachable(error) => Refusal::new(
                         StatusCode::SERVICE_UNAVAILABLE,
                         format!("cannot connect to {application}: {error}"),

@@ -96,6 +96,8 @@ pub struct Local {
     pub sockets: Arc<WorkloadSockets>,
     /// Ports that its applications have closed.
     pub closed_ports: application::ClosedPorts,
+    /// What is open to its applications, where a Sidecar bounds it.
+    pub inbound: application::Ports,
     /// What has come to it, and from whom.
     pub callers: Arc<Callers>,
 }

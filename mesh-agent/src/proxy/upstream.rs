@@ -215,7 +215,7 @@ fn plain_of_unit<'a>(
 }
 
 /// Probes of a silent connection; the system's own numbers for what is left out.
-fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+pub(super) fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     let mut wanted = TcpKeepalive::new();
     if let Some(time) = keepalive.time {
         wanted = wanted.with_time(time);

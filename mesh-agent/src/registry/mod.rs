@@ -23,6 +23,7 @@ mod workload;
 pub use compile::{Compiler, Made};
 pub(crate) use host::{canonical_host, full_names};
 pub use observed::Observed;
+pub use protocol::of_port;
 pub(crate) use service::PASSTHROUGH;
 pub use service::{Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort};
 pub use visibility::Visibility;

@@ -1,6 +1,7 @@
 //! Which protocol a port declares.
 
 use super::Protocol;
+use crate::resource::PortProtocol;
 
 /// Ports of protocols in which the server speaks first, or which are not HTTP
 /// for certain: never sniffed (as in Istio).
@@ -17,6 +18,19 @@ pub(super) fn declared(name: &str, app_protocol: Option<&str>, number: u16) -> P
         } else {
             Protocol::Auto
         })
+}
+
+/// The same of a port that may say it in a field of its own.
+pub fn of_port(protocol: PortProtocol, name: &str, number: u16) -> Protocol {
+    match protocol {
+        PortProtocol::Unset => declared(name, None, number),
+        PortProtocol::Http => Protocol::Http,
+        PortProtocol::Http2 => Protocol::Http2,
+        PortProtocol::Grpc => Protocol::Grpc,
+        PortProtocol::Tls => Protocol::Tls,
+        PortProtocol::Tcp => Protocol::Tcp,
+        PortProtocol::Udp => Protocol::Udp,
+    }
 }
 
 /// Kubernetes' own values of `appProtocol`.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::draft::{self, Draft, Pool, Wanted};
 use super::enrol::{self, Candidate};
 use super::{
-    Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort, Tunnel,
-    Visibility, Workload, protocol,
+    Distribution, Endpoint, Location, Resolution, Service, ServicePort, Tunnel, Visibility,
+    Workload, protocol,
 };
 use crate::resource::scalar::HostName;
 use crate::resource::{
-    Address, Finding, LocationSpec, PortProtocol, ResolutionSpec, Resource, ServiceEntryPort,
-    ServiceEntrySpec, WorkloadEntrySpec,
+    Address, Finding, LocationSpec, ResolutionSpec, Resource, ServiceEntryPort, ServiceEntrySpec,
+    WorkloadEntrySpec,
 };
 
 /// Label by which an entry declines an allocated address (Istio).
@@ -133,15 +133,7 @@ fn port(spec: &ServiceEntryPort) -> ServicePort {
     ServicePort {
         name: spec.name.clone(),
         number: spec.number.0,
-        protocol: match spec.protocol {
-            PortProtocol::Unset => protocol::declared(&spec.name, None, spec.number.0),
-            PortProtocol::Http => Protocol::Http,
-            PortProtocol::Http2 => Protocol::Http2,
-            PortProtocol::Grpc => Protocol::Grpc,
-            PortProtocol::Tls => Protocol::Tls,
-            PortProtocol::Tcp => Protocol::Tcp,
-            PortProtocol::Udp => Protocol::Udp,
-        },
+        protocol: protocol::of_port(spec.protocol, &spec.name, spec.number.0),
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 pub use comparisons::{Comparisons, LatencyPolicy, SuccessRatePolicy};
+pub(in crate::resource) use validate::connection_pool;
 pub use validate::validate;
 
 use super::value::GoDuration;

@@ -4,6 +4,7 @@
 mod validate;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -25,7 +26,7 @@ pub struct SidecarSpec {
     pub egress: Vec<EgressListener>,
     /// What becomes of connections to anything else.
     pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
-    /// Bounds of connections to the workload; not applied.
+    /// Bounds of connections to the workload's applications.
     pub inbound_connection_pool: Option<ConnectionPool>,
 }
 
@@ -61,12 +62,43 @@ pub struct IngressListener {
     pub bind: Option<String>,
     /// How connections come to it; not applied.
     pub capture_mode: Option<CaptureMode>,
-    /// Where the application listens; not applied.
+    /// Where the application listens, see [`DefaultEndpoint`].
     pub default_endpoint: Option<String>,
     /// TLS of the listener; not applied.
     pub tls: Option<Value>,
-    /// Bounds of connections to this port; not applied.
+    /// Bounds of connections to the application behind this port.
     pub connection_pool: Option<ConnectionPool>,
+}
+
+/// Where an application listens that a port stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultEndpoint {
+    /// At this port of the address that the client asked for.
+    Own(u16),
+    /// Here, on loopback.
+    Loopback(SocketAddr),
+}
+
+impl DefaultEndpoint {
+    /// Reads `127.0.0.1:PORT`, `[::1]:PORT`, `0.0.0.0:PORT` or `[::]:PORT`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let endpoint: SocketAddr = text.parse().ok().filter(|at: &SocketAddr| at.port() != 0)?;
+        match endpoint.ip() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) | IpAddr::V6(Ipv6Addr::LOCALHOST) => {
+                Some(Self::Loopback(endpoint))
+            }
+            ip if ip.is_unspecified() => Some(Self::Own(endpoint.port())),
+            _ => None,
+        }
+    }
+
+    /// The address behind the one that a client asked for.
+    pub fn behind(self, asked_for: SocketAddr) -> SocketAddr {
+        match self {
+            Self::Own(port) => SocketAddr::new(asked_for.ip(), port),
+            Self::Loopback(endpoint) => endpoint,
+        }
+    }
 }
 
 /// A port of a listener.
@@ -75,9 +107,9 @@ pub struct IngressListener {
 pub struct SidecarPort {
     /// Number.
     pub number: u32,
-    /// Protocol; that of the services counts.
+    /// Protocol; of `egress` that of the services counts.
     pub protocol: Option<String>,
-    /// Name, for people.
+    /// Name, which may tell the protocol.
     pub name: Option<String>,
     /// Deprecated, without effect in Istio, too.
     pub target_port: Option<u32>,

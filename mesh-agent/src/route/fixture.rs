@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::{Compiler, OutboundPolicy, Routes, Settings, Sources};
 use crate::registry::{Endpoint, Location, Protocol, Registry, Resolution, Service, ServicePort};
 use crate::resource::destination_rule::{self, DestinationRuleSpec};
+use crate::resource::sidecar::SidecarSpec;
 use crate::resource::virtual_service::{self, VirtualServiceSpec};
 use crate::resource::{Finding, Meta, Origin, Resource, Severity};
 
@@ -103,6 +104,17 @@ pub(crate) const SETTINGS: Settings<'_> = Settings {
     root_namespace: "istio-system",
     outbound: OutboundPolicy::AllowAny,
 };
+
+/// Compiles Sidecars that have no errors.
+pub(crate) fn routes_of_sidecars(sidecars: Vec<Resource<SidecarSpec>>) -> Routes {
+    let sidecars: Vec<_> = sidecars.into_iter().map(Arc::new).collect();
+    let sources = Sources {
+        sidecars: &sidecars,
+        ..Sources::default()
+    };
+    let compiled = Compiler::default().compile(&sources, &Registry::default(), &SETTINGS);
+    compiled.0
+}
 
 /// Compiles resources, written as (`namespace/name`, spec), that have no errors.
 pub(crate) fn routes(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::edit::RouteEdits;
+use super::ingress::Inbound;
 use super::plan::{Plan, Unroutable};
 use super::{ClientView, Routes, Target};
 use crate::registry::{Registry, Service};
@@ -33,13 +34,15 @@ pub(super) struct Sidecars {
 }
 
 #[derive(Debug)]
-struct Sidecar {
+pub(super) struct Sidecar {
     selector: BTreeMap<String, String>,
     /// Those for one port; none where everything is seen.
     listeners: Vec<Listener>,
     outbound: Option<OutboundPolicy>,
     /// Where connections to what is no service go, instead of where the application wanted.
     egress_proxy: Option<Target>,
+    /// How it is called itself.
+    pub(super) inbound: Inbound,
 }
 
 #[derive(Debug)]
@@ -162,6 +165,7 @@ impl Sidecar {
                 .and_then(|policy| policy.egress_proxy.as_ref())
                 // Validation wants a full name.
                 .map(|to| Target::of(to, RouteEdits::default(), &str::to_ascii_lowercase)),
+            inbound: Inbound::compile(spec),
         }
     }
 
@@ -302,6 +306,11 @@ fn tell(
 }
 
 impl Routes {
+    /// The Sidecar of a workload.
+    pub(super) fn sidecar_of(&self, workload: &ClientView<'_>) -> Option<&Sidecar> {
+        self.sidecars.of(workload)
+    }
+
     /// Whether a client's connections to a port of a service are for that service:
     /// it is exported to the client's namespace, and the client's Sidecar imports it.
     pub fn sees(&self, client: &ClientView<'_>, service: &Service, port: u16) -> bool {

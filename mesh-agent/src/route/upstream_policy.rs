@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::Method;
 
-pub(super) use compile::Blocks;
+pub(super) use compile::{Blocks, resolve_http, resolve_tcp};
 pub(super) use credentials::{Credentials, Named};
 
 use super::hashing::HashPolicy;

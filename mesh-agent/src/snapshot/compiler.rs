@@ -66,16 +66,6 @@ impl Compiler {
             (self.registry).compile(resources, &options.trust_domain, cluster_domain);
         let (peer_authentication, of_policy, peer_made) = (self.peer_authentication)
             .compile(&resources.peer_authentications, &options.root_namespace);
-        let (authorization, of_authorization, authorization_made) = self.authorization.compile(
-            &resources.authorization_policies,
-            &registry,
-            &authorization::Options {
-                root_namespace: options.root_namespace.clone(),
-                trust_domain: options.trust_domain.clone(),
-                trust_domain_aliases: options.trust_domain_aliases.clone(),
-                path_normalization: options.path_normalization,
-            },
-        );
         let (routes, of_routes, routes_made) = self.routes.compile(
             &Sources::of(resources),
             &registry,
@@ -83,6 +73,17 @@ impl Compiler {
                 cluster_domain,
                 root_namespace: &options.root_namespace,
                 outbound: options.outbound_traffic_policy,
+            },
+        );
+        let (authorization, of_authorization, authorization_made) = self.authorization.compile(
+            &resources.authorization_policies,
+            &registry,
+            routes.ingress_protocols(&registry),
+            &authorization::Options {
+                root_namespace: options.root_namespace.clone(),
+                trust_domain: options.trust_domain.clone(),
+                trust_domain_aliases: options.trust_domain_aliases.clone(),
+                path_normalization: options.path_normalization,
             },
         );
         let (telemetry, of_telemetry) =

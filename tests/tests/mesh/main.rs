@@ -30,6 +30,7 @@ mod hostile;
 mod hosts;
 mod http2;
 mod identity;
+mod ingress;
 mod interception;
 mod kernels;
 mod killed;

@@ -3,7 +3,7 @@
 mod handover;
 mod start;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +52,8 @@ struct Enrolled {
     place: Place,
     /// Its connections to unknown addresses go to the agent, too.
     takes_all: bool,
+    /// Ports at which its connections are taken, whoever listens there.
+    ingress: BTreeSet<u16>,
     /// For the agent that may take over.
     sockets: Sockets,
     /// What accepts its connections, until it is allowed to.
@@ -75,6 +77,12 @@ pub(super) struct Settings {
 fn takes_all(snapshot: &Snapshot, workload: &Workload) -> bool {
     let client = ClientView::of(workload);
     snapshot.routes.wants_all(&client, &snapshot.registry)
+}
+
+/// Ports of a workload that a Sidecar has an application behind.
+fn ingress(snapshot: &Snapshot, workload: &Workload) -> BTreeSet<u16> {
+    let ports = snapshot.routes.ingress(&ClientView::of(workload));
+    ports.collect()
 }
 
 impl Enrolment {
@@ -184,6 +192,7 @@ impl Enrolment {
         for member in members.values_mut() {
             if let Member::Enrolled(enrolled) = member {
                 self.take_all_or_known(enrolled, snapshot);
+                self.take_in(enrolled, snapshot);
             }
         }
         changed
@@ -206,6 +215,22 @@ impl Enrolment {
             Err(error) => {
                 let workload = &enrolled.local.workload.name;
                 tracing::error!(%workload, %error, "outboundTrafficPolicy is not in force");
+            }
+        }
+    }
+
+    /// The same for the ports at which it is called.
+    fn take_in(&self, enrolled: &mut Enrolled, snapshot: &Snapshot) {
+        let ports = ingress(snapshot, &enrolled.local.workload);
+        if ports == enrolled.ingress {
+            return;
+        }
+        let location = enrolled.local.sockets.location();
+        match self.node.datapath.set_ingress(location, &ports) {
+            Ok(()) => enrolled.ingress = ports,
+            Err(error) => {
+                let workload = &enrolled.local.workload.name;
+                tracing::error!(%workload, %error, "a Sidecar's ingress is not in force");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_common::ListenerKind;
 
-use super::{Enrolled, Enrolment, takes_all};
+use super::{Enrolled, Enrolment, ingress, takes_all};
 use crate::agent::listeners::Listeners;
 use crate::agent::takeover::ListenerRole;
 use crate::datapath::{self, Datapath, ListenerPorts};
@@ -36,6 +36,7 @@ impl Enrolment {
             workload,
             sockets: sockets.clone(),
             closed_ports: Default::default(),
+            inbound: Default::default(),
         });
         let drain = self.stop.child_token();
         let dns = {
@@ -120,9 +121,14 @@ impl Enrolment {
             datapath.set_listener(sockets.namespace(), ListenerKind::Hbone, &tunnels)?;
             waiting.push(Box::pin(inbound::serve_hbone(tunnels, inbound.clone())));
         }
-        let takes_all = takes_all(&self.node.snapshot.load(), &local.workload);
+        let (takes_all, ingress) = {
+            let snapshot = self.node.snapshot.load();
+            let workload = &local.workload;
+            (takes_all(&snapshot, workload), ingress(&snapshot, workload))
+        };
         let enrolled = datapath::Enrolled {
             takes_all,
+            ingress: ingress.clone(),
             addresses: local.workload.addresses.clone(),
             identity: local.workload.identity.to_string(),
             ports,
@@ -140,6 +146,7 @@ impl Enrolment {
             local,
             place,
             takes_all,
+            ingress,
             sockets,
             waiting,
             drain,

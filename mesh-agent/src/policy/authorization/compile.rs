@@ -27,16 +27,19 @@ pub struct Compiler {
 #[derive(Debug)]
 struct Declared {
     services: Vec<Arc<Service>>,
+    ingress: Protocols,
     protocols: Arc<Protocols>,
 }
 
 impl Compiler {
     /// Compiles the policies, always with the same options; those in the root namespace
-    /// apply to the whole mesh. What has no effect is told, and how many had to be compiled.
+    /// apply to the whole mesh. `ingress` is what ports of workloads speak whatever services
+    /// declare. What has no effect is told, and how many had to be compiled.
     pub fn compile(
         &mut self,
         resources: &[Arc<Resource<AuthorizationPolicySpec>>],
         registry: &Registry,
+        ingress: Protocols,
         options: &Options,
     ) -> (Authorization, Vec<Finding>, usize) {
         let mut findings = Vec::new();
@@ -70,24 +73,27 @@ impl Compiler {
                 namespace.or_default().push(policy);
             }
         }
-        if resources.is_empty() {
+        if resources.is_empty() && ingress.is_empty() {
             self.protocols = None;
         } else {
-            compiled.protocols = self.protocols(registry);
+            compiled.protocols = self.protocols(registry, ingress);
         }
         (compiled, findings, self.rules.end())
     }
 
-    fn protocols(&mut self, registry: &Registry) -> Arc<Protocols> {
+    fn protocols(&mut self, registry: &Registry, ingress: Protocols) -> Arc<Protocols> {
         let services = &registry.services;
         match &self.protocols {
-            Some(declared) if are_same(&declared.services, services) => {
+            Some(declared)
+                if are_same(&declared.services, services) && declared.ingress == ingress =>
+            {
                 Arc::clone(&declared.protocols)
             }
             _ => {
-                let protocols = Arc::new(protocols(registry));
+                let protocols = Arc::new(protocols(registry, ingress.clone()));
                 self.protocols = Some(Declared {
                     services: services.clone(),
+                    ingress,
                     protocols: Arc::clone(&protocols),
                 });
                 protocols
@@ -313,9 +319,10 @@ fn matches_domain(domain: &str, own: &str) -> bool {
     }
 }
 
-/// What the ports of workloads speak: as the first service that has them declares.
-fn protocols(registry: &Registry) -> Protocols {
-    let mut protocols = Protocols::new();
+/// What the ports of workloads speak: as `ingress` says, else as the first service that has
+/// them declares.
+fn protocols(registry: &Registry, ingress: Protocols) -> Protocols {
+    let mut protocols = ingress;
     for service in &registry.services {
         for port in service
             .ports

@@ -39,7 +39,7 @@ pub struct Options {
 }
 
 /// What ports of workloads are declared to speak.
-type Protocols = HashMap<(WorkloadName, u16), Protocol>;
+pub type Protocols = HashMap<(WorkloadName, u16), Protocol>;
 
 /// All policies, compiled.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +48,8 @@ pub struct Authorization {
     mesh: Vec<Policy>,
     /// The others, in file order.
     by_namespace: HashMap<String, Vec<Policy>>,
-    /// What ports of workloads are declared to speak; empty where there is no policy.
+    /// What ports of workloads are declared to speak; empty where nobody asks: there is no policy,
+    /// and no Sidecar says it.
     protocols: Arc<Protocols>,
     /// The form in which paths are compared and passed on.
     pub path_normalization: PathNormalization,
@@ -256,7 +257,7 @@ impl Authorization {
     }
 
     /// What a port of a workload is declared to speak; [`Protocol::Auto`]
-    /// where nothing is declared, or there is no policy at all.
+    /// where nothing is declared, or nobody asks.
     pub fn protocol(&self, workload: &Workload, port: u16) -> Protocol {
         if self.protocols.is_empty() {
             return Protocol::Auto;

@@ -2,8 +2,8 @@
 //! answer, on the side of the application.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ pub(super) struct Counting {
     is_grpc: bool,
     code: AtomicU16,
     grpc_status: AtomicU16,
+    flags: OnceLock<Flags>,
     received: AtomicU64,
     sent: AtomicU64,
 }
@@ -39,6 +40,7 @@ impl Counting {
             is_grpc,
             code: AtomicU16::new(0),
             grpc_status: AtomicU16::new(NO_STATUS),
+            flags: OnceLock::new(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
         })
@@ -48,6 +50,11 @@ impl Counting {
     pub(super) fn answered(&self, code: u16, headers: &HeaderMap) {
         self.code.store(code, Relaxed);
         self.trailers(headers);
+    }
+
+    /// What happened, where it is the agent that answers.
+    pub(super) fn flagged(&self, flags: Flags) {
+        let _ = self.flags.set(flags);
     }
 
     fn trailers(&self, headers: &HeaderMap) {
@@ -76,7 +83,7 @@ impl Drop for Counting {
         let status = *self.grpc_status.get_mut();
         let outcome = Outcome {
             code: *self.code.get_mut(),
-            flags: Flags::default(),
+            flags: self.flags.get().copied().unwrap_or_default(),
             is_grpc: self.is_grpc,
             grpc_status: Some(status).filter(|status| *status != NO_STATUS),
         };

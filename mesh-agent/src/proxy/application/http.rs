@@ -2,6 +2,7 @@
 //! connection to the application belongs to the caller's connection: what one
 //! ends, the other ends.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -9,23 +10,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::copy_bidirectional;
-use tokio::sync::Mutex;
 
 use super::admissions::{Admission, Head};
 use super::counting::{self, Counting};
+use super::kept::{Busy, Kept, Unsent};
 use super::pipe::Pipe;
-use super::{Caller, Event, arrived, connect, record, report};
+use super::{Caller, Event, arrived, record, report};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
 use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
@@ -36,11 +36,16 @@ use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
 use crate::proxy::{Local, Node};
 use crate::telemetry::callers::Arrived;
+use crate::telemetry::{Flag, Flags};
 
 /// What a caller is told whose request is denied, as by Envoy.
 const DENIED: &str = "RBAC: access denied";
-/// gRPC status `PERMISSION_DENIED`.
-const GRPC_PERMISSION_DENIED: &str = "7";
+/// What a caller is told whose request is one too many, as by Envoy.
+const OVERFLOW: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+/// Statuses of gRPC.
+const PERMISSION_DENIED: &str = "7";
+const UNAVAILABLE: &str = "14";
 
 /// A failure that ends the caller's connection (HTTP/1.1) or stream (HTTP/2):
 /// what happened to the application's connection happens to the caller's.
@@ -48,20 +53,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One connection of a caller.
 struct Filter {
-    node: Arc<Node>,
-    local: Arc<Local>,
-    caller: Caller,
-    application: SocketAddr,
-    version: HttpVersion,
-    upstream: Mutex<Option<Upstream>>,
+    /// The other half of it.
+    kept: Arc<Kept>,
     /// Where its requests are counted.
     arrived: Option<Arc<Arrived>>,
-}
-
-/// The connection to the application.
-enum Upstream {
-    Http1(conn::http1::SendRequest<counting::Asked>),
-    Http2(conn::http2::SendRequest<counting::Asked>),
 }
 
 /// Serves a connection until it ends, or policies forbid it altogether.
@@ -76,15 +71,10 @@ pub(super) async fn serve(
     let admission = node
         .admissions
         .http(local.workload.clone(), caller.clone(), application);
-    let filter = Arc::new(Filter {
-        arrived: arrived(node, local, &caller, application),
-        node: node.clone(),
-        local: local.clone(),
-        caller,
-        application,
-        version,
-        upstream: Mutex::default(),
-    });
+    let arrived = arrived(node, local, &caller, application);
+    let kept = Kept::new(node, local, caller, application, version);
+    let tending = kept.clone().tend();
+    let filter = Arc::new(Filter { kept, arrived });
     let service = service_fn(move |request| answer(filter.clone(), request));
     match version {
         HttpVersion::Http1 => {
@@ -94,7 +84,7 @@ pub(super) async fn serve(
                 .preserve_header_case(true)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();
-            until_revoked(&admission, connection).await
+            until_revoked(&admission, tending, connection).await
         }
         HttpVersion::Http2 => {
             let connection = http2::Builder::new(TokioExecutor::new())
@@ -104,17 +94,19 @@ pub(super) async fn serve(
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(MAX_HEADER_BYTES)
                 .serve_connection(TokioIo::new(WriteTogether::new(stream)), service);
-            until_revoked(&admission, after_others(connection)).await
+            until_revoked(&admission, tending, after_others(connection)).await
         }
     }
 }
 
 async fn until_revoked(
     admission: &Admission,
+    tending: impl Future<Output = Infallible>,
     connection: impl Future<Output = hyper::Result<()>>,
 ) -> io::Result<()> {
     tokio::select! {
         result = connection => result.map_err(io::Error::other),
+        never = tending => match never {},
         revoked = admission.revoked() => Err(revoked),
     }
 }
@@ -129,14 +121,17 @@ async fn answer(
         is_head: request.method() == Method::HEAD,
     };
     let counting = (filter.arrived.clone()).map(|arrived| Counting::begin(arrived, asked.is_grpc));
-    let normalization = filter.node.snapshot.load().authorization.path_normalization;
+    let kept = &filter.kept;
+    let normalization = kept.node.snapshot.load().authorization.path_normalization;
     let admitted = message::admit(&mut request, normalization);
     let head = match admitted.and_then(|()| head(&request)) {
         Ok(head) => Arc::new(head),
         Err(bad) => {
+            let text = bad.to_string();
             return Ok(own(
                 bad.status(),
-                &bad.to_string(),
+                PERMISSION_DENIED,
+                &text,
                 asked,
                 counting.as_deref(),
             ));
@@ -144,19 +139,29 @@ async fn answer(
     };
     let decision = filter.decide(&head);
     if decision.verdict != Verdict::Allow {
-        let answer = own(StatusCode::FORBIDDEN, DENIED, asked, counting.as_deref());
+        let status = StatusCode::FORBIDDEN;
+        let answer = own(
+            status,
+            PERMISSION_DENIED,
+            DENIED,
+            asked,
+            counting.as_deref(),
+        );
         let length = answer.body().size_hint().exact().unwrap_or_default();
         filter.denied(&head, &decision.reason, length);
         return Ok(answer);
     }
-    let Filter {
+    let Kept {
         node,
         local,
         caller,
         application,
         ..
-    } = &*filter;
+    } = &**kept;
     super::told(node, &local.workload, caller, *application, decision);
+    let Ok(busy) = kept.begin() else {
+        return Ok(filter.overflow(&head, asked, counting.as_deref()));
+    };
     let admission = (node.admissions).request(
         local.workload.clone(),
         caller.clone(),
@@ -169,17 +174,26 @@ async fn answer(
     parts.extensions.clear();
     filter.rewrite(&mut parts, &head)?;
     let body = counting::Asked::new(body, counting.clone());
-    let forwarded = filter.forward(Request::from_parts(parts, body));
-    let response = tokio::select! {
-        response = forwarded => response?,
+    let sent = tokio::select! {
+        sent = kept.send(Request::from_parts(parts, body)) => sent,
         revoked = admission.revoked() => return Err(revoked.into()),
+    };
+    let response = match sent {
+        Err(Unsent::Overflow(_)) => {
+            return Ok(filter.overflow(&head, asked, counting.as_deref()));
+        }
+        sent => sent?,
     };
     if let Some(counting) = &counting {
         counting.answered(response.status().as_u16(), response.headers());
     }
     Ok(pass_on(
         response,
-        (admission, counting),
+        Held {
+            admission,
+            counting,
+            _busy: busy,
+        },
         upgrades.then_some(client_upgrade),
         &head,
     ))
@@ -198,29 +212,31 @@ fn head<B>(request: &Request<B>) -> Result<Head, BadRequest> {
 
 impl Filter {
     fn decide(&self, head: &Head) -> Decision {
-        let snapshot = self.node.snapshot.load();
-        let request = head.request(&self.caller);
+        let kept = &self.kept;
+        let snapshot = kept.node.snapshot.load();
+        let request = head.request(&kept.caller);
         snapshot.authorization.decide(
-            &self.local.workload,
-            &self.caller.connection(self.application),
+            &kept.local.workload,
+            &kept.caller.connection(kept.application),
             Payload::Http(&request),
         )
     }
 
     /// Tells of a request that was answered by so many bytes instead of forwarded.
     fn denied(&self, head: &Head, reason: &Reason, length: u64) {
-        record::request(
-            &self.node,
-            &self.local.workload,
-            (&self.caller, self.application),
-            (head, self.version),
-            reason,
+        let kept = &self.kept;
+        let details = reason.details();
+        let why = record::Answered {
+            code: StatusCode::FORBIDDEN.as_u16(),
+            flags: Flags::default(),
+            details: &details,
             length,
-        );
+        };
+        record::request(kept, head, &why);
         tracing::debug!(
-            workload = %self.local.workload.name,
-            client = %self.caller.address,
-            identity = self.caller.identity.as_ref().map(tracing::field::display),
+            workload = %kept.local.workload.name,
+            client = %kept.caller.address,
+            identity = kept.caller.identity.as_ref().map(tracing::field::display),
             method = %head.method,
             authority = head.authority,
             path = head.path_and_query,
@@ -228,13 +244,40 @@ impl Filter {
             "request denied"
         );
         report(
-            &self.node,
-            &self.local.workload,
-            &self.caller,
-            self.application,
+            &kept.node,
+            &kept.local.workload,
+            &kept.caller,
+            kept.application,
             Event::Denied,
             reason.to_string(),
         );
+    }
+
+    /// The answer to a request for which there is no room, as Envoy's.
+    fn overflow(&self, head: &Head, asked: Asked, counting: Option<&Counting>) -> Response<Answer> {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let mut answer = own(status, UNAVAILABLE, OVERFLOW, asked, counting);
+        let overloaded = HeaderName::from_static("x-envoy-overloaded");
+        (answer.headers_mut()).insert(overloaded, HeaderValue::from_static("true"));
+        let flags = Flags::from(Flag::UpstreamOverflow);
+        if let Some(counting) = counting {
+            counting.flagged(flags);
+        }
+        let why = record::Answered {
+            code: status.as_u16(),
+            flags,
+            details: "upstream_reset_before_response_started{overflow}",
+            length: answer.body().size_hint().exact().unwrap_or_default(),
+        };
+        record::request(&self.kept, head, &why);
+        tracing::debug!(
+            workload = %self.kept.local.workload.name,
+            client = %self.kept.caller.address,
+            port = self.kept.application.port(),
+            path = head.path_and_query,
+            "request refused: a bound of the Sidecar is reached"
+        );
+        answer
     }
 
     /// Over HTTP/1.1 the application gets the host that was decided about in the only
@@ -243,7 +286,7 @@ impl Filter {
         if parts.method == Method::CONNECT {
             return Ok(());
         }
-        match self.version {
+        match self.kept.version {
             HttpVersion::Http1 => {
                 if parts.uri.authority().is_some() {
                     parts
@@ -260,65 +303,19 @@ impl Filter {
         }
         Ok(())
     }
+}
 
-    /// Over the connection to the application; a new one where there is none
-    /// any more. A request is sent once.
-    async fn forward(
-        &self,
-        request: Request<counting::Asked>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let mut upstream = self.upstream.lock().await;
-        let ready = match &mut *upstream {
-            Some(Upstream::Http1(sender)) => sender.ready().await.is_ok(),
-            Some(Upstream::Http2(sender)) => sender.ready().await.is_ok(),
-            None => false,
-        };
-        if !ready {
-            *upstream = Some(self.open().await?);
-        }
-        match &mut *upstream {
-            Some(Upstream::Http1(sender)) => Ok(sender.send_request(request).await?),
-            Some(Upstream::Http2(sender)) => {
-                let mut sender = sender.clone();
-                // Others do not wait for this answer.
-                drop(upstream);
-                Ok(sender.send_request(request).await?)
-            }
-            None => Err("no connection to the application".into()),
-        }
-    }
-
-    async fn open(&self) -> Result<Upstream, Failure> {
-        let stream = connect(&self.node, &self.local, &self.caller, self.application).await?;
-        Ok(match self.version {
-            HttpVersion::Http1 => {
-                let (sender, connection) = conn::http1::Builder::new()
-                    .preserve_header_case(true)
-                    .handshake(TokioIo::new(stream))
-                    .await?;
-                // What goes wrong is told to whoever waits for a response.
-                tokio::spawn(connection.with_upgrades());
-                Upstream::Http1(sender)
-            }
-            HttpVersion::Http2 => {
-                let (sender, connection) = conn::http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
-                    .initial_stream_window_size(STREAM_WINDOW)
-                    .initial_connection_window_size(CONNECTION_WINDOW)
-                    .max_header_list_size(MAX_HEADER_BYTES)
-                    .handshake(TokioIo::new(WriteTogether::new(stream)))
-                    .await?;
-                tokio::spawn(after_others(connection));
-                Upstream::Http2(sender)
-            }
-        })
-    }
+/// What is held until an answer has ended.
+struct Held {
+    admission: Admission,
+    counting: Option<Arc<Counting>>,
+    _busy: Busy,
 }
 
 /// The application's answer; it goes on as long as the request has leave to.
 fn pass_on(
     mut response: Response<Incoming>,
-    (admission, counting): (Admission, Option<Arc<Counting>>),
+    held: Held,
     client_upgrade: Option<OnUpgrade>,
     head: &Head,
 ) -> Response<Answer> {
@@ -328,18 +325,14 @@ fn pass_on(
     if let (true, Some(client)) = (switches, client_upgrade) {
         let upstream = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
-            if let Err(error) = tunnel(client, upstream, &admission).await {
+            if let Err(error) = tunnel(client, upstream, &held.admission).await {
                 tracing::debug!(%error, "tunnel through the filter ended");
             }
-            drop(counting);
+            drop(held);
         });
         return response.map(|_| Answer::Own(None));
     }
-    response.map(|body| Answer::Application {
-        body,
-        admission,
-        counting,
-    })
+    response.map(|body| Answer::Application { body, held })
 }
 
 async fn tunnel(
@@ -365,6 +358,7 @@ struct Asked {
 /// The agent's own answer.
 fn own(
     status: StatusCode,
+    grpc_status: &'static str,
     text: &str,
     asked: Asked,
     counting: Option<&Counting>,
@@ -387,10 +381,7 @@ fn own(
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if is_grpc {
-        headers.insert(
-            "grpc-status",
-            HeaderValue::from_static(GRPC_PERMISSION_DENIED),
-        );
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_status));
         if let Ok(message) = HeaderValue::from_str(text) {
             headers.insert("grpc-message", message);
         }
@@ -407,11 +398,7 @@ enum Answer {
     /// Ours.
     Own(Option<Bytes>),
     /// The application's, as long as there is leave for it.
-    Application {
-        body: Incoming,
-        admission: Admission,
-        counting: Option<Arc<Counting>>,
-    },
+    Application { body: Incoming, held: Held },
 }
 
 impl Body for Answer {
@@ -424,16 +411,12 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self.get_mut() {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Application {
-                body,
-                admission,
-                counting,
-            } => {
-                if let Poll::Ready(revoked) = admission.poll_revoked(cx) {
+            Self::Application { body, held } => {
+                if let Poll::Ready(revoked) = held.admission.poll_revoked(cx) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
                 let polled = Pin::new(body).poll_frame(cx);
-                if let (Poll::Ready(Some(Ok(frame))), Some(counting)) = (&polled, counting) {
+                if let (Poll::Ready(Some(Ok(frame))), Some(counting)) = (&polled, &held.counting) {
                     counting.frame(frame);
                 }
                 polled.map_err(Failure::from)

@@ -7,7 +7,9 @@ mod closed_ports;
 mod counting;
 mod filter;
 mod http;
+mod kept;
 mod pipe;
+mod ports;
 mod record;
 mod reports;
 mod revocable;
@@ -21,19 +23,24 @@ use mesh_common::Transport;
 pub use admissions::Admissions;
 pub use closed_ports::ClosedPorts;
 use pipe::Pipe;
+pub use ports::{Place, Ports};
 pub use record::ended;
 pub use reports::{Event, Report, Reports};
 pub use revocable::Revocable;
 
 use super::application_stream::ApplicationStream;
 use super::one_of::one_of;
+use super::upstream::keep_alive;
 use super::{Local, Node};
+use crate::balance::Overflow;
 use crate::identity::Identity;
 use crate::netns::Sockets;
 use crate::policy::authorization::{Connection, Decision, Reason, Verdict};
-use crate::registry::Workload;
+use crate::registry::{Protocol, Workload};
+use crate::route::{ClientView, InboundPort};
 use crate::snapshot::Snapshot;
 use crate::telemetry::callers::{Arrived, Counted, Source};
+use crate::telemetry::{Flag, Flags};
 
 /// Who connects to an application.
 #[derive(Clone, Debug)]
@@ -65,6 +72,9 @@ pub enum Refused {
     /// A policy forbids it.
     #[error("connection closed due to policy rejection: {0}")]
     Policy(Reason),
+    /// As many are open as the workload's Sidecar lets be.
+    #[error("connection closed: maxConnections of the Sidecar are open (UO)")]
+    Overflow(#[from] Overflow),
     /// The application does not accept it.
     #[error(transparent)]
     Unreachable(#[from] io::Error),
@@ -75,6 +85,7 @@ impl From<Refused> for io::Error {
         match refused {
             Refused::Unreachable(error) => error,
             Refused::Policy(_) => Self::new(io::ErrorKind::PermissionDenied, refused),
+            Refused::Overflow(_) => Self::new(io::ErrorKind::ConnectionRefused, refused),
         }
     }
 }
@@ -102,28 +113,47 @@ pub async fn open(
         let stream = admitted(node, local, caller, application).await?;
         return Ok(Application::Direct(stream));
     }
-    let decision = {
+    let (decision, by_request) = {
         let snapshot = node.snapshot.load();
         let connection = caller.connection(application);
-        (snapshot.authorization).connection(&local.workload, &connection)
+        let decision = (snapshot.authorization).connection(&local.workload, &connection);
+        (decision, counts_requests(&snapshot, local, application))
     };
     match decision.verdict {
         Verdict::Deny => {
             denied(node, local, &caller, application, &decision.reason);
-            Err(Refused::Policy(decision.reason))
+            return Err(Refused::Policy(decision.reason));
         }
-        Verdict::NeedsHttp => {
-            let (near, far) = Pipe::pair();
-            let (node, local) = (node.clone(), local.clone());
-            tokio::spawn(filter::run(node, local, caller, application, far));
-            Ok(Application::Filtered(near))
-        }
-        Verdict::Allow => {
+        Verdict::Allow if !by_request => {
             told(node, &local.workload, &caller, application, decision);
             let stream = admitted(node, local, caller, application).await?;
-            Ok(Application::Direct(stream))
+            return Ok(Application::Direct(stream));
         }
+        Verdict::Allow | Verdict::NeedsHttp => {}
     }
+    let (near, far) = Pipe::pair();
+    let (node, local) = (node.clone(), local.clone());
+    tokio::spawn(filter::run(node, local, caller, application, far));
+    Ok(Application::Filtered(near))
+}
+
+/// What the workload's Sidecar says of the port that is asked for.
+fn inbound(node: &Node, local: &Local, application: SocketAddr) -> InboundPort {
+    let snapshot = node.snapshot.load();
+    let workload = ClientView::of(&local.workload);
+    let inbound = snapshot.routes.inbound(&workload, application.port());
+    inbound.cloned().unwrap_or_default()
+}
+
+/// Whether there are bounds that count requests, if the port may carry any.
+fn counts_requests(snapshot: &Snapshot, local: &Local, application: SocketAddr) -> bool {
+    let (workload, port) = (&local.workload, application.port());
+    let inbound = (snapshot.routes).inbound(&ClientView::of(workload), port);
+    inbound.is_some_and(|inbound| inbound.limits.is_some())
+        && !matches!(
+            snapshot.authorization.protocol(workload, port),
+            Protocol::Tcp | Protocol::Tls | Protocol::Udp
+        )
 }
 
 /// After a change of the configuration: closes what it forbids, and reports of
@@ -154,11 +184,30 @@ async fn admitted(
     let admission = node
         .admissions
         .bytes(local.workload.clone(), caller.clone(), application);
-    let mut stream = connect(node, local, &caller, application).await?;
+    let limits = inbound(node, local, application).limits;
+    let place = match &limits {
+        None => None,
+        Some(limits) => match local
+            .inbound
+            .at(application.port())
+            .enter(limits.tcp.max_connections)
+        {
+            Ok(place) => Some(place),
+            Err(overflow) => {
+                overflowed(node, local, &caller, application);
+                return Err(overflow.into());
+            }
+        },
+    };
+    let mut stream = connect(node, local, &caller, application, place).await?;
     let arrived = arrived(node, local, &caller, application);
     stream.count_in(arrived.clone());
     let counted = arrived.map(Counted::open);
-    Ok(Revocable::new(stream, admission, counted))
+    let stream = Revocable::new(stream, admission, counted);
+    Ok(match limits {
+        Some(limits) => stream.bounded(&limits.tcp),
+        None => stream,
+    })
 }
 
 /// Where requests and connections of a caller are counted; probes are not.
@@ -186,22 +235,31 @@ fn arrived(
     }))
 }
 
-/// To the application, which sees the caller's address as its peer.
+/// To the application, which sees the caller's address as its peer. `place` is held as long
+/// as the connection is open.
 async fn connect(
     node: &Arc<Node>,
     local: &Arc<Local>,
     caller: &Caller,
     application: SocketAddr,
+    place: Option<Place>,
 ) -> io::Result<ApplicationStream> {
+    let InboundPort {
+        endpoint, limits, ..
+    } = inbound(node, local, application);
+    let to = endpoint.map_or(application, |endpoint| endpoint.behind(application));
     let seen = crate::datapath::Caller {
         address: caller.address,
         identity: caller.identity.as_ref().map(ToString::to_string),
         transport: caller.transport,
     };
-    let connected = local
-        .sockets
-        .connect(Some(application.ip()), application, Some(seen))
-        .await;
+    // A socket of IPv4 cannot have a peer of IPv6.
+    let seen = Some(seen).filter(|seen| seen.address.is_ipv4() || to.is_ipv6());
+    let connecting = local.sockets.connect(Some(to.ip()), to, seen);
+    let connected = match limits.as_ref().and_then(|limits| limits.connect_timeout) {
+        Some(limit) => tokio::time::timeout(limit, connecting).await?,
+        None => connecting.await,
+    };
     let refused = connected
         .as_ref()
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -209,9 +267,26 @@ async fn connect(
         closed_ports::refused(node, local);
     }
     let stream = connected?;
+    if let Some(keepalive) = limits.and_then(|limits| limits.tcp.keepalive) {
+        keep_alive(&stream, keepalive)?;
+    }
     let is_spliced = node.datapath.marks().is_spliced(&stream)?;
     let bridges = node.datapath.bridges();
-    Ok(ApplicationStream::new(stream, is_spliced, bridges))
+    let mut stream = ApplicationStream::new(stream, is_spliced, bridges);
+    stream.hold(place);
+    Ok(stream)
+}
+
+/// Tells of a connection for which there is no room.
+fn overflowed(node: &Node, local: &Local, caller: &Caller, to: SocketAddr) {
+    tracing::debug!(
+        workload = %local.workload.name,
+        client = %caller.address,
+        port = to.port(),
+        "connection refused: maxConnections of the Sidecar are open"
+    );
+    let flags = Flag::UpstreamOverflow.into();
+    record::connection(node, &local.workload, caller, to, flags, None);
 }
 
 /// Counts a refusal, and says so.
@@ -224,7 +299,9 @@ fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &
         %reason,
         "connection denied"
     );
-    record::connection(node, &local.workload, caller, to, reason);
+    let details = reason.details();
+    let flags = Flags::default();
+    record::connection(node, &local.workload, caller, to, flags, Some(&details));
     let reason = reason.to_string();
     report(node, &local.workload, caller, to, Event::Denied, reason);
 }

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::Caller;
 use super::admissions::Head;
-use crate::policy::authorization::Reason;
+use super::kept::Kept;
 use crate::proxy::Node;
 use crate::proxy::copy::Transferred;
 use crate::proxy::http::HttpVersion;
 use crate::registry::Workload;
-use crate::telemetry::Side;
 use crate::telemetry::access_log::{AccessLog, Entry};
 use crate::telemetry::rules::Logging;
+use crate::telemetry::{Flags, Side};
 
 /// A connection in the clear that has ended, of whose client nobody else tells.
 pub fn ended(
@@ -54,51 +54,57 @@ pub(super) fn connection(
     workload: &Workload,
     caller: &Caller,
     to: SocketAddr,
-    reason: &Reason,
+    flags: Flags,
+    details: Option<&str>,
 ) {
     let Some((log, wanted)) = wanted(node, workload) else {
         return;
     };
-    let (cluster, details) = (inbound(to), reason.details());
+    let cluster = inbound(to);
     let entry = Entry {
         start_time: std::time::SystemTime::now(),
-        connection_termination_details: Some(&details),
+        connection_termination_details: details,
+        response_flags: flags,
         ..entry(caller, to, &cluster)
     };
     log.write(&entry, &wanted);
 }
 
-/// A request that was answered by 403; so many bytes were.
-pub(super) fn request(
-    node: &Node,
-    workload: &Workload,
-    (caller, to): (&Caller, SocketAddr),
-    (head, version): (&Head, HttpVersion),
-    reason: &Reason,
-    bytes_sent: u64,
-) {
-    let Some((log, wanted)) = wanted(node, workload) else {
+/// How the agent answered a request instead of the application.
+pub(super) struct Answered<'a> {
+    pub(super) code: u16,
+    pub(super) flags: Flags,
+    pub(super) details: &'a str,
+    /// Of the body, in bytes.
+    pub(super) length: u64,
+}
+
+/// A request that the application does not get.
+pub(super) fn request(kept: &Kept, head: &Head, answered: &Answered<'_>) {
+    let Some((log, wanted)) = wanted(&kept.node, &kept.local.workload) else {
         return;
     };
-    let (cluster, details) = (inbound(to), reason.details());
+    let to = kept.application;
+    let cluster = inbound(to);
     let header = |name: &str| head.headers.get(name).map(HeaderValue::as_bytes);
     let entry = Entry {
         start_time: std::time::SystemTime::now(),
         method: Some(head.method.as_str()),
         path: Some(&head.path_and_query),
-        protocol: Some(match version {
+        protocol: Some(match kept.version {
             HttpVersion::Http1 => "HTTP/1.1",
             HttpVersion::Http2 => "HTTP/2",
         }),
-        response_code: 403,
-        response_code_details: Some(&details),
-        bytes_sent,
+        response_code: answered.code,
+        response_flags: answered.flags,
+        response_code_details: Some(answered.details),
+        bytes_sent: answered.length,
         x_forwarded_for: header("x-forwarded-for"),
         user_agent: header(USER_AGENT.as_str()),
         request_id: header("x-request-id"),
         authority: Some(&head.authority),
         request_headers: Some(&head.headers),
-        ..entry(caller, to, &cluster)
+        ..entry(&kept.caller, to, &cluster)
     };
     log.write(&entry, &wanted);
 }

@@ -253,7 +253,12 @@ fn consistent_hash(report: &mut Report<'_>, block: &ConsistentHash, field: &str)
     }
 }
 
-fn connection_pool(report: &mut Report<'_>, block: &ConnectionPool, field: &str) {
+/// Those of a Sidecar are of the same form.
+pub(in crate::resource) fn connection_pool(
+    report: &mut Report<'_>,
+    block: &ConnectionPool,
+    field: &str,
+) {
     if let Some(tcp) = &block.tcp {
         let field = format!("{field}.tcp");
         not_negative(

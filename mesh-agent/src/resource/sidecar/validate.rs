@@ -1,6 +1,7 @@
 //! Which Sidecars can be used, field by field.
 
 use super::*;
+use crate::resource::destination_rule::{H2UpgradePolicy, connection_pool};
 use crate::resource::report::Report;
 use crate::resource::{Finding, Resource};
 
@@ -13,7 +14,17 @@ pub fn validate(resource: &Resource<SidecarSpec>) -> Vec<Finding> {
     }
     egress(&mut report, &spec.egress);
     for (i, listener) in spec.ingress.iter().enumerate() {
-        ingress(&mut report, listener, &format!("spec.ingress[{i}]"));
+        let field = format!("spec.ingress[{i}]");
+        let number = |listener: &IngressListener| listener.port.as_ref().map(|port| port.number);
+        if let Some(own) = number(listener)
+            && (spec.ingress[..i].iter()).any(|other| number(other) == Some(own))
+        {
+            report.error(
+                format!("{field}.port.number"),
+                format!("{own} stands twice"),
+            );
+        }
+        ingress(&mut report, listener, &field);
     }
     if let Some(policy) = &spec.outbound_traffic_policy {
         let field = "spec.outboundTrafficPolicy";
@@ -32,10 +43,9 @@ pub fn validate(resource: &Resource<SidecarSpec>) -> Vec<Finding> {
             );
         }
     }
-    report.not_applied(
-        spec.inbound_connection_pool.is_some(),
-        "spec.inboundConnectionPool",
-    );
+    if let Some(pool) = &spec.inbound_connection_pool {
+        inbound_pool(&mut report, pool, "spec.inboundConnectionPool");
+    }
     report.into_findings()
 }
 
@@ -133,23 +143,43 @@ fn ingress(report: &mut Report<'_>, listener: &IngressListener, field: &str) {
         listener.capture_mode,
         field,
     );
-    let number = listener.port.as_ref().map_or(0, |port| port.number);
-    // What an application that listens on all of its addresses needs no telling.
-    let same = |endpoint: &String| {
-        ["127.0.0.1", "[::1]", "0.0.0.0", "[::]"]
-            .iter()
-            .any(|address| *endpoint == format!("{address}:{number}"))
-    };
-    report.not_applied(
-        (listener.default_endpoint.as_ref())
-            .is_some_and(|endpoint| !endpoint.is_empty() && !same(endpoint)),
-        format!("{field}.defaultEndpoint"),
-    );
+    match listener.default_endpoint.as_deref() {
+        None | Some("") => {}
+        // The file may lie in a file system that the agent does not see.
+        Some(path) if path.starts_with("unix://") => {
+            report.not_applied(true, format!("{field}.defaultEndpoint"));
+        }
+        Some(endpoint) if DefaultEndpoint::parse(endpoint).is_none() => report.error(
+            format!("{field}.defaultEndpoint"),
+            format!(
+                "{endpoint:?} is not 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix://PATH"
+            ),
+        ),
+        Some(_) => {}
+    }
     report.not_applied(listener.tls.is_some(), format!("{field}.tls"));
-    report.not_applied(
-        listener.connection_pool.is_some(),
-        format!("{field}.connectionPool"),
-    );
+    if let Some(pool) = &listener.connection_pool {
+        inbound_pool(report, pool, &format!("{field}.connectionPool"));
+    }
+}
+
+/// The agent makes one connection to the application for one of a client's, in the client's
+/// protocol, and asks once: the rest is for proxies that choose.
+fn inbound_pool(report: &mut Report<'_>, pool: &ConnectionPool, field: &str) {
+    connection_pool(report, pool, field);
+    let Some(http) = &pool.http else { return };
+    let upgrades = http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade);
+    for (is_there, name) in [
+        (http.max_retries.is_some(), "maxRetries"),
+        (upgrades, "h2UpgradePolicy"),
+        (
+            http.max_concurrent_streams.is_some(),
+            "maxConcurrentStreams",
+        ),
+        (http.http2_keep_alive.is_some(), "http2KeepAlive"),
+    ] {
+        report.not_applied(is_there, format!("{field}.http.{name}"));
+    }
 }
 
 fn own_port(report: &mut Report<'_>, port: &SidecarPort, field: &str) {
@@ -196,7 +226,10 @@ mod tests {
             "{workloadSelector: {labels: {app: a}}, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}",
             "{outboundTrafficPolicy: {}}",
             "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example.com, port: {number: 80}}}}",
-            "{ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:80'}]}",
+            "{ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:8080'}]}",
+            "{ingress: [{port: {number: 80}, defaultEndpoint: '[::1]:80'}, {port: {number: 81}, defaultEndpoint: '0.0.0.0:8080'}]}",
+            "{ingress: [{port: {number: 80}, connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}]}",
+            "{inboundConnectionPool: {tcp: {connectTimeout: 1s, tcpKeepalive: {}}, http: {idleTimeout: 1s, useClientProtocol: true}}}",
         ] {
             assert_eq!(findings(spec), [], "{spec}");
         }
@@ -218,8 +251,12 @@ mod tests {
                 "spec.egress[0].hosts[0]",
             ),
             (
-                "{ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:8080'}]}",
+                "{ingress: [{port: {number: 80}, defaultEndpoint: 'unix:///run/a'}]}",
                 "spec.ingress[0].defaultEndpoint",
+            ),
+            (
+                "{ingress: [{port: {number: 80}, captureMode: NONE}]}",
+                "spec.ingress[0].captureMode",
             ),
             (
                 "{ingress: [{port: {number: 80}, tls: {mode: SIMPLE}}]}",
@@ -238,12 +275,16 @@ mod tests {
                 "spec.outboundTrafficPolicy.mode",
             ),
             (
-                "{inboundConnectionPool: {http: {}}}",
-                "spec.inboundConnectionPool",
+                "{inboundConnectionPool: {http: {maxRetries: 1}}}",
+                "spec.inboundConnectionPool.http.maxRetries",
             ),
             (
-                "{ingress: [{port: {number: 80}, connectionPool: {}}]}",
-                "spec.ingress[0].connectionPool",
+                "{inboundConnectionPool: {http: {h2UpgradePolicy: UPGRADE}}}",
+                "spec.inboundConnectionPool.http.h2UpgradePolicy",
+            ),
+            (
+                "{ingress: [{port: {number: 80}, connectionPool: {http: {maxConcurrentStreams: 1}}}]}",
+                "spec.ingress[0].connectionPool.http.maxConcurrentStreams",
             ),
         ] {
             assert_eq!(
@@ -275,6 +316,22 @@ mod tests {
                 "spec.egress[1].port.number",
             ),
             ("{ingress: [{}]}", "spec.ingress[0].port"),
+            (
+                "{ingress: [{port: {number: 1}}, {port: {number: 1}}]}",
+                "spec.ingress[1].port.number",
+            ),
+            (
+                "{ingress: [{port: {number: 80}, defaultEndpoint: '10.0.0.1:8080'}]}",
+                "spec.ingress[0].defaultEndpoint",
+            ),
+            (
+                "{ingress: [{port: {number: 80}, defaultEndpoint: '127.0.0.1:0'}]}",
+                "spec.ingress[0].defaultEndpoint",
+            ),
+            (
+                "{inboundConnectionPool: {tcp: {maxConnections: -1}}}",
+                "spec.inboundConnectionPool.tcp.maxConnections",
+            ),
             (
                 "{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a, port: {number: 80}}}}",
                 "spec.outboundTrafficPolicy.egressProxy.host",

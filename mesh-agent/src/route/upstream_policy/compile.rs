@@ -115,7 +115,7 @@ fn bound(value: Option<i32>) -> Option<u32> {
         .filter(|value| *value > 0)
 }
 
-fn resolve_tcp(tcp: &TcpSettings) -> TcpLimits {
+pub(in crate::route) fn resolve_tcp(tcp: &TcpSettings) -> TcpLimits {
     TcpLimits {
         max_connections: bound(tcp.max_connections),
         keepalive: tcp.tcp_keepalive.as_ref().map(|keepalive| Keepalive {
@@ -132,7 +132,10 @@ fn resolve_tcp(tcp: &TcpSettings) -> TcpLimits {
 }
 
 /// The idle timeout of HTTP connections is TCP's where HTTP's is not set, as in Istio.
-fn resolve_http(http: Option<&HttpSettings>, tcp: Option<&TcpSettings>) -> HttpLimits {
+pub(in crate::route) fn resolve_http(
+    http: Option<&HttpSettings>,
+    tcp: Option<&TcpSettings>,
+) -> HttpLimits {
     let idle_timeout = http
         .and_then(|http| http.idle_timeout)
         .or_else(|| tcp?.idle_timeout)

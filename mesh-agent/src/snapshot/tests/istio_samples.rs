@@ -652,11 +652,7 @@ fn what_else_the_references_show_is_taken() {
     };
     assert_eq!(
         said,
-        [
-            "spec.ingress[0].bind",
-            "spec.ingress[0].captureMode",
-            "spec.ingress[0].defaultEndpoint"
-        ]
+        ["spec.ingress[0].bind", "spec.ingress[0].captureMode"]
     );
 }
 

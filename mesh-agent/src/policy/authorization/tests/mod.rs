@@ -73,8 +73,12 @@ fn world_of(policies: &[&str], aliases: &[&str]) -> World {
         trust_domain_aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         path_normalization: PathNormalization::Base,
     };
-    let (authorization, findings, _) =
-        Compiler::default().compile(&set.authorization_policies, &registry, &options);
+    let (authorization, findings, _) = Compiler::default().compile(
+        &set.authorization_policies,
+        &registry,
+        Protocols::new(),
+        &options,
+    );
     World {
         registry,
         authorization,
