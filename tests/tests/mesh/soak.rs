@@ -213,6 +213,7 @@ impl Scene {
             all.then_some(())
                 .ok_or_else(|| format!("{now:?} KiB, at first {anonymous_kib:?}"))
         });
+        println!("back at {:?} KiB", self.anonymous_kib());
         eventually(PATIENCE, "nothing is left", || {
             let now = self.left();
             let more = |(what, count): &(&String, &usize)| **count > left[*what];
@@ -291,13 +292,13 @@ fn soak(scattered_kib: u64, is_enough: impl Fn(usize) -> bool) {
             );
         }
     }
+    println!("{storms} more");
     scene.is_as_it_was(&left, anonymous_kib, scattered_kib);
     let carried = counters(&scene.lab);
     assert!(
         carried[HANDED_OVER] > 0 && carried[BRIDGED] > 0,
         "{carried:?}"
     );
-    println!("after {storms} more {:?} KiB", scene.anonymous_kib());
     let mut complaints = complaints();
     complaints.retain(|line| !complained.contains(line));
     assert!(complaints.is_empty(), "{complaints:#?}");
