@@ -282,8 +282,8 @@ impl Drop for Busy {
         if let Some(limits) = kept.limits() {
             kept.give_up_if(|upstream| upstream.is_spent(Some(&limits)));
             kept.port.unused();
+            kept.unused.notify_one();
         }
-        kept.unused.notify_one();
     }
 }
 
