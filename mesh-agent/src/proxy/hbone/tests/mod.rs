@@ -29,7 +29,7 @@ use crate::proxy::copy::CopyError;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Far above what anything here takes; a test that hangs fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn identity(service_account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/default/sa/{service_account}")
