@@ -8,8 +8,10 @@ use mesh_tests::{Process, Workload, wait_until};
 
 /// Client and server of such connections.
 pub const HELD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/held.py");
-/// How long a program may take to start, or an answer to come, on a busy machine.
-const LIVE: Duration = Duration::from_secs(15);
+/// How long an answer may take.
+const LIVE: Duration = Duration::from_secs(5);
+/// How long a program may take to start on a busy machine.
+const STARTED: Duration = Duration::from_secs(15);
 
 /// A connection that a program of a workload holds open.
 pub struct Held {
@@ -32,7 +34,7 @@ impl Held {
             kind,
             input,
         };
-        held.until("open", LIVE);
+        held.until("open", STARTED);
         held.echoes("first");
         held
     }

@@ -232,7 +232,7 @@ impl Scene {
 fn entries(lab: &Lab, node: Node, map: &str) -> usize {
     let pin = lab.bpffs(node).join(map);
     let dump = bpftool(&["map", "dump", "pinned", &pin.to_string_lossy()]);
-    dump.as_array().map_or(0, Vec::len)
+    dump.as_array().expect("a list").len()
 }
 
 /// Of a server; the last one is another one for each number.

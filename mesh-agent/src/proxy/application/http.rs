@@ -175,7 +175,7 @@ async fn answer(
     filter.rewrite(&mut parts, &head)?;
     let body = counting::Asked::new(body, counting.clone());
     let sent = tokio::select! {
-        sent = kept.send(Request::from_parts(parts, body)) => sent,
+        sent = kept.send(Request::from_parts(parts, body), busy.limits()) => sent,
         revoked = admission.revoked() => return Err(revoked.into()),
     };
     let response = match sent {

@@ -120,12 +120,12 @@ impl Kept {
     /// A request begins.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Busy, Overflow> {
         let limits = self.limits();
-        let asking = self
-            .port
-            .ask(limits.and_then(|limits| limits.http.max_requests))?;
+        let most = limits.as_ref().and_then(|limits| limits.http.max_requests);
+        let asking = self.port.ask(most)?;
         self.active.fetch_add(1, SeqCst);
         Ok(Busy {
             kept: self.clone(),
+            limits,
             _asking: asking,
         })
     }
@@ -140,9 +140,8 @@ impl Kept {
     pub(super) async fn send(
         self: &Arc<Self>,
         request: Request<counting::Asked>,
+        limits: Option<&InboundLimits>,
     ) -> Result<Response<Incoming>, Unsent> {
-        let limits = self.limits();
-        let limits = limits.as_deref();
         let waiting = if self.is_connecting.load(SeqCst) {
             Some(self.wait(limits)?)
         } else {
@@ -269,7 +268,16 @@ impl Keeper for Kept {
 /// A request that is on its way.
 pub(super) struct Busy {
     kept: Arc<Kept>,
+    /// Those of its beginning hold to its end.
+    limits: Option<Arc<InboundLimits>>,
     _asking: Asking,
+}
+
+impl Busy {
+    /// The bounds that it is under.
+    pub(super) fn limits(&self) -> Option<&InboundLimits> {
+        self.limits.as_deref()
+    }
 }
 
 impl Drop for Busy {
@@ -279,8 +287,8 @@ impl Drop for Busy {
         if kept.active.fetch_sub(1, SeqCst) > 1 {
             return;
         }
-        if let Some(limits) = kept.limits() {
-            kept.give_up_if(|upstream| upstream.is_spent(Some(&limits)));
+        if let Some(limits) = self.limits() {
+            kept.give_up_if(|upstream| upstream.is_spent(Some(limits)));
             kept.port.unused();
             kept.unused.notify_one();
         }
