@@ -13,19 +13,22 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Polls the connection, after those who are ready now.
+    /// Polls the connection, after those who are ready now; at once where it has just given
+    /// something, since there may be more of it.
     pub fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         connection: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.others_went_first = !self.others_went_first;
-        if self.others_went_first {
+        if !self.others_went_first {
+            self.others_went_first = true;
             // A task that wakes itself gets behind those that are ready.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        connection(cx)
+        let polled = connection(cx);
+        self.others_went_first = polled.is_ready();
+        polled
     }
 }
 

@@ -36,6 +36,26 @@ pub const P99: Metric = Metric::new("p99 at 2,000 req/s", "µs");
 pub const ADDED_P99: Metric = Metric::new("added p99 at 2,000 req/s", "µs");
 
 impl Load {
+    /// Every load.
+    pub const ALL: [Self; 5] = [
+        Self::Requests(16),
+        Self::Requests(64),
+        Self::Latency,
+        Self::Stream,
+        Self::NewConnections,
+    ];
+
+    /// What it is called on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Requests(16) => "requests-16",
+            Self::Requests(_) => "requests-64",
+            Self::Latency => "latency",
+            Self::Stream => "stream",
+            Self::NewConnections => "new-connections",
+        }
+    }
+
     /// Makes the load for a while and returns what it shows, the main figure first.
     pub fn run(self, pair: &Pair, seconds: u64) -> Result<Vec<(Metric, f64)>> {
         let before = cpu_time(&pair.proxies)?;

@@ -40,6 +40,10 @@ pub struct Options {
     /// Only the variants whose name contains this, beside `direct`.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Only the loads whose name contains this: requests-16, requests-64, latency, stream or
+    /// new-connections.
+    #[arg(long, value_name = "NAME")]
+    load: Option<String>,
     /// Rounds over all variants; the medians count.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -59,6 +63,12 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     shell::require_root("the benchmark")?;
     options.scenarios()?;
+    ensure!(
+        drive::Load::ALL.iter().any(|load| options.wants_load(*load)),
+        "no load is called {}; there are {}",
+        options.load.as_deref().unwrap_or_default(),
+        drive::Load::ALL.map(drive::Load::name).join(", ")
+    );
     ensure!(options.rounds > 0, "at least one round is needed");
     ensure!(
         (1..=MAX_SECONDS).contains(&options.seconds),
@@ -75,6 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
     for (flag, value) in [
         ("--scenario", &options.scenario),
         ("--variant", &options.variant),
+        ("--load", &options.load),
     ] {
         measure.args(value.as_ref().map(|value| format!("{flag}={value}")));
     }
@@ -128,6 +139,11 @@ impl Options {
             );
         }
         Ok(found)
+    }
+
+    fn wants_load(&self, load: drive::Load) -> bool {
+        let wanted = self.load.as_ref();
+        wanted.is_none_or(|wanted| load.name().contains(wanted))
     }
 
     fn wants_variant(&self, name: &str) -> bool {

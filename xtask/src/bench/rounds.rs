@@ -19,7 +19,7 @@ pub fn measure(
     figures: &mut Figures,
 ) -> Result<()> {
     for round in 0..options.rounds {
-        for load in loads {
+        for load in loads.iter().filter(|load| options.wants_load(**load)) {
             print!("  round {}/{}: ", round + 1, options.rounds);
             one(stage, *load, round, options.seconds, figures)?;
         }

@@ -96,13 +96,7 @@ const fn envoy(name: &'static str, kind: Kind) -> Variant {
     }
 }
 
-const BYTES: &[Load] = &[
-    Load::Requests(16),
-    Load::Requests(64),
-    Load::Latency,
-    Load::Stream,
-    Load::NewConnections,
-];
+const BYTES: &[Load] = &Load::ALL;
 
 const REQUESTS: &[Load] = &[
     Load::Requests(16),
