@@ -44,7 +44,9 @@ pub fn run() -> Result<()> {
             .args(["--target", TARGET])
             .args(["--target-dir", BUILD_FOLDER])
             .args(features)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            // bpf-linker optimizes across crates by itself.
+            .env("CARGO_PROFILE_RELEASE_LTO", "false");
         shell::run(&mut build)?;
         let built = shell::root()
             .join(BUILD_FOLDER)
