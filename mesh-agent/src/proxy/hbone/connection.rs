@@ -127,11 +127,15 @@ struct Usage {
 }
 
 impl Usage {
+    fn has_tunnels(&self) -> bool {
+        self.slots.available_permits() < MAX_STREAMS
+    }
+
     /// Returns when there was no tunnel for `timeout` (up to twice of it).
-    async fn idle(self, timeout: Duration) {
+    async fn idle(&self, timeout: Duration) {
         loop {
             tokio::time::sleep(timeout).await;
-            let in_use = self.slots.available_permits() < MAX_STREAMS;
+            let in_use = self.has_tunnels();
             if !self.touched.swap(in_use, Ordering::Relaxed) && !in_use {
                 return;
             }
@@ -163,6 +167,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         .map_err(|source| ConnectError::Tcp { node, source })?;
     // Small writes are whole messages of applications; they do not wait.
     tcp.set_nodelay(true)
+        .and_then(|()| keep_alive::by_kernel(&tcp))
         .map_err(|source| ConnectError::Tcp { node, source })?;
     let tls = TlsConnector::from(config)
         .connect(ServerName::IpAddress(node.ip().into()), ReadAhead::new(tcp))
@@ -202,9 +207,10 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     let valid = remaining(own_end.unwrap_or(u64::MAX).min(peer.not_after));
     let driver = {
         let usage = usage.clone();
-        let lost = keep_alive::lost(http2.ping_pong());
+        let pings = http2.ping_pong();
         let http2 = after_others(http2);
         async move {
+            let lost = keep_alive::lost(pings, || usage.has_tunnels());
             let outlived = async {
                 tokio::select! {
                     () = usage.idle(idle_timeout) => {}

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -133,7 +134,10 @@ pub async fn serve(
     let peer_address = forwarded::canonical(peer_address);
     handler.connected(&peer.identity);
 
-    let lost = keep_alive::lost(http2.ping_pong());
+    let open_tunnels = AtomicUsize::new(0);
+    let lost = keep_alive::lost(http2.ping_pong(), || {
+        open_tunnels.load(Ordering::Relaxed) > 0
+    });
     let outlived = async {
         tokio::select! {
             () = drain.cancelled() => {}
@@ -194,6 +198,7 @@ pub async fn serve(
                 }
             }
         }
+        open_tunnels.store(tunnels.len(), Ordering::Relaxed);
     };
     // Without the connection every stream ends; what had arrived before is
     // still on its way to the applications.
@@ -211,7 +216,10 @@ async fn handshake(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
 ) -> Result<(Http2, Peer, Chain), ServeError> {
-    stream.set_nodelay(true).map_err(ServeError::Tls)?;
+    stream
+        .set_nodelay(true)
+        .and_then(|()| keep_alive::by_kernel(&stream))
+        .map_err(ServeError::Tls)?;
     let tls = TlsAcceptor::from(tls)
         .accept(ReadAhead::new(stream))
         .await
