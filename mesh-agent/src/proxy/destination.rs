@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::registry::{Protocol, Service, Workload};
+use crate::registry::{Location, Protocol, Service, Workload};
 use crate::route::{ClientView, OutboundPolicy};
 use crate::snapshot::Snapshot;
 
@@ -57,7 +57,15 @@ pub(super) fn meant(snapshot: &Snapshot, client: &Workload, destination: SocketA
     let mut nameless = (registry.without_address.iter())
         .filter(|service| service.port(port).is_some() && sees(service))
         .peekable();
-    let is_named = nameless.peek().is_some();
+    // Whoever has found the address of a service outside of the mesh by other means than our DNS means
+    // that service nevertheless, if he says its name.
+    let at_endpoint = (registry
+        .by_endpoint
+        .get(&destination.ip())
+        .into_iter()
+        .flatten())
+    .any(|service| is_called_by_name(service, port) && sees(service));
+    let is_named = nameless.peek().is_some() || at_endpoint;
     // Of what is neither HTTP nor TLS nobody says a name: the port alone tells, as in Istio.
     let opaque = |service: &&Arc<Service>| {
         (service.port(port)).is_some_and(|port| port.protocol == Protocol::Tcp)
@@ -76,6 +84,12 @@ pub(super) fn meant(snapshot: &Snapshot, client: &Workload, destination: SocketA
             }
         }
     }
+}
+
+/// Whether a client tells which service it means when it calls this port at an endpoint's address.
+fn is_called_by_name(service: &Service, port: u16) -> bool {
+    service.location == Location::MeshExternal
+        && (service.port(port)).is_some_and(|port| port.protocol != Protocol::Tcp)
 }
 
 /// Whether an endpoint of the service listens there.
@@ -123,6 +137,8 @@ mod tests {
 {apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: db}, spec: {hosts: [db.example.org], ports: [{number: 5432, name: tcp, protocol: TCP}]}}
 ---
 {apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: hidden, namespace: shop}, spec: {hosts: [hidden.example.org], addresses: [192.0.2.7], exportTo: ['.'], ports: [{number: 80, name: http, protocol: HTTP}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: api}, spec: {hosts: [api.example.net], resolution: STATIC, endpoints: [{address: 198.51.100.1}], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}, {number: 9000, name: tcp, protocol: TCP}]}}
 ";
 
     fn said(extra: &str, outbound: OutboundPolicy, destination: &str) -> String {
@@ -155,6 +171,10 @@ mod tests {
             ("203.0.113.1:5432", "db.example.org Tcp"),
             // Exported to its own namespace alone.
             ("192.0.2.7:80", "192.0.2.7 Tcp"),
+            // Where an endpoint is, by the service's port.
+            ("198.51.100.1:80", "by name, else 198.51.100.1"),
+            ("198.51.100.1:8080", "198.51.100.1 Tcp"),
+            ("198.51.100.1:9000", "198.51.100.1 Tcp"),
         ] {
             assert_eq!(
                 said("", OutboundPolicy::AllowAny, destination),

@@ -12,7 +12,8 @@ const VERSION_AND_COMMAND: u8 = 0x21;
 /// TCP over IPv4, and over IPv6.
 const FAMILIES: [u8; 2] = [0x11, 0x21];
 
-/// The header of a connection that `client` makes to `server`.
+/// The header of a connection that `client` has made to `server`: to the address that it asked for, as
+/// in Envoy, not to that of the endpoint, which the server knows.
 pub(super) fn proxy_header(
     version: ProxyProtocolVersion,
     client: SocketAddr,

@@ -224,6 +224,7 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
             let target = Target {
                 client: outbound.local.workload.clone(),
                 client_address: connection.client,
+                original_destination: connection.destination,
                 service: to.service.clone(),
                 endpoint: member.endpoint.clone(),
                 address,

@@ -98,7 +98,7 @@ impl Upstream {
             keep_alive(stream, keepalive)?;
         }
         if let Some(version) = target.policy.proxy_protocol {
-            let header = proxy_header(version, target.client_address, target.address);
+            let header = proxy_header(version, target.client_address, target.original_destination);
             io.write_all(&header).await?;
         }
         if let UpstreamTls::Originate(tls) = &target.policy.tls {

@@ -173,6 +173,94 @@ fn plain_http_becomes_tls_to_a_server_that_is_who_it_should_be() {
     mesh.expect("the names of the rule count", 200, "Protocol  : TLSv1.3");
 }
 
+/// A client that does not ask our DNS, or asked it before it was enrolled, knows the server's address.
+#[test]
+fn a_service_is_meant_by_its_name_where_its_server_is() {
+    let (mesh, _) = start(false);
+    mesh.rule("mode: SIMPLE");
+    mesh.expect("the partner answers over TLS", 200, "Protocol  : TLSv1.3");
+    let at = format!("partner.example.com:80:{}", mesh.partner.v4);
+    let reply = (mesh.client).curl(&["--resolve", &at, "http://partner.example.com/"]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.body.contains("Protocol  : TLSv1.3"), "{reply:?}");
+}
+
+/// Answers each request with the line of the PROXY protocol that its connection began with, and
+/// what is not HTTP with that line alone.
+const TOLD: &str = r#"
+import socket, sys, threading
+
+def serve(connection):
+    stream = connection.makefile("rwb")
+    told = stream.readline().strip()
+    while line := stream.readline():
+        if line == b"bytes\r\n":
+            stream.write(told + b"\r\n")
+        elif line == b"\r\n":
+            stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+        stream.flush()
+
+listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"#;
+
+/// Asks over three connections in turn, twice; says from which ports, and what the answers were.
+const ASK_IN_TURN: &str = r#"
+import http.client, socket, sys
+address = sys.argv[1]
+clients = [http.client.HTTPConnection(address, 80, timeout=10) for _ in range(3)]
+for client in clients * 2:
+    client.request("GET", "/")
+    print(client.sock.getsockname()[1], 80, client.getresponse().read().decode())
+plain = socket.create_connection((address, 81), timeout=10)
+plain.sendall(b"bytes\r\n")
+print(plain.getsockname()[1], 81, plain.recv(1000).decode().strip())
+"#;
+
+#[test]
+fn the_server_is_told_who_is_behind_each_connection() {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[("app", "client")]);
+    let server = lab.workload(Node::Outside, "server", &[]);
+    let _server = server.serve(7000, "python3", &["-c", TOLD, "7000"]);
+    lab.configure("workloads.yaml", &workload_entries(&[&client]));
+    lab.configure(
+        "server.yaml",
+        &format!(
+            r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: server}}
+spec:
+  hosts: [server.example.com]
+  addresses: [10.96.0.77]
+  ports: [{{number: 80, name: http, targetPort: 7000}}, {{number: 81, name: tcp, targetPort: 7000}}]
+  resolution: STATIC
+  endpoints: [{{address: {}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: server}}
+spec: {{host: server.example.com, trafficPolicy: {{proxyProtocol: {{version: V1}}}}}}
+",
+            server.v4
+        ),
+    );
+    let _agent = Agent::start(&lab, Node::A);
+    let said = client.run("python3", &["-c", ASK_IN_TURN, "10.96.0.77"]);
+    let said = said.success();
+    let told: Vec<_> = said.lines().collect();
+    assert_eq!(told.len(), 7, "{said}");
+    for line in told {
+        let (ports, header) = line.split_once(" PROXY").expect(line);
+        let (own, asked) = ports.split_once(' ').expect(line);
+        // Each its own connection, and the address that was asked for.
+        let expected = format!(" TCP4 {} 10.96.0.77 {own} {asked}", client.v4);
+        assert_eq!(header, expected, "{said}");
+    }
+}
+
 #[test]
 fn the_client_can_show_a_certificate() {
     let (mesh, [certificate, key]) = start(true);

@@ -18,6 +18,8 @@ pub struct Target {
     pub client: Arc<Workload>,
     /// Address of the client's connection to us.
     pub client_address: SocketAddr,
+    /// Address that the client asked for.
+    pub original_destination: SocketAddr,
     /// Service that was chosen.
     pub service: Arc<Service>,
     /// Endpoint that was chosen.

@@ -319,6 +319,7 @@ impl<C: Connector> Exchange<'_, C> {
         let target = |address: SocketAddr| Target {
             client: Arc::clone(&context.client),
             client_address: context.client_address,
+            original_destination: context.original_destination,
             service: Arc::clone(plan.service),
             endpoint: Arc::clone(&member.endpoint),
             address,
@@ -333,6 +334,7 @@ impl<C: Connector> Exchange<'_, C> {
             protocol,
             limits: plan.limits,
             moves: attempts.affinity.hash.is_none() && !self.keeps_destination(),
+            behind: context.behind(plan.policy),
             target: &target,
         };
         for stale in 0.. {

@@ -113,6 +113,7 @@ impl<C: Connector> Copy<C> {
         let target = |address: SocketAddr| Target {
             client: Arc::clone(&self.context.client),
             client_address: self.context.client_address,
+            original_destination: self.context.original_destination,
             service: Arc::clone(&self.service),
             endpoint: Arc::clone(&member.endpoint),
             address,
@@ -126,6 +127,7 @@ impl<C: Connector> Copy<C> {
             protocol: self.protocol,
             limits: None,
             moves: true,
+            behind: self.context.behind(&self.policy),
             target: &target,
         };
         let connection = self

@@ -44,6 +44,7 @@ use crate::balance::{Clusters, Destination};
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
 use crate::registry::{Service, Workload};
+use crate::route::UpstreamPolicy;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
 
@@ -91,6 +92,18 @@ pub struct ConnectionContext<C> {
     pub recent: Recent,
     /// Who is told of its requests.
     pub telemetry: Arc<Telemetry>,
+}
+
+/// Both ends of a client's connection, where the server is told of them: the PROXY protocol speaks for a
+/// whole connection, so requests of others do not belong on it.
+type Behind = (SocketAddr, SocketAddr);
+
+impl<C> ConnectionContext<C> {
+    /// Who is behind connections to endpoints, where these are told.
+    fn behind(&self, policy: &UpstreamPolicy) -> Option<Behind> {
+        let told = (self.client_address, self.original_destination);
+        policy.proxy_protocol.map(|_| told)
+    }
 }
 
 /// The cluster of a connection's last request: the next is mostly for the same.

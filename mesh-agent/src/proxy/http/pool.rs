@@ -9,6 +9,7 @@ use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Behind;
 use super::request_body::RequestBody;
 use crate::balance::EndpointPool;
 use crate::route::UpstreamPolicy;
@@ -68,6 +69,7 @@ impl EndpointPool for HttpPool {
 pub(super) struct Http1 {
     pub(super) sender: Http1Sender,
     pub(super) local_address: Option<SocketAddr>,
+    behind: Option<Behind>,
     made: Instant,
     since: Instant,
     requests: u32,
@@ -99,11 +101,16 @@ fn is_young(made: Instant, policy: &UpstreamPolicy, now: Instant) -> bool {
 
 impl HttpPool {
     /// A connection that has just been made.
-    pub(super) fn new_http1(&self, (sender, local_address): Made<Http1Sender>) -> Http1 {
+    pub(super) fn new_http1(
+        &self,
+        (sender, local_address): Made<Http1Sender>,
+        behind: Option<Behind>,
+    ) -> Http1 {
         let now = Instant::now();
         Http1 {
             sender,
             local_address,
+            behind,
             made: now,
             since: now,
             requests: 0,
@@ -111,14 +118,20 @@ impl HttpPool {
         }
     }
 
-    /// The HTTP/1.1 connection that was used last and is still open.
-    pub(super) fn take_http1(&self, policy: &UpstreamPolicy) -> Option<Http1> {
+    /// The HTTP/1.1 connection that was used last, by whoever is `behind`, and is still open.
+    pub(super) fn take_http1(
+        &self,
+        policy: &UpstreamPolicy,
+        behind: Option<Behind>,
+    ) -> Option<Http1> {
         let mut idle = self.http1.lock();
         if idle.is_empty() {
             return None;
         }
         let now = Instant::now();
-        while let Some(connection) = idle.pop() {
+        // The last at once, where the server is not told who is behind.
+        while let Some(index) = idle.iter().rposition(|one| one.behind == behind) {
+            let connection = idle.remove(index);
             if connection.sender.is_ready() && connection.may_serve(policy, now) {
                 return Some(connection);
             }
@@ -177,6 +190,7 @@ pub(super) struct Multiplexed {
 struct Http2 {
     sender: Http2Sender,
     local_address: Option<SocketAddr>,
+    behind: Option<Behind>,
     streams: Arc<AtomicUsize>,
     made: Instant,
     used: Instant,
@@ -205,7 +219,11 @@ impl Drop for Place {
 
 impl Multiplexed {
     /// A stream of a connection with room, or, at the bound of connections, of the least used.
-    pub(super) fn stream(&self, policy: &UpstreamPolicy) -> Option<Http2Stream> {
+    pub(super) fn stream(
+        &self,
+        policy: &UpstreamPolicy,
+        behind: Option<Behind>,
+    ) -> Option<Http2Stream> {
         let now = Instant::now();
         let http = &policy.http;
         let limit = http.max_concurrent_streams.map(|limit| limit as usize);
@@ -220,17 +238,23 @@ impl Multiplexed {
         let full = limit.is_none() && open.len() >= MAX_HTTP2_PER_ENDPOINT;
         let least = open
             .iter_mut()
+            .filter(|one| one.behind == behind)
             .min_by_key(|one| one.streams.load(Relaxed))?;
         let room = least.streams.load(Relaxed) < limit.unwrap_or(STREAMS_PER_CONNECTION);
         (room || full).then(|| least.stream(now))
     }
 
     /// Adds a connection, and takes its first stream.
-    pub(super) fn add(&self, (sender, local_address): Made<Http2Sender>) -> Http2Stream {
+    pub(super) fn add(
+        &self,
+        (sender, local_address): Made<Http2Sender>,
+        behind: Option<Behind>,
+    ) -> Http2Stream {
         let now = Instant::now();
         let mut connection = Http2 {
             sender,
             local_address,
+            behind,
             streams: Arc::default(),
             made: now,
             used: now,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
+use super::Behind;
 use super::connector::{Connector, Target};
 use super::pool::{HttpPool, Made, UpstreamProtocol};
 use super::request_body::RequestBody;
@@ -98,7 +99,7 @@ impl<C: Connector> Upstreams<C> {
         let channel = match wanted.protocol {
             UpstreamProtocol::Http1 => {
                 let made = self.open_http1(wanted, slot).await?;
-                Channel::Http1(member.host.pool.new_http1(made))
+                Channel::Http1(member.host.pool.new_http1(made, wanted.behind))
             }
             UpstreamProtocol::Http2 => {
                 let connections = &member.host.pool.http2;
@@ -111,11 +112,14 @@ impl<C: Connector> Upstreams<C> {
                 let shared = if fresh {
                     None
                 } else {
-                    connections.stream(policy)
+                    connections.stream(policy, wanted.behind)
                 };
                 let stream = match shared {
                     Some(shared) => shared,
-                    None => connections.add(self.open_http2(wanted, slot).await?),
+                    None => {
+                        let made = self.open_http2(wanted, slot).await?;
+                        connections.add(made, wanted.behind)
+                    }
                 };
                 // Others may share it.
                 cluster.freed();
@@ -224,10 +228,10 @@ async fn sweep(clusters: Weak<Clusters<HttpPool>>) {
 
 /// A connection of `member` that waits for a request.
 fn waiting(member: &Member<HttpPool>, wanted: &Wanted<'_>) -> Option<Channel> {
-    let pool = &member.host.pool;
+    let (pool, policy, behind) = (&member.host.pool, wanted.policy, wanted.behind);
     match wanted.protocol {
-        UpstreamProtocol::Http1 => pool.take_http1(wanted.policy).map(Channel::Http1),
-        UpstreamProtocol::Http2 => pool.http2.stream(wanted.policy).map(Channel::Http2),
+        UpstreamProtocol::Http1 => pool.take_http1(policy, behind).map(Channel::Http1),
+        UpstreamProtocol::Http2 => pool.http2.stream(policy, behind).map(Channel::Http2),
     }
 }
 
@@ -267,7 +271,7 @@ fn free(wanted: &Wanted<'_>) -> Option<Free> {
         let is_own = Arc::ptr_eq(other, wanted.member);
         let given_up = match wanted.protocol {
             // One that has become free since then is for this request, not in its way.
-            UpstreamProtocol::Http1 if is_own => pool.give_up_http2(),
+            UpstreamProtocol::Http1 if is_own && wanted.behind.is_none() => pool.give_up_http2(),
             _ => pool.give_up_one(),
         };
         if given_up {
@@ -288,6 +292,8 @@ pub(super) struct Wanted<'a> {
     pub(super) limits: Option<&'a RouteLimits>,
     /// Whether another endpoint would do.
     pub(super) moves: bool,
+    /// Who is to be behind the connection, where the endpoint is told.
+    pub(super) behind: Option<Behind>,
     /// The target of a new connection, at the address of `member`.
     pub(super) target: &'a (dyn Fn(SocketAddr) -> Target + Send + Sync),
 }
