@@ -20,6 +20,9 @@ impl Agent for SampleAgent {
     fn endpoints(&self) -> Vec<ClusterView> {
         endpoints()
     }
+    fn inbound(&self) -> Vec<InboundView> {
+        inbound()
+    }
     fn route(&self, question: &RouteQuestion) -> Result<RouteView, String> {
         if question.workload != "sleep" {
             return Err(format!("no workload {}", question.workload));
@@ -252,12 +255,35 @@ pub fn route() -> RouteView {
     }
 }
 
-pub fn endpoints() -> Vec<ClusterView> {
-    let gauge = |now, limit, refused| GaugeView {
+fn gauge(now: u32, limit: Option<u32>, refused: u64) -> GaugeView {
+    GaugeView {
         now,
         limit,
         refused,
-    };
+    }
+}
+
+/// Bounds of applications.
+pub fn inbound() -> Vec<InboundView> {
+    vec![
+        InboundView {
+            workload: "reviews-v2.default".to_owned(),
+            port: 8080,
+            connections: gauge(2, Some(2), 0),
+            pending: gauge(1, Some(1), 3),
+            requests: gauge(2, None, 0),
+        },
+        InboundView {
+            workload: "ratings.default".to_owned(),
+            port: 5432,
+            connections: gauge(0, Some(10), 4),
+            pending: gauge(0, None, 0),
+            requests: gauge(0, Some(1), 1),
+        },
+    ]
+}
+
+pub fn endpoints() -> Vec<ClusterView> {
     let endpoint = |address: &str, workload: &str, active, total, ejected: Option<EjectionView>| {
         ClusterEndpointView {
             address: address.to_owned(),

@@ -25,13 +25,17 @@ pub(super) fn views(clusters: &Clusters<HttpPool>) -> Vec<ClusterView> {
     views
 }
 
-fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
-    let policy = cluster.policy();
-    let gauge = |gauge: &Gauge, limit| GaugeView {
+/// How many there are of something, and may be.
+pub(super) fn gauge(gauge: &Gauge, limit: Option<u32>) -> GaugeView {
+    GaugeView {
         now: gauge.now(),
         limit,
         refused: gauge.refused(),
-    };
+    }
+}
+
+fn view(cluster: &HttpCluster, now: Instant) -> ClusterView {
+    let policy = cluster.policy();
     let gauges = &cluster.gauges;
     let members = cluster.members();
     let endpoints = members

@@ -9,6 +9,7 @@ mod endpoints;
 mod enrolment;
 mod flow_keeper;
 mod heartbeat;
+mod inbound;
 mod listeners;
 mod live_flows;
 mod memory;

@@ -63,6 +63,10 @@ impl api::Agent for Agent {
         super::endpoints::views(&self.upstreams.clusters)
     }
 
+    fn inbound(&self) -> Vec<api::InboundView> {
+        super::inbound::views(&self.node.locals.load(), &self.node.snapshot.load())
+    }
+
     fn route(&self, question: &api::RouteQuestion) -> Result<api::RouteView, String> {
         super::routes::answer(&self.node.snapshot.load(), question)
     }

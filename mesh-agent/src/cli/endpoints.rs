@@ -6,19 +6,22 @@ use clap::Args;
 
 use super::client::Client;
 use super::table::Table;
-use super::{CommandError, Printer};
-use crate::admin::api::{ClusterEndpointView, ClusterView, GaugeView};
+use super::{CommandError, Printer, inbound};
+use crate::admin::api::{ClusterEndpointView, ClusterView, GaugeView, InboundView};
 use crate::admin::checks::duration;
 use crate::admin::metrics;
 
 /// Which endpoints.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Only endpoints of this service: its host, or the beginning of it
+    /// Only endpoints of this service: its host, or the beginning of it; with --inbound, of this workload
     service: Option<String>,
     /// Only as this workload sees them, `<name>[.<namespace>]`
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
+    /// What is open to this node's applications instead, where a Sidecar bounds it
+    #[arg(long, conflicts_with_all = ["client", "metrics"])]
+    inbound: bool,
     /// As metrics, in Prometheus' text format
     #[arg(long)]
     metrics: bool,
@@ -29,20 +32,39 @@ pub async fn run(
     printer: &mut Printer<impl Write>,
     arguments: &Arguments,
 ) -> Result<(), CommandError> {
-    let mut clusters: Vec<ClusterView> = client.get("/v1/endpoints").await?;
     let begins = |text: &str, wanted: &Option<String>| {
         wanted.as_ref().is_none_or(|wanted| {
             let rest = text.strip_prefix(wanted.as_str());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         })
     };
+    if arguments.inbound {
+        let mut ports: Vec<InboundView> = client.get("/v1/inbound").await?;
+        ports.retain(|port| begins(&port.workload, &arguments.service));
+        return Ok(printer.show(&ports, |ports, _| inbound::text(ports))?);
+    }
+    let mut clusters: Vec<ClusterView> = client.get("/v1/endpoints").await?;
     clusters.retain(|cluster| {
         begins(&cluster.service, &arguments.service) && begins(&cluster.client, &arguments.client)
     });
     if arguments.metrics {
         return Ok(printer.show(&clusters, |clusters, _| metrics::of_clusters(clusters))?);
     }
-    Ok(printer.show(&clusters, |clusters, wide| text(clusters, wide))?)
+    // Whoever asks for a service or a client asks for what clients know.
+    let is_for_all = arguments.service.is_none() && arguments.client.is_none();
+    let ports: Vec<InboundView> = if is_for_all {
+        client.get("/v1/inbound").await?
+    } else {
+        Vec::new()
+    };
+    Ok(printer.show(&clusters, |clusters, wide| {
+        let mut text = text(clusters, wide);
+        if !ports.is_empty() {
+            text.push('\n');
+            text.push_str(&inbound::text(&ports));
+        }
+        text
+    })?)
 }
 
 fn text(clusters: &[ClusterView], wide: bool) -> String {
@@ -163,7 +185,7 @@ fn state(endpoint: &ClusterEndpointView) -> String {
 }
 
 /// `now/limit`.
-fn gauge(gauge: GaugeView) -> String {
+pub(super) fn gauge(gauge: GaugeView) -> String {
     match gauge.limit {
         Some(limit) => format!("{}/{limit}", gauge.now),
         None => gauge.now.to_string(),

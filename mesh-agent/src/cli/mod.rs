@@ -10,6 +10,7 @@ mod endpoints;
 mod flows;
 #[cfg(test)]
 mod golden;
+mod inbound;
 mod kernel_log;
 mod plaintext;
 mod routes;

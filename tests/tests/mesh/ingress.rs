@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mesh_tests::{
     Agent, Lab, Node, Process, ServicePort, Workload, service, wait_until, workload_entries,
 };
+use serde_json::json;
 
 use crate::held::{HELD, Held};
 
@@ -240,6 +241,26 @@ fn requests_wait_for_connections_to_the_application_and_the_rest_is_refused() {
     });
     assert_eq!(first, counts([("200", 2)]));
     assert_eq!(second, counts([("200", 1), ("503 true", 3)]));
+    // The agent of the application's node says who is at its bound.
+    let bounds = || mesh.agents[0].meshctl_json(&["endpoints", "--inbound"]);
+    let port = &bounds()[0];
+    assert_eq!(
+        (&port["workload"], &port["port"]),
+        (&json!("web.default"), &json!(8080))
+    );
+    assert_eq!(port["connections"]["limit"], json!(2), "{port}");
+    assert_eq!(
+        port["pending"],
+        json!({"now": 0, "limit": 1, "refused": 3}),
+        "{port}"
+    );
+    let said = mesh.agents[0].meshctl(&["endpoints"]).success();
+    assert!(
+        said.contains(
+            "to web.default:8080: 3 requests were refused: http1MaxPendingRequests waited already"
+        ),
+        "{said}"
+    );
 
     mesh.pool("{http: {http2MaxRequests: 1}}");
     let (first, second) = std::thread::scope(|scope| {
@@ -250,6 +271,10 @@ fn requests_wait_for_connections_to_the_application_and_the_rest_is_refused() {
     });
     assert_eq!(first, counts([("200", 1)]));
     assert_eq!(second, counts([("503 true", 2)]));
+    assert_eq!(
+        bounds()[0]["requests"],
+        json!({"now": 0, "limit": 1, "refused": 2})
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod clusters;
 mod config;
 mod flows;
 mod identity;
+mod inbound;
 mod inventory;
 mod routes;
 
@@ -20,6 +21,7 @@ pub use clusters::{ClusterEndpointView, ClusterView, EjectionView, GaugeView, Ro
 pub use config::{ConfigView, FindingView, RefusedView};
 pub use flows::{Direction, FlowState, FlowView, Security};
 pub use identity::{CertificateKind, CertificateView, PlaintextView};
+pub use inbound::InboundView;
 pub use inventory::{
     EndpointView, PortView, ServiceView, TunnelProtocol, WorkloadState, WorkloadView,
 };
@@ -36,6 +38,8 @@ pub trait Agent: Send + Sync + 'static {
     fn services(&self) -> Vec<ServiceView>;
     /// What each client of this node knows of the services it has used.
     fn endpoints(&self) -> Vec<ClusterView>;
+    /// What is open to this node's applications, where a Sidecar bounds it.
+    fn inbound(&self) -> Vec<InboundView>;
     /// What would become of a request.
     ///
     /// # Errors

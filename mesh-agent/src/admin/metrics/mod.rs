@@ -2,6 +2,7 @@
 //! `meshctl` does not show as well.
 
 mod clusters;
+mod inbound;
 mod port;
 mod traffic;
 
@@ -18,6 +19,7 @@ use clusters::escaped;
 pub fn text(agent: &dyn Agent) -> String {
     let mut text = of_agent(agent);
     text.push_str(&of_clusters(&agent.endpoints()));
+    text.push_str(&inbound::of_inbound(&agent.inbound()));
     text.push_str(&traffic::of_traffic(&agent.traffic()));
     text
 }

@@ -21,14 +21,24 @@ impl Ports {
         let mut by_number = self.by_number.lock();
         by_number.entry(number).or_default().clone()
     }
+
+    /// All of them, with their numbers.
+    pub fn all(&self) -> Vec<(u16, Arc<Port>)> {
+        let by_number = self.by_number.lock();
+        let all = by_number.iter();
+        all.map(|(number, port)| (*number, port.clone())).collect()
+    }
 }
 
 /// What is open to one port.
 #[derive(Default)]
-pub(super) struct Port {
-    connections: Gauge,
-    pending: Gauge,
-    requests: Gauge,
+pub struct Port {
+    /// Connections, those being made included.
+    pub connections: Gauge,
+    /// Requests that wait for a connection.
+    pub pending: Gauge,
+    /// Requests on their way.
+    pub requests: Gauge,
     /// A connection has ended, or nobody uses it any more.
     freed: Notify,
     keepers: Mutex<Vec<Weak<dyn Keeper>>>,
