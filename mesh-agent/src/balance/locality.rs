@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::host::Member;
-use super::view::topology;
-use crate::registry::{Distribution, Workload};
+use crate::registry::{Distribution, Workload, topology};
 use crate::route::{LocalitySetting, Shares, UpstreamPolicy, lies_in};
 
 /// Endpoints that are equally near, in parts with weights.

@@ -33,10 +33,8 @@ impl<P: EndpointPool> State<P> {
     ) -> Self {
         let node = destination.client.node.as_deref();
         let has = |endpoint: &Endpoint| {
-            let is_of_subset = destination.subset.is_none_or(|subset| {
-                let mut labels = subset.labels.iter();
-                labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
-            });
+            let subset = destination.subset;
+            let is_of_subset = subset.is_none_or(|subset| endpoint.has(&subset.labels));
             is_of_subset && destination.service.is_open_to(endpoint, node)
         };
         // What is known of a workload, by whichever of its addresses.

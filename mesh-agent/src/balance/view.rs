@@ -1,7 +1,6 @@
 //! The endpoints that may be chosen now, in order of nearness: built when
 //! configuration or health changes, read for every request.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -210,26 +209,6 @@ fn shares(health: &[(u64, u64)], panic: u64) -> Vec<u32> {
         *first += left as u32;
     }
     shares
-}
-
-/// Labels of a client or an endpoint with what its locality says.
-pub(super) fn topology<'a>(
-    labels: &'a BTreeMap<String, String>,
-    locality: &'a str,
-    key: &str,
-) -> &'a str {
-    let part = match key {
-        "topology.kubernetes.io/region" => 0,
-        "topology.kubernetes.io/zone" => 1,
-        "topology.istio.io/subzone" => 2,
-        _ => return labels.get(key).map_or("", String::as_str),
-    };
-    let of_locality = locality.split('/').nth(part).unwrap_or_default();
-    if of_locality.is_empty() {
-        labels.get(key).map_or("", String::as_str)
-    } else {
-        of_locality
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod service;
 mod service_entry;
 #[cfg(test)]
 mod tests;
+mod topology;
 mod vip;
 mod visibility;
 mod workload;
@@ -26,6 +27,7 @@ pub use observed::Observed;
 pub use protocol::of_port;
 pub(crate) use service::PASSTHROUGH;
 pub use service::{Distribution, Endpoint, Location, Protocol, Resolution, Service, ServicePort};
+pub use topology::topology;
 pub use visibility::Visibility;
 pub use workload::{
     Placement, SameNode, ShortCircuit, Tunnel, WhenAgentIsDown, Workload, WorkloadName,

@@ -223,10 +223,7 @@ impl Routes {
                         endpoint.ports.contains_key(&plan.port)
                             && endpoint.unhealthy.is_none()
                             && plan.service.is_open_to(endpoint, client.node)
-                            && plan.subset.is_none_or(|subset| {
-                                let mut labels = subset.labels.iter();
-                                labels.all(|(key, value)| endpoint.labels.get(key) == Some(value))
-                            })
+                            && (plan.subset).is_none_or(|subset| endpoint.has(&subset.labels))
                     })
                     // The addresses of one workload are one endpoint.
                     .filter(|endpoint| {

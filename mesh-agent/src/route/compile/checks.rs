@@ -1,7 +1,7 @@
 //! What compiles, and yet has no effect: names that nothing defines, and limits
 //! that forbid what they bound.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::registry::{Registry, Service};
 use crate::resource::destination_rule::{Comparisons, DestinationRuleSpec};
@@ -15,6 +15,11 @@ use crate::route::{ClientView, Routes, plan};
 const REQUESTS: &str = "such requests are answered with 503 (NC)";
 const COPIES: &str = "nothing is mirrored";
 const CONNECTIONS: &str = "such connections are refused";
+/// Of requests to a subset that is defined, and selects nothing.
+const NO_ENDPOINT: &str = "such requests are answered with 503 (UH)";
+
+/// A subset selects nothing.
+const NOT_SELECTED: &str = "IST0173";
 
 impl Routes {
     /// Warns of destinations to which every request would be refused.
@@ -29,6 +34,10 @@ impl Routes {
                 findings.push(finding);
             }
             if let Some((part, code, reason)) = self.problem(resource, to, registry) {
+                let what = match (code, what) {
+                    (NOT_SELECTED, REQUESTS) => NO_ENDPOINT,
+                    _ => what,
+                };
                 let (field, reason) = (format!("{}.{part}", field()), format!("{reason}; {what}"));
                 findings.push(Finding::warning(&resource.meta, field, reason).with_code(code));
             }
@@ -115,14 +124,10 @@ impl Routes {
             let reason = plan::undefined_subset(name, &host);
             return Some(("subset", "IST0101", reason));
         };
-        let selected = service.endpoints.iter().any(|endpoint| {
-            let has = |(key, value): (&String, &String)| endpoint.labels.get(key) == Some(value);
-            subset.labels.iter().all(has)
-        });
-        (!selected && !service.endpoints.is_empty()).then(|| {
+        selects_nothing(service, &subset.labels).then(|| {
             (
                 "subset",
-                "IST0173",
+                NOT_SELECTED,
                 format!("subset {name:?} of {host} selects no endpoint"),
             )
         })
@@ -140,6 +145,7 @@ pub(super) fn check_rule(
     let host = expand(&resource.spec.host, &meta.namespace, cluster_domain);
     match registry.service_of_host(&host, &meta.namespace) {
         Some(service) => {
+            check_subsets(resource, service, findings);
             check_ports(resource, service, findings);
             check_ejection(resource, service, findings);
         }
@@ -148,6 +154,32 @@ pub(super) fn check_rule(
             findings.push(Finding::warning(meta, "spec.host", reason).with_code("IST0174"));
         }
         None => {}
+    }
+}
+
+/// Whether none of the endpoints that there are has these labels.
+fn selects_nothing(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+    let mut endpoints = service.endpoints.iter();
+    !service.endpoints.is_empty() && !endpoints.any(|endpoint| endpoint.has(labels))
+}
+
+/// Warns of subsets to which every request would be refused, whether or not a rule names them.
+fn check_subsets(
+    resource: &Resource<DestinationRuleSpec>,
+    service: &Service,
+    findings: &mut Vec<Finding>,
+) {
+    for (i, subset) in resource.spec.subsets.iter().enumerate() {
+        if selects_nothing(service, &subset.labels) {
+            let host = &service.host;
+            let reason = format!(
+                "{:?} selects no endpoint of {host}; {NO_ENDPOINT}",
+                subset.name
+            );
+            let field = format!("spec.subsets[{i}].labels");
+            let finding = Finding::warning(&resource.meta, field, reason);
+            findings.push(finding.with_code(NOT_SELECTED));
+        }
     }
 }
 
@@ -200,13 +232,10 @@ fn check_ejection(
         Some((field, policy, Some(&subset.labels)))
     });
     for (field, policy, labels) in of_rule.chain(of_subsets) {
-        let endpoints = service.endpoints.iter().filter(|endpoint| {
-            labels.is_none_or(|labels| {
-                labels
-                    .iter()
-                    .all(|(key, value)| endpoint.labels.get(key) == Some(value))
-            })
-        });
+        let endpoints = service
+            .endpoints
+            .iter()
+            .filter(|endpoint| labels.is_none_or(|labels| endpoint.has(labels)));
         // The addresses of one workload are one endpoint.
         let mut workloads = HashSet::new();
         let mut count = 0;
