@@ -216,6 +216,7 @@ impl Outbound {
             upstreams: self.upstreams.clone(),
             drain: self.drain.clone(),
             recent: http::Recent::default(),
+            interim: Arc::default(),
             telemetry: self.node.telemetry.clone(),
         });
         let reset = ResetWatch::of(stream.get_ref())?;

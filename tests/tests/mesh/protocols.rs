@@ -13,7 +13,7 @@ struct Pair {
     _agents: [Agent; 2],
     client: Workload,
     server: Workload,
-    _lab: Lab,
+    lab: Lab,
 }
 
 fn pair(ports: &[ServicePort<'_>]) -> Pair {
@@ -27,7 +27,7 @@ fn pair(ports: &[ServicePort<'_>]) -> Pair {
         _agents: agents,
         client,
         server,
-        _lab: lab,
+        lab,
     }
 }
 
@@ -66,6 +66,59 @@ fn http2_with_prior_knowledge_works_with_curl_and_nghttp() {
         .run("nghttp", &["--no-dep", "http://reviews/"])
         .success();
     assert!(said.contains("\"reviews\""), "{said}");
+}
+
+/// Tells of what will be needed before it answers.
+const HINTS: &str = r#"
+import socket, socketserver
+class Answer(socketserver.StreamRequestHandler):
+    def handle(self):
+        while line := self.rfile.readline():
+            if line != b"\r\n":
+                continue
+            self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nanswer")
+class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
+Server(("", 8080), Answer).serve_forever()
+"#;
+
+#[test]
+fn early_hints_reach_clients_of_http1() {
+    let port = |name, port| ServicePort {
+        name,
+        port,
+        target: 8080,
+    };
+    let mesh = pair(&[port("http", 80)]);
+    let _server = mesh.server.serve(8080, "/usr/bin/python3", &["-c", HINTS]);
+    let expect = |what: &str| {
+        let curl = ["--silent", "--include", "http://server/", "http://server/"];
+        let said = mesh.run("curl", &curl);
+        let hints =
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n";
+        assert_eq!(said.matches(hints).count(), 2, "{what}: {said}");
+        assert_eq!(said.matches("\r\n\r\nanswer").count(), 2, "{what}: {said}");
+    };
+    expect("through both agents");
+    // Now the server's agent looks at requests as well.
+    mesh.lab.configure(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  \
+         action: DENY\n  rules: [{to: [{operation: {paths: [/no]}}]}]\n",
+    );
+    eventually(Duration::from_secs(10), "the policy", || {
+        match mesh.client.curl(&["http://server/no"]).status {
+            403 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    });
+    expect("through a filter");
+    // HTTP/2 to the client has no place for them here.
+    let reply = mesh
+        .client
+        .curl(&["--http2-prior-knowledge", "http://server/"]);
+    assert_eq!((reply.status, reply.body.as_str()), (200, "answer"));
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
     CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
 };
+use crate::proxy::interim::{Interim, WithInterim};
 use crate::proxy::replay::Replay;
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
@@ -57,6 +58,8 @@ struct Filter {
     kept: Arc<Kept>,
     /// Where its requests are counted.
     arrived: Option<Arc<Arrived>>,
+    /// Informational responses on their way to a caller that speaks HTTP/1.
+    interim: Arc<Interim>,
 }
 
 /// Serves a connection until it ends, or policies forbid it altogether.
@@ -74,7 +77,12 @@ pub(super) async fn serve(
     let arrived = arrived(node, local, &caller, application);
     let kept = Kept::new(node, local, caller, application, version);
     let tending = kept.clone().tend();
-    let filter = Arc::new(Filter { kept, arrived });
+    let interim = Arc::<Interim>::default();
+    let filter = Arc::new(Filter {
+        kept,
+        arrived,
+        interim: interim.clone(),
+    });
     let service = service_fn(move |request| answer(filter.clone(), request));
     match version {
         HttpVersion::Http1 => {
@@ -82,7 +90,7 @@ pub(super) async fn serve(
                 .half_close(true)
                 .header_read_timeout(None)
                 .preserve_header_case(true)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(WithInterim::new(stream, interim)), service)
                 .with_upgrades();
             until_revoked(&admission, tending, connection).await
         }
@@ -174,10 +182,17 @@ async fn answer(
     parts.extensions.clear();
     filter.rewrite(&mut parts, &head)?;
     let body = counting::Asked::new(body, counting.clone());
+    let mut request = Request::from_parts(parts, body);
+    let informing = if request.version() == Version::HTTP_11 {
+        Some(filter.interim.pass_on(&mut request).await)
+    } else {
+        None
+    };
     let sent = tokio::select! {
-        sent = kept.send(Request::from_parts(parts, body), busy.limits()) => sent,
+        sent = kept.send(request, busy.limits()) => sent,
         revoked = admission.revoked() => return Err(revoked.into()),
     };
+    drop(informing);
     let response = match sent {
         Err(Unsent::Overflow(_)) => {
             return Ok(filter.overflow(&head, asked, counting.as_deref()));

@@ -69,6 +69,8 @@ struct Attempts<'a> {
     spare: Option<request::Parts>,
     body: &'a BodySource,
     protocol: UpstreamProtocol,
+    /// Whether the client may get informational responses.
+    is_informed: bool,
     affinity: &'a Affinity,
 }
 
@@ -92,6 +94,9 @@ impl<C: Connector> Exchange<'_, C> {
             request.method(),
             request.headers(),
         );
+        // Only HTTP/1 can pass them, at both ends.
+        let is_informed =
+            protocol == UpstreamProtocol::Http1 && request.version() == Version::HTTP_11;
         let client_upgrade =
             (protocol == UpstreamProtocol::Http1).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
@@ -124,7 +129,8 @@ impl<C: Connector> Exchange<'_, C> {
         let began = Instant::now();
         let timeout = bounds.timeout;
         let finished = {
-            let attempts = self.attempts(parts, &body, protocol, &affinity, &bounds.retries);
+            let head = (parts, is_informed);
+            let attempts = self.attempts(head, &body, protocol, &affinity, &bounds.retries);
             within(timeout, &body, pin!(attempts)).await
         };
         let result = finished
@@ -161,7 +167,7 @@ impl<C: Connector> Exchange<'_, C> {
 
     async fn attempts(
         &mut self,
-        parts: request::Parts,
+        (parts, is_informed): (request::Parts, bool),
         body: &BodySource,
         protocol: UpstreamProtocol,
         affinity: &Affinity,
@@ -176,6 +182,7 @@ impl<C: Connector> Exchange<'_, C> {
             head: Some(parts),
             body,
             protocol,
+            is_informed,
             affinity,
         };
         let mut tried: Vec<EndpointAddress> = Vec::new();
@@ -356,10 +363,15 @@ impl<C: Connector> Exchange<'_, C> {
             self.timed = outlier
                 .and_then(|outlier| outlier.latency)
                 .map(|_| Instant::now());
-            match connection
-                .send(outgoing(head, body, protocol), active)
-                .await
-            {
+            let mut request = outgoing(head, body, protocol);
+            let informing = if attempts.is_informed {
+                Some(context.interim.pass_on(&mut request).await)
+            } else {
+                None
+            };
+            let sent = connection.send(request, active).await;
+            drop(informing);
+            match sent {
                 Ok(sent) => {
                     if let (Some(since), Some(member)) = (self.timed.take(), &self.at) {
                         member.host.monitor.took(since.elapsed());

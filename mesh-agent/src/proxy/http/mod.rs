@@ -41,6 +41,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Clusters, Destination};
+use crate::proxy::interim::{Interim, WithInterim};
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
 use crate::registry::{Service, Workload};
@@ -90,6 +91,8 @@ pub struct ConnectionContext<C> {
     pub drain: CancellationToken,
     /// Where its last request went.
     pub recent: Recent,
+    /// Informational responses on their way to a client of HTTP/1.
+    pub interim: Arc<Interim>,
     /// Who is told of its requests.
     pub telemetry: Arc<Telemetry>,
 }
@@ -144,7 +147,7 @@ where
     C: Connector,
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let drain = context.drain.clone();
+    let (drain, interim) = (context.drain.clone(), Arc::clone(&context.interim));
     let service = service_fn(move |request| {
         let is_drained = (version == HttpVersion::Http1 && request.method() != Method::CONNECT)
             .then(|| context.drain.clone());
@@ -169,7 +172,7 @@ where
                 // A client may close its side after the request, and idle as long as it likes.
                 .half_close(true)
                 .header_read_timeout(None)
-                .serve_connection(TokioIo::new(io), service)
+                .serve_connection(TokioIo::new(WithInterim::new(io, interim)), service)
                 .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             tokio::select! {

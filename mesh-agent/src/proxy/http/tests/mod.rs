@@ -3,6 +3,7 @@ mod failure;
 mod hostile;
 mod http1;
 mod http2;
+mod interim;
 mod limits;
 mod mirror;
 mod retry;
@@ -98,6 +99,7 @@ impl Mesh<'_> {
                     upstreams: Arc::clone(&upstreams),
                     drain: drain.clone(),
                     recent: Recent::default(),
+                    interim: Arc::default(),
                     telemetry: Arc::default(),
                 });
                 // Clients of some tests leave in the middle.
