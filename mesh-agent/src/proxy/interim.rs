@@ -7,7 +7,7 @@ use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
@@ -45,27 +45,40 @@ impl Drop for PassingOn<'_> {
     }
 }
 
+/// The task that asks.
+pub async fn this_task() -> Waker {
+    poll_fn(|cx| Poll::Ready(cx.waker().clone())).await
+}
+
 impl Interim {
-    /// Passes informational responses to `request` on to the client, whose connection this task serves.
-    /// To be called before the request is sent; what is returned has to end before any part of the
-    /// answer is given.
-    pub async fn pass_on<B>(self: &Arc<Self>, request: &mut Request<B>) -> PassingOn<'_> {
-        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    /// Passes informational responses to `request` on to the client, whose connection `task` serves, if
+    /// any does. To be called before the request is sent; what comes back with it has to end before any
+    /// part of the answer is given.
+    ///
+    /// The request comes back, since a future that lends it would hold it twice.
+    pub fn pass_on<B>(
+        self: &Arc<Self>,
+        mut request: Request<B>,
+        task: Option<Waker>,
+    ) -> (Request<B>, Option<PassingOn<'_>>) {
+        let Some(task) = task else {
+            return (request, None);
+        };
         let turn = {
             let mut waiting = self.waiting.lock();
             waiting.turn += 1;
             waiting.turn
         };
         let interim = Arc::clone(self);
-        hyper::ext::on_informational(request, move |response| {
+        hyper::ext::on_informational(&mut request, move |response| {
             // hyper itself says this one, when it reads the request's body.
             if response.status() != StatusCode::CONTINUE
                 && interim.add(turn, response.status(), response.headers())
             {
-                waker.wake_by_ref();
+                task.wake_by_ref();
             }
         });
-        PassingOn(self)
+        (request, Some(PassingOn(self)))
     }
 
     /// Adds a response, unless it comes too late or too much waits.
@@ -205,13 +218,12 @@ mod tests {
     #[tokio::test]
     async fn what_comes_after_the_request_has_ended_is_left_out() {
         let interim = Arc::new(Interim::default());
-        let mut request = Request::new(());
-        let first = interim.pass_on(&mut request).await;
+        let (_request, first) = interim.pass_on(Request::new(()), Some(this_task().await));
         let turn = interim.waiting.lock().turn;
         assert!(add(&interim, turn));
         drop(first);
         assert!(!add(&interim, turn));
-        let _second = interim.pass_on(&mut request).await;
+        let _second = interim.pass_on(Request::new(()), Some(this_task().await));
         assert!(!add(&interim, turn) && add(&interim, turn + 2));
     }
 

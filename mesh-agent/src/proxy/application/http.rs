@@ -31,7 +31,7 @@ use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
     CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
 };
-use crate::proxy::interim::{Interim, WithInterim};
+use crate::proxy::interim::{Interim, WithInterim, this_task};
 use crate::proxy::replay::Replay;
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
@@ -182,12 +182,12 @@ async fn answer(
     parts.extensions.clear();
     filter.rewrite(&mut parts, &head)?;
     let body = counting::Asked::new(body, counting.clone());
-    let mut request = Request::from_parts(parts, body);
-    let informing = if request.version() == Version::HTTP_11 {
-        Some(filter.interim.pass_on(&mut request).await)
-    } else {
-        None
+    let request = Request::from_parts(parts, body);
+    let task = match request.version() {
+        Version::HTTP_11 => Some(this_task().await),
+        _ => None,
     };
+    let (request, informing) = filter.interim.pass_on(request, task);
     let sent = tokio::select! {
         sent = kept.send(request, busy.limits()) => sent,
         revoked = admission.revoked() => return Err(revoked.into()),

@@ -24,6 +24,7 @@ use super::request_body::{BodySource, RequestBody};
 use super::upstream::{self, ConnectError, Ended, HttpCluster, Sent, Unsent, Wanted};
 use super::{ConnectionContext, message, mirror};
 use crate::balance::{self, Choice, EndpointAddress, InRoute, Member, Overflow, Report, Retrying};
+use crate::proxy::interim::this_task;
 use crate::registry::{Protocol, Resolution};
 use crate::route::{Balancer, Plan, ProtocolPolicy, Retries};
 use crate::telemetry::Flag;
@@ -129,8 +130,8 @@ impl<C: Connector> Exchange<'_, C> {
         let began = Instant::now();
         let timeout = bounds.timeout;
         let finished = {
-            let head = (parts, is_informed);
-            let attempts = self.attempts(head, &body, protocol, &affinity, &bounds.retries);
+            let retries = &bounds.retries;
+            let attempts = self.attempts(parts, is_informed, &body, protocol, &affinity, retries);
             within(timeout, &body, pin!(attempts)).await
         };
         let result = finished
@@ -167,7 +168,8 @@ impl<C: Connector> Exchange<'_, C> {
 
     async fn attempts(
         &mut self,
-        (parts, is_informed): (request::Parts, bool),
+        parts: request::Parts,
+        is_informed: bool,
         body: &BodySource,
         protocol: UpstreamProtocol,
         affinity: &Affinity,
@@ -363,12 +365,13 @@ impl<C: Connector> Exchange<'_, C> {
             self.timed = outlier
                 .and_then(|outlier| outlier.latency)
                 .map(|_| Instant::now());
-            let mut request = outgoing(head, body, protocol);
-            let informing = if attempts.is_informed {
-                Some(context.interim.pass_on(&mut request).await)
+            let task = if attempts.is_informed {
+                Some(this_task().await)
             } else {
                 None
             };
+            let request = outgoing(head, body, protocol);
+            let (request, informing) = context.interim.pass_on(request, task);
             let sent = connection.send(request, active).await;
             drop(informing);
             match sent {

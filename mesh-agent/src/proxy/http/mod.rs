@@ -99,13 +99,14 @@ pub struct ConnectionContext<C> {
 
 /// Both ends of a client's connection, where the server is told of them: the PROXY protocol speaks for a
 /// whole connection, so requests of others do not belong on it.
-type Behind = (SocketAddr, SocketAddr);
+/// Shared: connections are moved about, and hardly any has it.
+type Behind = Arc<(SocketAddr, SocketAddr)>;
 
 impl<C> ConnectionContext<C> {
     /// Who is behind connections to endpoints, where these are told.
     fn behind(&self, policy: &UpstreamPolicy) -> Option<Behind> {
-        let told = (self.client_address, self.original_destination);
-        policy.proxy_protocol.map(|_| told)
+        let told = || Arc::new((self.client_address, self.original_destination));
+        policy.proxy_protocol.map(|_| told())
     }
 }
 

@@ -122,7 +122,7 @@ impl HttpPool {
     pub(super) fn take_http1(
         &self,
         policy: &UpstreamPolicy,
-        behind: Option<Behind>,
+        behind: Option<&Behind>,
     ) -> Option<Http1> {
         let mut idle = self.http1.lock();
         if idle.is_empty() {
@@ -130,7 +130,7 @@ impl HttpPool {
         }
         let now = Instant::now();
         // The last at once, where the server is not told who is behind.
-        while let Some(index) = idle.iter().rposition(|one| one.behind == behind) {
+        while let Some(index) = idle.iter().rposition(|one| one.behind.as_ref() == behind) {
             let connection = idle.remove(index);
             if connection.sender.is_ready() && connection.may_serve(policy, now) {
                 return Some(connection);
@@ -222,7 +222,7 @@ impl Multiplexed {
     pub(super) fn stream(
         &self,
         policy: &UpstreamPolicy,
-        behind: Option<Behind>,
+        behind: Option<&Behind>,
     ) -> Option<Http2Stream> {
         let now = Instant::now();
         let http = &policy.http;
@@ -238,7 +238,7 @@ impl Multiplexed {
         let full = limit.is_none() && open.len() >= MAX_HTTP2_PER_ENDPOINT;
         let least = open
             .iter_mut()
-            .filter(|one| one.behind == behind)
+            .filter(|one| one.behind.as_ref() == behind)
             .min_by_key(|one| one.streams.load(Relaxed))?;
         let room = least.streams.load(Relaxed) < limit.unwrap_or(STREAMS_PER_CONNECTION);
         (room || full).then(|| least.stream(now))

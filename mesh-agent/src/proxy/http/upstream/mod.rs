@@ -98,8 +98,9 @@ impl<C: Connector> Upstreams<C> {
         let member = wanted.member;
         let channel = match wanted.protocol {
             UpstreamProtocol::Http1 => {
-                let made = self.open_http1(wanted, slot).await?;
-                Channel::Http1(member.host.pool.new_http1(made, wanted.behind))
+                // Boxed: few requests make a connection, and all would have room for it.
+                let made = Box::pin(self.open_http1(wanted, slot)).await?;
+                Channel::Http1(member.host.pool.new_http1(made, wanted.behind.clone()))
             }
             UpstreamProtocol::Http2 => {
                 let connections = &member.host.pool.http2;
@@ -112,13 +113,13 @@ impl<C: Connector> Upstreams<C> {
                 let shared = if fresh {
                     None
                 } else {
-                    connections.stream(policy, wanted.behind)
+                    connections.stream(policy, wanted.behind.as_ref())
                 };
                 let stream = match shared {
                     Some(shared) => shared,
                     None => {
-                        let made = self.open_http2(wanted, slot).await?;
-                        connections.add(made, wanted.behind)
+                        let made = Box::pin(self.open_http2(wanted, slot)).await?;
+                        connections.add(made, wanted.behind.clone())
                     }
                 };
                 // Others may share it.
@@ -228,7 +229,7 @@ async fn sweep(clusters: Weak<Clusters<HttpPool>>) {
 
 /// A connection of `member` that waits for a request.
 fn waiting(member: &Member<HttpPool>, wanted: &Wanted<'_>) -> Option<Channel> {
-    let (pool, policy, behind) = (&member.host.pool, wanted.policy, wanted.behind);
+    let (pool, policy, behind) = (&member.host.pool, wanted.policy, wanted.behind.as_ref());
     match wanted.protocol {
         UpstreamProtocol::Http1 => pool.take_http1(policy, behind).map(Channel::Http1),
         UpstreamProtocol::Http2 => pool.http2.stream(policy, behind).map(Channel::Http2),
