@@ -7,7 +7,8 @@ use crate::assert_layout;
 pub const IDENTITY_BYTES: usize = 252;
 
 /// Value of the map `identities`; the key is a number from 1. Written by the
-/// agent; an entry stays as long as the map, so that old records can be read.
+/// agent; an entry stays at least as long as something mentions it, and no number
+/// ever stands for another identity.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -15,6 +16,15 @@ pub struct Identity {
     pub length: u32,
     /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`
     pub uri: [u8; IDENTITY_BYTES],
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            length: 0,
+            uri: [0; IDENTITY_BYTES],
+        }
+    }
 }
 
 assert_layout!(Identity, size = 256, align = 4);

@@ -1,4 +1,4 @@
-"""Fills the account of flows: fill.py PIN; open ones of a namespace that nobody has, until there is room for none."""
+"""Fills a map: fill.py PIN; entries of zeros (in the account open flows of a namespace that nobody has), until there is room for none."""
 import ctypes, errno, os, struct, sys
 
 BPF, MAP_UPDATE_ELEM, OBJ_GET, OBJ_GET_INFO = 321, 2, 7, 15
@@ -17,9 +17,10 @@ path = ctypes.create_string_buffer(sys.argv[1].encode())
 pin = bpf(OBJ_GET, struct.pack("=QII", ctypes.addressof(path), 0, 0))
 info = ctypes.create_string_buffer(128)
 bpf(OBJ_GET_INFO, struct.pack("=IIQ", pin, len(info), ctypes.addressof(info)))
-value_size, = struct.unpack("=I", info.raw[12:16])
+key_size, value_size = struct.unpack("=II", info.raw[8:16])
 value = ctypes.create_string_buffer(value_size)
-key, count = ctypes.c_uint64(1 << 60), 0
+key = {4: ctypes.c_uint32(1 << 20), 8: ctypes.c_uint64(1 << 60)}[key_size]
+count = 0
 try:
     while True:
         key.value += 1
@@ -28,4 +29,4 @@ try:
 except OSError as error:
     if error.errno != errno.E2BIG:
         raise
-print(count, "records")
+print(count, "entries")

@@ -1,5 +1,6 @@
 //! Makes room in the kernel's account: records of flows that have ended are
-//! kept for a while, for people, and then removed.
+//! kept for a while, for people, and then removed; and after them the identities
+//! that only they mention.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,8 +50,9 @@ impl FlowKeeper {
         }
     }
 
-    /// Takes the events that have come; whether there were any.
-    pub(super) fn tend(&mut self, datapath: &Datapath) -> bool {
+    /// Takes the events that have come; whether there were any. `is_alone` says whether no
+    /// other agent works with the kernel's maps.
+    pub(super) fn tend(&mut self, datapath: &Datapath, is_alone: impl FnOnce() -> bool) -> bool {
         let mut any = false;
         datapath.events(|event| {
             any = true;
@@ -68,6 +70,9 @@ impl FlowKeeper {
         if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {
             self.swept_ns = now;
             datapath.forget_flows_before(now.saturating_sub(nanoseconds(RETENTION)));
+            if is_alone() {
+                datapath.give_back_identities();
+            }
         }
         let expired = self.expired(now);
         if !expired.is_empty() {

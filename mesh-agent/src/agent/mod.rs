@@ -235,6 +235,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     starting.next("enrolling the workloads");
+    let is_alone = || Draining::sockets(&control_path).is_empty();
+    if predecessor.is_none() && is_alone() {
+        // What the agent before has left may have filled the map.
+        agent.node.datapath.give_back_identities();
+    }
     // The first configuration is in force before anybody is told that the agent runs.
     let mut first = first.and_then(|(compiled, draining)| {
         let change = agent.put_in_force(compiled)?;
@@ -317,7 +322,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
-                let busy = keeper.tend(&agent.node.datapath);
+                let busy = keeper.tend(&agent.node.datapath, is_alone);
                 if busy | agent.has_answered.swap(false, Relaxed) {
                     rest.busy();
                 }

@@ -158,13 +158,13 @@ pub(super) fn replace<V: Pod>(map: BorrowedFd<'_>, key: u64, value: &V) -> io::R
 }
 
 /// Calls `each` for the entries of a hash map, of which the kernel gives many with one call.
-pub(super) fn lookup_all<V: Pod + Default>(
+pub(super) fn lookup_all<K: Pod + Default, V: Pod + Default>(
     map: BorrowedFd<'_>,
-    mut each: impl FnMut(u64, &V),
+    mut each: impl FnMut(K, &V),
 ) -> io::Result<()> {
     /// More than a bucket has; the kernel gives whole buckets.
     const COUNT: usize = 1024;
-    let mut keys = vec![0u64; COUNT];
+    let mut keys = vec![K::default(); COUNT];
     let mut values = vec![V::default(); COUNT];
     // The number of the next bucket.
     let mut position = 0u32;

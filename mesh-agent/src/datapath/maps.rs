@@ -21,6 +21,7 @@ use super::bridges::Bridges;
 use super::host::HostWorkloads;
 use super::identities::Identities;
 use super::marks::SocketMarks;
+use super::mentions::Mentions;
 use super::verdicts::Verdicts;
 use super::{DatapathError, layout};
 use crate::registry::Served;
@@ -48,6 +49,7 @@ pub(super) struct Maps {
     pub(super) account: Account,
     knobs: Mutex<Array<MapData, u32>>,
     pub(super) identities: Arc<Identities>,
+    pub(super) mentions: Mentions,
     pub(super) verdicts: Verdicts,
 }
 
@@ -58,7 +60,10 @@ impl Maps {
     ) -> Result<(Self, SocketMarks), DatapathError> {
         layout::settle(take(object, layout::MAP)?, folder)?;
         let agent_sockets: SkStorage<_, Socket> = take(object, "agent_sockets")?;
-        let identities = Arc::new(Identities::new(take(object, "identities")?));
+        let mentions = Mentions::new(object)?;
+        let all_identities = descriptor(object, "identities")?;
+        let identities = Identities::new(take(object, "identities")?, all_identities);
+        let identities = Arc::new(identities);
         let marks = SocketMarks::new(agent_sockets, take(object, "origins")?, identities.clone());
         let maps = Self {
             workloads: Mutex::new(take(object, "workloads")?),
@@ -77,6 +82,7 @@ impl Maps {
             },
             knobs: Mutex::new(take(object, "knobs")?),
             identities,
+            mentions,
             verdicts: Verdicts::new(
                 take(object, "verdicts")?,
                 take(object, "endpoints")?,
@@ -272,9 +278,9 @@ pub(super) fn take_bridges(
 }
 
 /// A descriptor of its own for a map, for calls that aya does not make.
-fn descriptor(object: &Ebpf, name: &str) -> Result<OwnedFd, DatapathError> {
+pub(super) fn descriptor(object: &Ebpf, name: &str) -> Result<OwnedFd, DatapathError> {
     let map = match object.map(name) {
-        Some(Map::HashMap(map)) => map,
+        Some(Map::HashMap(map) | Map::LruHashMap(map)) => map,
         _ => return Err(super::programs::missing(name)),
     };
     let owned = map.fd().as_fd().try_clone_to_owned();

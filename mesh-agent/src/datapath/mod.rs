@@ -19,6 +19,7 @@ mod listening;
 mod lock;
 mod maps;
 mod marks;
+mod mentions;
 mod mounts;
 mod object;
 mod order;
@@ -439,6 +440,15 @@ impl Datapath {
     /// The same for all that ended before this time.
     pub fn forget_flows_before(&self, closed_ns: u64) {
         self.maps.account.forget_before(closed_ns);
+    }
+
+    /// Gives back numbers of identities that nothing mentions any more. Only for an agent that is
+    /// alone with the maps: another one would go on using its numbers.
+    pub fn give_back_identities(&self) {
+        let mentioned = || self.maps.mentions.numbers();
+        if let Err(error) = self.maps.identities.look(mentioned) {
+            tracing::warn!(%error, "no number of an identity is given back");
+        }
     }
 
     /// `CLOCK_MONOTONIC` in nanoseconds, the clock of flows and their events.

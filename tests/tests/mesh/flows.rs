@@ -4,17 +4,24 @@
 use std::time::Duration;
 
 use mesh_tests::{
-    Agent, Lab, Node, Process, ServicePort, Workload, service, wait_until, workload_entries,
+    Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, wait_until,
+    workload_entries,
 };
 use serde_json::Value;
 
 use crate::held::Held;
+
+/// Within which identities make room for others: two looks at the maps, and time to spare.
+const ROOM: Duration = Duration::from_secs(90);
+/// Within which a change is in force.
+const IN_FORCE: Duration = Duration::from_secs(10);
 
 const STORM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/storm.py");
 
 /// A client on node a, and an echo server on the node `at`.
 struct Calls {
     client: Workload,
+    server: Workload,
     agents: Vec<Agent>,
     _serving: Process,
     lab: Lab,
@@ -43,6 +50,7 @@ impl Calls {
         Self {
             agents: nodes.iter().map(|node| Agent::start(&lab, *node)).collect(),
             client,
+            server,
             _serving: serving,
             lab,
         }
@@ -109,6 +117,69 @@ fn the_record_of_an_open_connection_is_whole_however_it_travels() {
     }
 }
 
+/// Leaves no room in one of node a's maps.
+fn fill(lab: &Lab, map: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/fill.py");
+    let mut fill = std::process::Command::new("python3");
+    let said = mesh_tests::outcome(fill.arg(script).arg(lab.bpffs(Node::A).join(map)))
+        .expect("python starts")
+        .success();
+    println!("{said}");
+}
+
+#[test]
+fn identities_that_nobody_has_any_more_make_room_for_others() {
+    let mut calls = Calls::start(Node::A, true);
+    let mut held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
+    let enrol = |calls: &Calls, name: &str| {
+        let new = calls.lab.workload(Node::A, name, &[]);
+        let all = workload_entries(&[&calls.client, &calls.server, &new]);
+        calls.lab.configure("workloads.yaml", &all);
+        eventually(IN_FORCE, "it is enrolled", || {
+            let workloads = calls.agents[0].meshctl_json(&["workloads"]);
+            let all = workloads.as_array().into_iter().flatten();
+            let mut enrolled = all.filter(|workload| workload["state"] == "enrolled");
+            match enrolled.any(|workload| workload["name"] == name) {
+                true => Ok(()),
+                false => Err(workloads.to_string()),
+            }
+        });
+        new
+    };
+    let identity = |name| format!("spiffe://cluster.local/ns/default/sa/{name}");
+    let is_named = |calls: &Calls, direction: &str, name| {
+        let flows = calls.agents[0].meshctl_json(&["flows"]);
+        let mut flows = flows.as_array().into_iter().flatten();
+        flows
+            .any(|flow| flow["direction"] == direction && flow["source_identity"] == identity(name))
+    };
+
+    // An agent has left them.
+    calls.agents[0].stop();
+    fill(&calls.lab, "identities");
+    calls.agents[0].restart();
+    let late = enrol(&calls, "late");
+    let of_late = Held::open(&late, "v4", "10.96.0.40", 80);
+    assert!(is_named(&calls, "outbound", "late"));
+    of_late.close();
+
+    // They have come while the agent runs. Each connection asks for a number again.
+    fill(&calls.lab, "identities");
+    let later = enrol(&calls, "later");
+    eventually(ROOM, "there is room for one more", || {
+        Held::open(&later, "v4", "10.96.0.40", 80).close();
+        match is_named(&calls, "inbound", "later") {
+            true => Ok(()),
+            false => Err("its connections have no identity".to_owned()),
+        }
+    });
+
+    // Whoever was there all the time has the same name.
+    held.echoes("second");
+    assert!(is_named(&calls, "outbound", "client"));
+    assert!(is_named(&calls, "inbound", "client"));
+}
+
 #[test]
 fn connections_that_find_the_account_full_work_and_are_counted() {
     let calls = Calls::start(Node::A, false);
@@ -118,13 +189,7 @@ fn connections_that_find_the_account_full_work_and_are_counted() {
         line.unwrap_or_default().to_owned()
     };
     assert!(dropped().contains("√"), "{}", dropped());
-    let flows = calls.lab.bpffs(Node::A).join("flows");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/fill.py");
-    let mut fill = std::process::Command::new("python3");
-    let said = mesh_tests::outcome(fill.arg(script).arg(flows))
-        .expect("python starts")
-        .success();
-    println!("{said}");
+    fill(&calls.lab, "flows");
     let mut held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
     held.echoes("second");
     let line = dropped();
