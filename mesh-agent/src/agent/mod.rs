@@ -1,5 +1,6 @@
 //! The agent as a whole: puts the parts together and takes them apart.
 
+mod accepted_flows;
 mod authz;
 mod checks;
 mod configuring;

@@ -11,13 +11,14 @@ use mesh_common::{
 };
 
 use super::Agent;
+use super::accepted_flows::{AcceptedFlows, spoken};
 use crate::admin::api::{
     self, CertificateKind, CertificateView, CheckItem, ConfigView, Direction, EndpointView,
     FindingView, FlowState, FlowView, KernelLogView, PortView, RefusedView, Security, ServiceView,
     TlsCheckError, TlsCheckRow, TunnelProtocol, VersionView, WorkloadState, WorkloadView,
 };
 use crate::admin::authz::{AuthzAnswer, AuthzQuestion, AuthzReport};
-use crate::datapath::{FlowPath, FlowRecord};
+use crate::datapath::FlowRecord;
 use crate::identity::{CaInfo, Identity};
 use crate::policy::tls_check::{
     DestinationRule, DestinationTls, Observed, TlsCheck, find_workload, tls_check,
@@ -76,6 +77,7 @@ impl api::Agent for Agent {
         let workloads = self.enrolment.by_cookie();
         let mut records = self.node.datapath.flows();
         super::live_flows::refresh(&mut records, &workloads);
+        let accepted = AcceptedFlows::of(workloads.values().flatten(), &self.node, &snapshot);
         let mut flows: Vec<FlowView> = records
             .iter()
             .filter_map(|record| {
@@ -84,7 +86,7 @@ impl api::Agent for Agent {
                 let named = locals.iter().find(|local| {
                     record.source_identity == Some(local.workload.identity.to_string())
                 });
-                Some(self.flow(record, named.or(locals.first())?, &snapshot))
+                Some(self.flow(record, named.or(locals.first())?, &snapshot, &accepted))
             })
             .collect();
         flows.sort_by_key(|flow| (flow.workload.clone(), flow.age_ms, flow.id));
@@ -280,7 +282,13 @@ impl Agent {
         (self.node.handshakes).count(client, |server| servers.contains(server))
     }
 
-    fn flow(&self, record: &FlowRecord, local: &Local, snapshot: &Snapshot) -> FlowView {
+    fn flow(
+        &self,
+        record: &FlowRecord,
+        local: &Local,
+        snapshot: &Snapshot,
+        accepted: &AcceptedFlows,
+    ) -> FlowView {
         let counters = &record.counters;
         let (source, destination) = if record.inbound {
             (record.remote, record.local)
@@ -291,13 +299,26 @@ impl Agent {
             (record.path.as_ref()).is_some_and(|path| path.transport == Transport::Blocked);
         let client = ClientView::of(&local.workload);
         let port = destination.port();
-        let service = (snapshot.registry)
+        let asked_for = (snapshot.registry)
             .service_for_client(destination, |service| {
-                record.inbound || snapshot.routes.sees(&client, service, port)
+                snapshot.routes.sees(&client, service, port)
             })
-            .filter(|service| service.port(port).is_some())
-            .map(|service| service.host.clone())
-            .or_else(|| is_blocked.then(|| Service::black_hole(port).host));
+            .and_then(|service| Some((service, service.port(port)?)))
+            .filter(|_| !record.inbound);
+        let service = match asked_for {
+            Some((service, _)) => Some(service.host.clone()),
+            None if record.inbound => accepted.services(record, local),
+            None => is_blocked.then(|| Service::black_hole(port).host),
+        };
+        let spoken = match (&record.path, asked_for) {
+            (Some(path), _) => path.protocol,
+            (None, _) if record.inbound => accepted.protocol(record, local),
+            // Nobody looks at what passes by the agent.
+            (None, Some((_, port))) if record.verdict == VerdictKind::Direct => {
+                spoken(port.protocol).unwrap_or(Recognised::Unknown)
+            }
+            (None, _) => Recognised::Unknown,
+        };
         let way = self.way(record, local, service.as_deref());
         FlowView {
             id: record.id,
@@ -311,7 +332,7 @@ impl Agent {
             destination,
             endpoint: way.endpoint,
             service,
-            protocol: protocol(record.path.as_ref()).to_owned(),
+            protocol: protocol(spoken).to_owned(),
             security: security(way.transport),
             source_identity: record.source_identity.clone(),
             destination_identity: way.identity,
@@ -389,13 +410,13 @@ struct Way {
     identity: Option<String>,
 }
 
-fn protocol(path: Option<&FlowPath>) -> &'static str {
-    match path.map(|path| path.protocol) {
-        Some(Recognised::Tcp) => "tcp",
-        Some(Recognised::Http1) => "http",
-        Some(Recognised::Http2) => "h2",
-        Some(Recognised::Dns) => "dns",
-        Some(Recognised::Unknown) | None => "-",
+fn protocol(spoken: Recognised) -> &'static str {
+    match spoken {
+        Recognised::Tcp => "tcp",
+        Recognised::Http1 => "http",
+        Recognised::Http2 => "h2",
+        Recognised::Dns => "dns",
+        Recognised::Unknown => "-",
     }
 }
 

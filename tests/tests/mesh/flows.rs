@@ -112,9 +112,61 @@ fn the_record_of_an_open_connection_is_whole_however_it_travels() {
                     .is_some_and(|e| e.ends_with(":7000")),
                 "{out}"
             );
-            is_whole(&calls.flow(calls.agents.len() - 1, "inbound"), more);
+            let inbound = calls.flow(calls.agents.len() - 1, "inbound");
+            is_whole(&inbound, more);
+            for flow in [out, inbound] {
+                assert_eq!(
+                    flow["service"], "server.default.svc.cluster.local",
+                    "{flow}"
+                );
+                assert_eq!(flow["protocol"], "tcp", "{flow}");
+            }
         }
     }
+}
+
+#[test]
+fn a_servers_record_names_all_services_that_lead_there_and_what_was_seen() {
+    let lab = Lab::new();
+    let client = lab.workload(Node::A, "client", &[]);
+    let server = lab.workload(Node::A, "server", &[("app", "server")]);
+    let _serving = server.serve(9080, "bookinfo", &["reviews", "--version", "v1"]);
+    lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
+    // Nothing says what the port speaks.
+    let undeclared = |port| ServicePort {
+        name: "web",
+        port,
+        target: 9080,
+    };
+    let other_port = ServicePort {
+        name: "tcp",
+        port: 80,
+        target: 9081,
+    };
+    let first = service("server", 40, &[undeclared(80)]);
+    let second = service("server", 41, &[undeclared(8080)]).replace("name: server", "name: again");
+    let third = service("server", 42, &[other_port]).replace("name: server", "name: other");
+    lab.configure("services.yaml", &[first, second, third].concat());
+    // Only requests can tell, so that the server's side looks at them.
+    lab.configure(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\n\
+         kind: AuthorizationPolicy\n\
+         metadata: {name: get, namespace: default}\n\
+         spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n",
+    );
+    let agent = Agent::start(&lab, Node::A);
+    eventually(IN_FORCE, "the record is whole", || {
+        client.curl(&["http://server/"]);
+        let flows = agent.meshctl_json(&["flows"]);
+        let mut inbound = (flows.as_array().into_iter().flatten())
+            .filter(|flow| flow["direction"] == "inbound" && flow["workload"] == "server.default");
+        let services = "again.default.svc.cluster.local,server.default.svc.cluster.local";
+        match inbound.any(|flow| flow["service"] == services && flow["protocol"] == "http") {
+            true => Ok(()),
+            false => Err(flows.to_string()),
+        }
+    });
 }
 
 /// Leaves no room in one of node a's maps.

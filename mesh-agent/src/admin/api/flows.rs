@@ -56,9 +56,10 @@ pub struct FlowView {
     pub destination: SocketAddr,
     /// Endpoint that was chosen.
     pub endpoint: Option<SocketAddr>,
-    /// Host of the service that the destination belongs to.
+    /// Host of the service that the destination belongs to; of an accepted connection the hosts
+    /// of all that lead to the port, with commas between.
     pub service: Option<String>,
-    /// `http`, `h2`, `tcp`, `dns`, or `-`.
+    /// `http`, `h2`, `tcp`, `dns`, or `-`: as recognised, else as a service declares.
     pub protocol: String,
     /// How the bytes are protected.
     pub security: Security,

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::Caller;
 use crate::policy::MtlsMode;
 use crate::policy::authorization::{Decision, Payload, Request, Verdict, remote_ip};
+use crate::proxy::http::HttpVersion;
 use crate::registry::Workload;
 use crate::snapshot::Snapshot;
 use mesh_common::Transport;
@@ -50,7 +51,7 @@ enum Open {
     /// Bytes that nobody looks at.
     Bytes,
     /// A connection whose requests are looked at one by one.
-    Http,
+    Http(HttpVersion),
     /// A request that is being answered, or has become a tunnel.
     Request(Arc<Head>),
 }
@@ -86,8 +87,9 @@ impl Admissions {
         workload: Arc<Workload>,
         caller: Caller,
         application: SocketAddr,
+        version: HttpVersion,
     ) -> Admission {
-        self.add(workload, caller, application, Open::Http)
+        self.add(workload, caller, application, Open::Http(version))
     }
 
     /// A request.
@@ -125,6 +127,17 @@ impl Admissions {
             number,
             revocation,
         }
+    }
+
+    /// What is spoken on the connections whose requests are looked at, by the caller's address and
+    /// the one that it has asked for.
+    pub fn versions(&self) -> HashMap<(SocketAddr, SocketAddr), HttpVersion> {
+        let entries = self.entries.lock();
+        let versions = entries.1.values().filter_map(|entry| match entry.open {
+            Open::Http(version) => Some(((entry.caller.address, entry.application), version)),
+            Open::Bytes | Open::Request(_) => None,
+        });
+        versions.collect()
     }
 
     /// Closes what the configuration forbids. Call it when the configuration
@@ -192,7 +205,7 @@ impl Entry {
         let connection = self.caller.connection(self.application);
         let decision = match &self.open {
             Open::Bytes => authorization.unseen(workload, &connection),
-            Open::Http => {
+            Open::Http(_) => {
                 let decision = authorization.connection(workload, &connection);
                 match decision.verdict {
                     Verdict::Deny => return Err(Forbidden),
@@ -313,7 +326,7 @@ mod tests {
             headers: HeaderMap::new(),
         });
         let request = admissions.request(workload.clone(), caller(None), application, head);
-        let http = admissions.http(workload, caller(None), application);
+        let http = admissions.http(workload, caller(None), application, HttpVersion::Http1);
         assert_eq!((admissions.len(), admissions.recheck(&open).closed), (3, 0));
 
         let reading = tokio::spawn(async move {

@@ -71,9 +71,9 @@ pub(super) async fn serve(
     version: HttpVersion,
     stream: Replay<Pipe>,
 ) -> io::Result<()> {
-    let admission = node
-        .admissions
-        .http(local.workload.clone(), caller.clone(), application);
+    let admission =
+        node.admissions
+            .http(local.workload.clone(), caller.clone(), application, version);
     let arrived = arrived(node, local, &caller, application);
     let kept = Kept::new(node, local, caller, application, version);
     let tending = kept.clone().tend();
