@@ -1,4 +1,5 @@
-//! Below HTTP/2: what it writes in small pieces goes out together.
+//! Below HTTP/2: what it writes in small pieces goes out together, and it reads for a
+//! moment at a time.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,6 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::turn::Moment;
 
 /// Pieces below this wait for the next one, or for the flush.
 const SMALL_BYTES: usize = 4 * 1024;
@@ -18,6 +21,7 @@ const SMALL_BYTES: usize = 4 * 1024;
 pub struct WriteTogether<S> {
     stream: S,
     kept: BytesMut,
+    reading: Moment,
 }
 
 impl<S> WriteTogether<S> {
@@ -25,6 +29,7 @@ impl<S> WriteTogether<S> {
         Self {
             stream,
             kept: BytesMut::new(),
+            reading: Moment::default(),
         }
     }
 }
@@ -88,11 +93,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTogether<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for WriteTogether<S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let Self {
+            stream, reading, ..
+        } = self.get_mut();
+        reading.poll(cx, |cx| Pin::new(stream).poll_read(cx, buffer))
     }
 }
 
