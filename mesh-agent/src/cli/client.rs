@@ -20,6 +20,8 @@ use crate::admin::api::ErrorView;
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a change: other programs may have to be loaded, which takes a slow machine a while.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer, bytes: some 100 000 flows.
 const MAX_ANSWER_BYTES: usize = 128 * 1024 * 1024;
 
@@ -52,9 +54,14 @@ pub enum ClientError {
     },
     /// The agent does not answer.
     #[error(
-        "the agent at {0} does not answer within {ANSWER_TIMEOUT:?}: it hangs, or is stopped; look at its log, start it again"
+        "the agent at {path} does not answer within {limit:?}: it hangs, or is stopped; look at its log, start it again"
     )]
-    Timeout(PathBuf),
+    Timeout {
+        /// Path of its socket.
+        path: PathBuf,
+        /// How long it had.
+        limit: Duration,
+    },
     /// The agent said no.
     #[error("{0}")]
     Refused(String),
@@ -91,22 +98,24 @@ impl Client {
 
     /// Asks for `path_and_query`.
     pub async fn get<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClientError> {
-        self.ask(Method::GET, path_and_query).await
+        self.ask(Method::GET, path_and_query, ANSWER_TIMEOUT).await
     }
 
     /// Asks for a change.
     pub async fn post<T: DeserializeOwned>(&self, path_and_query: &str) -> Result<T, ClientError> {
-        self.ask(Method::POST, path_and_query).await
+        self.ask(Method::POST, path_and_query, CHANGE_TIMEOUT).await
     }
 
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         path_and_query: &str,
+        limit: Duration,
     ) -> Result<T, ClientError> {
-        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path_and_query))
+        let path = self.path.clone();
+        tokio::time::timeout(limit, self.exchange(method, path_and_query))
             .await
-            .unwrap_or_else(|_| Err(ClientError::Timeout(self.path.clone())))
+            .unwrap_or_else(|_| Err(ClientError::Timeout { path, limit }))
     }
 
     async fn exchange<T: DeserializeOwned>(
