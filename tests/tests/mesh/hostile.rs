@@ -143,6 +143,28 @@ try:
         for batch in range(400):
             connection.sendall(b"".join(connect(s) + reset(s) for s in range(200 * batch + 1, 200 * batch + 201, 2)))
         print(status(connection))
+    elif kind == "pings":
+        # Pings and settings without end, on more connections than the agent has threads; the answers are read.
+        import threading
+        stop, flood = threading.Event(), (frame(6, 0, 0, bytes(8)) + frame(4, 0, 0, b"")) * 4000
+        def write(one):
+            one.sendall(PREFACE)
+            while not stop.is_set(): one.sendall(flood)
+        def read(one):
+            while not stop.is_set(): one.recv(1 << 20)
+        floods = [tls() for _ in range(4)]
+        for one in floods:
+            for work in (write, read): threading.Thread(target=work, args=(one,), daemon=True).start()
+        time.sleep(1)
+        waits = []
+        for _ in range(5):
+            began = time.time()
+            connection = tls(); connection.settimeout(30); connection.sendall(PREFACE + connect(1)); good = status(connection)
+            waits.append(time.time() - began)
+            if good != "88": break
+        stop.set()
+        print(good, " ".join("%.2f" % wait for wait in waits), flush=True)
+        import os; os._exit(0)
 except (ConnectionError, ssl.SSLError) as error:
     print(getattr(error, "reason", None) or type(error).__name__)
 "#;
@@ -255,4 +277,21 @@ fn floods_and_slow_handshakes_are_bounded_and_others_are_served() {
             Err(format!("{grown} KiB more than {before} KiB"))
         }
     });
+}
+
+#[test]
+fn floods_of_pings_on_more_connections_than_threads_hold_up_nobody() {
+    let stage = Stage::start();
+    let (chain, key) = stage.lab.certificate("client", &stage.outside);
+    let own = (chain.display().to_string(), key.display().to_string());
+    let said = stage.peer("pings", &own);
+    let (status, waits) = said.split_once(' ').expect("a status, and times");
+    assert_eq!(status, "88", "{said}");
+    let waits: Vec<f64> = waits
+        .split(' ')
+        .filter_map(|one| one.parse().ok())
+        .collect();
+    assert_eq!(waits.len(), 5, "{said}");
+    // Some hundredths; four seconds where a flood keeps the thread.
+    assert!(waits.iter().all(|wait| *wait < 2.0), "{said}");
 }
