@@ -215,6 +215,53 @@ fn an_attribute_of_http_closes_a_tcp_port() {
     }
 }
 
+/// Connects, and asks only after a while: later than a server that speaks first would have
+/// spoken, as a client far away or one that connects in advance does.
+const LATE: &str = r#"
+import socket, sys, time
+host, port, method = sys.argv[1:]
+s = socket.create_connection((host, int(port)), 5)
+time.sleep(0.4)
+try:
+    s.sendall(f"{method} / HTTP/1.1\r\nHost: late\r\nConnection: close\r\n\r\n".encode())
+    print(s.recv(100).decode().split(" ")[1])
+except (OSError, IndexError):
+    print("closed")
+"#;
+
+#[test]
+fn a_client_that_asks_late_is_judged_by_what_it_asks() {
+    let shop = Shop::start();
+    let _servers = [&shop.near, &shop.far]
+        .map(|at| at.serve(9081, "bookinfo", &["details", "--listen", "[::]:9081"]));
+    // Nothing says that the port speaks HTTP.
+    let web = [ServicePort {
+        name: "web",
+        port: 80,
+        target: 9081,
+    }];
+    for (name, host) in [("near", 42), ("far", 43)] {
+        let named = service(name, host, &web).replace("name: near", "name: late-near");
+        let named = named.replace("name: far", "name: late-far");
+        shop.lab.configure(&format!("late-{name}.yaml"), &named);
+    }
+    shop.acknowledged("rules: [{to: [{operation: {methods: [GET]}}]}]");
+    let ask = |from: &Workload, to: &str, port: &str, method: &str| {
+        let said = from.run("/usr/bin/python3", &["-c", LATE, to, port, method]);
+        said.success().trim().to_owned()
+    };
+    let (near, far) = (shop.near.v4.to_string(), shop.far.v4.to_string());
+    for (from, to, port) in [
+        (&shop.friend, "late-near", "80"),
+        (&shop.friend, "late-far", "80"),
+        (&shop.outside, &*near, "9081"),
+        (&shop.outside, &*far, "9081"),
+    ] {
+        assert_eq!(ask(from, to, port, "GET"), "200", "{} {to}", from.name);
+        assert_eq!(ask(from, to, port, "POST"), "403", "{} {to}", from.name);
+    }
+}
+
 /// An open connection to the echo server of a service.
 struct Connection {
     client: Child,

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -17,6 +18,10 @@ use crate::proxy::replay::Replay;
 use crate::proxy::sniff::Sniffed;
 use crate::proxy::{Local, Node};
 use crate::registry::Protocol;
+
+/// How long a caller has until its first bytes where it may pass by its requests alone. The way
+/// of a tunnel there and back is part of it, and clients connect before they have something to ask.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
 /// Serves one connection to its end.
 pub(super) async fn run(
@@ -40,14 +45,23 @@ async fn filter(
     application: SocketAddr,
     mut pipe: Pipe,
 ) -> io::Result<()> {
-    let declared = {
+    let (declared, if_bytes) = {
         let snapshot = node.snapshot.load();
-        (snapshot.authorization).protocol(&local.workload, application.port())
+        let authorization = &snapshot.authorization;
+        let connection = caller.connection(application);
+        let decision = authorization.decide(&local.workload, &connection, Payload::Tcp);
+        let declared = authorization.protocol(&local.workload, application.port());
+        (declared, decision.verdict)
     };
     let is_http = matches!(declared, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
+    let patience = match if_bytes {
+        _ if is_http => None,
+        // It may be the server that speaks first.
+        Verdict::Allow => Some(CLIENT_FIRST),
+        // The server will not speak to a caller that has asked nothing.
+        Verdict::Deny | Verdict::NeedsHttp => Some(FIRST_REQUEST),
+    };
     let mut bytes = BytesMut::new();
-    // Where HTTP is not declared it may be the server that speaks first.
-    let patience = (!is_http).then_some(CLIENT_FIRST);
     let sniffed = read_more(&mut pipe, &mut bytes, patience).await?;
     let stream = Replay::new(bytes, pipe);
     let version = match sniffed {
