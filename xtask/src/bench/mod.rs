@@ -64,7 +64,9 @@ pub fn run(options: &Options) -> Result<()> {
     shell::require_root("the benchmark")?;
     options.scenarios()?;
     ensure!(
-        drive::Load::ALL.iter().any(|load| options.wants_load(*load)),
+        drive::Load::ALL
+            .iter()
+            .any(|load| options.wants_load(*load)),
         "no load is called {}; there are {}",
         options.load.as_deref().unwrap_or_default(),
         drive::Load::ALL.map(drive::Load::name).join(", ")
