@@ -15,9 +15,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBES: u32 = 2;
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lets the kernels of both ends ask one another while nothing passes (`SO_KEEPALIVE`, socket(7)):
-/// a connection at rest to a node that is gone ends as soon as one with tunnels, and neither
-/// agent is woken for it.
+/// Lets the kernels of both ends ask one another while nothing passes (`SO_KEEPALIVE`, socket(7)),
+/// and wait no longer for the receipt of what was sent last (`TCP_USER_TIMEOUT`, tcp(7)): a
+/// connection at rest to a node that is gone ends as soon as one with tunnels, and neither agent is
+/// woken for it.
 ///
 /// # Errors
 /// What the system says.
@@ -26,7 +27,9 @@ pub fn by_kernel(stream: &TcpStream) -> io::Result<()> {
         .with_time(INTERVAL)
         .with_interval(PROBE_INTERVAL)
         .with_retries(PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&questions)
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&questions)?;
+    socket.set_tcp_user_timeout(Some(INTERVAL + PROBES * PROBE_INTERVAL))
 }
 
 /// Returns when the peer does not answer any more, though there are tunnels. At rest a peer that
@@ -147,5 +150,6 @@ mod tests {
         let given_up = socket.tcp_keepalive_time().unwrap()
             + socket.tcp_keepalive_interval().unwrap() * socket.tcp_keepalive_retries().unwrap();
         assert_eq!(given_up, INTERVAL + PING_TIMEOUT);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(given_up));
     }
 }
