@@ -11,7 +11,6 @@ mod destination;
 pub mod hbone;
 pub mod http;
 pub mod inbound;
-mod interim;
 pub mod node_probes;
 pub mod notes;
 mod one_of;

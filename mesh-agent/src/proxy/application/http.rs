@@ -27,11 +27,11 @@ use super::kept::{Busy, Kept, Unsent};
 use super::pipe::Pipe;
 use super::{Caller, Event, arrived, record, report};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
+use crate::proxy::http::interim::{Interim, WithInterim, this_task};
 use crate::proxy::http::message::{self, BadRequest};
 use crate::proxy::http::{
     CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
 };
-use crate::proxy::interim::{Interim, WithInterim, this_task};
 use crate::proxy::replay::Replay;
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;

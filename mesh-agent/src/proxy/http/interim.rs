@@ -10,16 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, Request, StatusCode};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Request, StatusCode};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::message::strip_hop_by_hop;
+
 /// What may wait for a client, in bytes; further ones are left out, which any recipient has to expect.
 const MAX_WAITING: usize = 16 * 1024;
-
-/// Of the connection, or of a message with a body.
-const NOT_PASSED_ON: [HeaderName; 4] = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE];
 
 /// What waits to be written to one client's connection.
 #[derive(Default)]
@@ -73,7 +72,7 @@ impl Interim {
         hyper::ext::on_informational(&mut request, move |response| {
             // hyper itself says this one, when it reads the request's body.
             if response.status() != StatusCode::CONTINUE
-                && interim.add(turn, response.status(), response.headers())
+                && interim.add(turn, response.status(), response.headers().clone())
             {
                 task.wake_by_ref();
             }
@@ -82,14 +81,15 @@ impl Interim {
     }
 
     /// Adds a response, unless it comes too late or too much waits.
-    fn add(&self, turn: u64, status: StatusCode, headers: &HeaderMap) -> bool {
+    fn add(&self, turn: u64, status: StatusCode, mut headers: HeaderMap) -> bool {
+        strip_hop_by_hop(&mut headers);
+        // There is no body (RFC 9110, section 8.6).
+        headers.remove(CONTENT_LENGTH);
         let mut head = format!("HTTP/1.1 {status}\r\n").into_bytes();
-        for (name, value) in headers {
-            if !NOT_PASSED_ON.contains(name) {
-                let _ = write!(head, "{name}: ");
-                head.extend_from_slice(value.as_bytes());
-                head.extend_from_slice(b"\r\n");
-            }
+        for (name, value) in &headers {
+            let _ = write!(head, "{name}: ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
         }
         head.extend_from_slice(b"\r\n");
         let mut waiting = self.waiting.lock();
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     fn add(interim: &Interim, turn: u64) -> bool {
-        interim.add(turn, StatusCode::EARLY_HINTS, &HeaderMap::new())
+        interim.add(turn, StatusCode::EARLY_HINTS, HeaderMap::new())
     }
 
     #[tokio::test]
@@ -243,11 +243,17 @@ mod tests {
     fn fields_of_the_connection_end_here() {
         let interim = Interim::default();
         let mut headers = HeaderMap::new();
-        for (name, value) in [("link", "</a>"), ("connection", "close"), ("link", "</b>")] {
+        for (name, value) in [
+            ("link", "</a>"),
+            ("connection", "close, x-hop"),
+            ("x-hop", "of the connection"),
+            ("content-length", "0"),
+            ("link", "</b>"),
+        ] {
             let value = http::HeaderValue::from_static(value);
-            headers.append(HeaderName::from_static(name), value);
+            headers.append(http::HeaderName::from_static(name), value);
         }
-        assert!(interim.add(0, StatusCode::EARLY_HINTS, &headers));
+        assert!(interim.add(0, StatusCode::EARLY_HINTS, headers));
         let text = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nlink: </b>\r\n\r\n";
         assert_eq!(interim.take(), &text[..]);
     }
