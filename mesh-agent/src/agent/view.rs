@@ -299,12 +299,12 @@ impl Agent {
             (record.path.as_ref()).is_some_and(|path| path.transport == Transport::Blocked);
         let client = ClientView::of(&local.workload);
         let port = destination.port();
-        let asked_for = (snapshot.registry)
-            .service_for_client(destination, |service| {
-                snapshot.routes.sees(&client, service, port)
-            })
-            .and_then(|service| Some((service, service.port(port)?)))
-            .filter(|_| !record.inbound);
+        let of_client = |service: &Service| snapshot.routes.sees(&client, service, port);
+        let asked_for = match record.inbound {
+            true => None,
+            false => snapshot.registry.service_for_client(destination, of_client),
+        };
+        let asked_for = asked_for.and_then(|service| Some((service, service.port(port)?)));
         let service = match asked_for {
             Some((service, _)) => Some(service.host.clone()),
             None if record.inbound => accepted.services(record, local),

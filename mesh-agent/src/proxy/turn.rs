@@ -103,10 +103,11 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let mut moment = Moment::default();
         for _ in 0..3 {
-            let (began, mut reads) = (Instant::now(), 0);
+            let mut reads = 0;
             while moment.poll(&mut cx, |_| Poll::Ready(())).is_ready() {
                 reads += 1;
-                assert!(began.elapsed() < 100 * MOMENT, "others wait for ever");
+                // Far more than fit into a moment, however long somebody else has the processor.
+                assert!(reads < 10_000_000, "others wait for ever");
             }
             assert!(reads > 0, "it never gets to read");
             assert!(woken.0.swap(false, Relaxed), "it would never go on");

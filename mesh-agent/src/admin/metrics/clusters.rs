@@ -4,7 +4,7 @@ use crate::admin::api::{ClusterEndpointView, ClusterView, RouteGaugesView};
 use crate::balance::full_name;
 
 /// One metric: name, type, and what it says.
-type Family<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
+pub(super) type Family<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
 
 /// Of a client's connections and requests to a service, by Envoy's names for clusters.
 const OF_CLUSTERS: [Family<ClusterView>; 9] = [

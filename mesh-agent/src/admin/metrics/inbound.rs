@@ -1,18 +1,11 @@
 //! What is open to applications that a Sidecar bounds, as metrics.
 
+use super::clusters::Family;
 use super::{escaped, family};
 use crate::admin::api::InboundView;
 
-/// Name after `undermesh_inbound_`, type, help, and what it says.
-type Family = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&InboundView) -> u64,
-);
-
 /// By Envoy's names for clusters, as those of the client's side.
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family<InboundView>; 6] = [
     (
         "upstream_cx_active",
         "gauge",
