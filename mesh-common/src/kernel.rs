@@ -30,6 +30,8 @@ pub struct KernelLayout {
     pub shutdown: u32,
     /// `sk_state`
     pub state: u32,
+    /// `sk_lock.owned`
+    pub lock_owned: u32,
 }
 
-assert_layout!(KernelLayout, size = 40, align = 4);
+assert_layout!(KernelLayout, size = 44, align = 4);

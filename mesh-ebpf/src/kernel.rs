@@ -22,6 +22,7 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     acknowledged: 0,
     shutdown: 0,
     state: 0,
+    lock_owned: 0,
 };
 
 macro_rules! offset {
@@ -75,6 +76,21 @@ pub fn guard_of(own: u64, peer: u64) -> Option<Guard> {
 #[inline(always)]
 pub fn state_of(sock: u64) -> Option<u32> {
     read::<u8>(sock, offset!(state)).map(u32::from)
+}
+
+/// Looks at a socket's lock, at most: some ten microseconds, as long as 128 KiB take to be copied.
+const LOOKS_AT_LOCK: u32 = 400;
+
+/// Waits a moment while somebody reads from that socket. Who hands a message over takes its lock: as long
+/// as a large one is being read that is with the reader, and to sleep and to be woken takes both longer.
+#[inline(always)]
+pub fn wait_for_reader(sock: u64) {
+    for _ in 0..LOOKS_AT_LOCK {
+        match read::<u32>(sock, offset!(lock_owned)) {
+            Some(owned) if owned != 0 => {}
+            _ => break,
+        }
+    }
 }
 
 /// The kernel's own structure, where its fields are known.

@@ -17,6 +17,9 @@ use crate::{account, bridge, kernel, splice};
 /// application would get EACCES.
 const SK_PASS: u32 = 1;
 
+/// From this size on it pays to wait for a reader: bytes.
+const LARGE: u32 = 4096;
+
 #[sk_msg]
 pub fn um_splice(ctx: SkMsgContext) -> u32 {
     match hand_over(&ctx) {
@@ -75,12 +78,17 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     if let Some(near_state) = kernel::state_of(splice.peer_sock)
         && is_read_by_agent(&guard, near_state)
         && let Some(bridge) = bridge::open(splice)
-        && redirect(ctx, splice.bridge.receiver)
+        && redirect(
+            ctx,
+            size,
+            splice.bridge.receiver,
+            splice.bridge.receiver_sock,
+        )
     {
         bridge::passed(bridge, splice, size);
         return HandOver::Peer;
     }
-    if !redirect(ctx, splice.peer) {
+    if !redirect(ctx, size, splice.peer, splice.peer_sock) {
         // The other end is gone: TCP tells the sender.
         return HandOver::Closing;
     }
@@ -92,7 +100,10 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
 }
 
 #[inline(always)]
-fn redirect(ctx: &SkMsgContext, receiver: u64) -> bool {
+fn redirect(ctx: &SkMsgContext, size: u32, receiver: u64, receiver_sock: u64) -> bool {
+    if size >= LARGE {
+        kernel::wait_for_reader(receiver_sock);
+    }
     let redirected = SPLICED_SOCKETS.redirect_msg(ctx, receiver, u64::from(BPF_F_INGRESS));
     redirected == i64::from(SK_PASS)
 }

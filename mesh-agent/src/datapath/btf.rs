@@ -63,6 +63,7 @@ fn layout(bytes: &[u8]) -> Result<KernelLayout, BtfError> {
         acknowledged: field("tcp_sock", &["snd_una"], "snd_una")?,
         shutdown: field("sock", &["sk_shutdown"], "sk_shutdown")?,
         state: field("sock", &["__sk_common", "skc_state"], "sk_state")?,
+        lock_owned: field("sock", &["sk_lock", "owned"], "sk_lock")?,
     })
 }
 
