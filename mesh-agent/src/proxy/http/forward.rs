@@ -6,10 +6,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{EXPECT, HeaderMap};
 use http::{Method, Request, StatusCode, Version, request};
 use hyper::body::Incoming;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::affinity::{self, Affinity};
@@ -19,14 +17,15 @@ use super::connector::{Connector, Target};
 use super::failure::Failure;
 use super::forwarded::Forwarded;
 use super::interim::this_task;
+use super::outgoing::{outgoing, protocol};
 use super::pool::{HttpPool, UpstreamProtocol};
 use super::record::Record;
-use super::request_body::{BodySource, RequestBody};
+use super::request_body::BodySource;
 use super::upstream::{self, ConnectError, Ended, HttpCluster, Sent, Unsent, Wanted};
 use super::{ConnectionContext, message, mirror};
 use crate::balance::{self, Choice, EndpointAddress, InRoute, Member, Overflow, Report, Retrying};
-use crate::registry::{Protocol, Resolution};
-use crate::route::{Balancer, Plan, ProtocolPolicy, Retries};
+use crate::registry::Resolution;
+use crate::route::{Balancer, Plan, Retries};
 use crate::telemetry::Flag;
 
 /// Connections that may turn out to be closed before a new one is made.
@@ -458,62 +457,6 @@ impl<C: Connector> Exchange<'_, C> {
             .choose(&choice, now, &mut rand::rng())
             .ok_or_else(Failure::no_endpoint)
     }
-}
-
-/// HTTP/2 for gRPC, where the port declares it, where it declares nothing and the
-/// client speaks it, and where the DestinationRule wants it.
-pub(super) fn protocol(
-    plan: &Plan<'_>,
-    version: Version,
-    method: &Method,
-    headers: &HeaderMap,
-) -> UpstreamProtocol {
-    let by_client = version == Version::HTTP_2;
-    let upgrades = headers.contains_key(http::header::UPGRADE) || method == Method::CONNECT;
-    let declared = || {
-        let port = plan.service.port(plan.port);
-        match port.map(|port| port.protocol) {
-            Some(Protocol::Http2 | Protocol::Grpc) => true,
-            Some(Protocol::Auto) => by_client,
-            _ => by_client && message::is_grpc(headers),
-        }
-    };
-    let http2 = match plan.policy.http.protocol {
-        ProtocolPolicy::Client => by_client,
-        ProtocolPolicy::Http2 => true,
-        ProtocolPolicy::Declared => declared(),
-    };
-    if http2 && !upgrades {
-        UpstreamProtocol::Http2
-    } else {
-        UpstreamProtocol::Http1
-    }
-}
-
-/// The request of one attempt.
-fn outgoing(
-    parts: request::Parts,
-    body: &BodySource,
-    protocol: UpstreamProtocol,
-) -> Request<RequestBody> {
-    let waits = protocol == UpstreamProtocol::Http1 && expects_continue(&parts.headers);
-    let mut request = Request::from_parts(parts, body.attempt());
-    if waits {
-        let said = Arc::new(Notify::new());
-        request.body_mut().wait_for_continue(Arc::clone(&said));
-        hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                said.notify_one();
-            }
-        });
-    }
-    request
-}
-
-fn expects_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// The time is up; how much it was.

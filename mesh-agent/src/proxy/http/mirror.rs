@@ -12,10 +12,11 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use super::connector::{Connector, Target};
+use super::outgoing;
 use super::pool::UpstreamProtocol;
 use super::request_body::{BodySource, RequestBody};
 use super::upstream::{self, HttpCluster, Wanted};
-use super::{ConnectionContext, forward, message};
+use super::{ConnectionContext, message};
 use crate::balance::{Choice, Destination, Report, Version};
 use crate::registry::Service;
 use crate::route::{Plan, UpstreamPolicy};
@@ -61,7 +62,7 @@ pub(super) fn spawn<C: Connector>(
             );
             return;
         };
-        let protocol = forward::protocol(mirror, head.version, &head.method, &head.headers);
+        let protocol = outgoing::protocol(mirror, head.version, &head.method, &head.headers);
         let mut head = head.clone();
         head.extensions.clear();
         // The host stays the client's, as does the path that the rule makes.

@@ -11,6 +11,7 @@ mod forwarded;
 pub(super) mod interim;
 pub(super) mod message;
 mod mirror;
+mod outgoing;
 mod pool;
 mod record;
 mod request_body;
