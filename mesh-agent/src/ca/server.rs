@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -42,6 +43,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, such as on too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The certificates by which a client proves who it is, leaf first.
+type Proof = Vec<CertificateDer<'static>>;
 
 /// What certificates are given by.
 pub struct Service {
@@ -141,22 +145,17 @@ async fn connection(
         .await
         .map_err(|_| "no handshake in time".to_owned())?
         .map_err(|error| verify::explain(error).to_string())?;
-    // A certificate is not a duty here; where there is one, it was verified.
-    let proven = match tls.get_ref().1.peer_certificates() {
-        Some(certificates) => {
-            let peer = verify::peer(Some(certificates)).map_err(|error| error.to_string())?;
-            Some(peer.identity)
-        }
-        None => None,
-    };
+    // A certificate is not a duty here.
+    let proof: Option<Proof> = (tls.get_ref().1.peer_certificates())
+        .map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
     let serve = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .serve_connection(
             TokioIo::new(tls),
             service_fn(|request| {
-                let (service, proven) = (service.clone(), proven.clone());
-                async move { Ok::<_, Infallible>(answer(&service, proven, peer, request).await) }
+                let (service, proof) = (service.clone(), proof.clone());
+                async move { Ok::<_, Infallible>(answer(&service, proof, peer, request).await) }
             }),
         );
     timeout(CONNECTION_TIMEOUT, serve)
@@ -167,11 +166,11 @@ async fn connection(
 
 async fn answer(
     service: &Service,
-    proven: Option<Identity>,
+    proof: Option<Proof>,
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> Response<impl http_body::Body<Data = Bytes, Error = Infallible> + use<>> {
-    let result = create(service, proven, request).await;
+    let result = create(service, proof, request).await;
     let mut trailers = HeaderMap::new();
     let body = match result {
         Ok((identity, chain)) => {
@@ -199,13 +198,21 @@ async fn answer(
 
 async fn create(
     service: &Service,
-    proven: Option<Identity>,
+    proof: Option<Proof>,
     request: Request<Incoming>,
 ) -> Result<(Identity, Vec<String>), Status> {
     if request.uri().path() != METHOD {
         let path = request.uri().path();
         return Err(Status(Status::UNIMPLEMENTED, format!("no method {path}")));
     }
+    let authority = service.authority.load_full();
+    // Anew for each request: the handshake may have been long ago, before the certificate's end
+    // or its revocation, or a resumption of one that was.
+    let proven = proof.map(|proof| authority.identify(&proof)).transpose();
+    let proven = proven.map_err(|error| {
+        let reason = verify::explain(std::io::Error::other(error)).to_string();
+        Status(Status::UNAUTHENTICATED, reason)
+    })?;
     let caller = service.callers.caller(proven, request.headers()).await?;
     let body = timeout(
         BODY_TIMEOUT,
@@ -225,12 +232,13 @@ async fn create(
         Ok(0) | Err(_) => service.lifetime,
         Ok(seconds) => Duration::from_secs(seconds).min(MAX_LIFETIME),
     };
-    let chain = service
-        .authority
-        .load()
+    let chain = authority
         .sign(&request.csr, &identity, lifetime)
         .map_err(|error| match error {
             AuthorityError::Request(_) => Status(Status::INVALID_ARGUMENT, error.to_string()),
+            AuthorityError::ForeignTrustDomain { .. } => {
+                Status(Status::PERMISSION_DENIED, error.to_string())
+            }
             error => Status(Status::INTERNAL, error.to_string()),
         })?;
     Ok((identity, chain))

@@ -1,9 +1,14 @@
 //! `mesh-agent ca`: certificates by Istio's API, for a client that only knows gRPC.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, ChildStdout, Stdio};
+use std::time::Duration;
 
-use mesh_tests::{Lab, Node, Outcome, Process, Workload};
+use mesh_tests::{Lab, Node, Outcome, Process, Workload, eventually};
+
+use crate::trust::revocation_list;
 
 const TOKEN: &str = "a-token-of-some-length";
 
@@ -187,4 +192,134 @@ fn whoever_has_a_token_or_a_certificate_gets_one_for_what_it_may_be() {
         refused.stdout.starts_with("INVALID_ARGUMENT"),
         "{refused:?}"
     );
+}
+
+/// Gets a certificate for some seconds by its token, and asks with it on one connection: at once,
+/// and for each word that comes. Arguments: address, root, CSR, its key, token, seconds.
+const RETURNING: &str = r#"
+import grpc, sys
+address, root, csr, key, token, seconds = sys.argv[1:]
+read = lambda name: open(name, "rb").read()
+def varint(number):
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+def field(number, data):
+    return varint(number << 3 | 2) + varint(len(data)) + data
+def certificates(answer):
+    all = b""
+    while answer:
+        length = shift = 0
+        at = 1
+        while True:
+            length |= (answer[at] & 127) << shift
+            shift, at = shift + 7, at + 1
+            if answer[at - 1] < 128: break
+        all, answer = all + answer[at:at + length], answer[at + length:]
+    return all
+def asker(*own):
+    credentials = grpc.ssl_channel_credentials(read(root), *own)
+    options = [("grpc.ssl_target_name_override", "istiod.istio-system.svc")]
+    channel = grpc.secure_channel(address, credentials, options)
+    return channel, channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
+request = field(1, read(csr)) + varint(3 << 3) + varint(int(seconds))
+first, ask = asker()
+chain = certificates(ask(request, metadata=[("authorization", "Bearer " + token)], timeout=10))
+open(csr + ".crt", "wb").write(chain)
+second, ask = asker(read(key), chain)
+def again():
+    try:
+        ask(request, timeout=10)
+        print("given", flush=True)
+    except grpc.RpcError as error:
+        print(error.code().name, error.details(), flush=True)
+again()
+for _ in sys.stdin: again()
+"#;
+
+impl Authority {
+    /// `RETURNING`, whose certificate is good for so long.
+    fn returning(&self, seconds: &str) -> Returning {
+        let root = self.lab.ca().join("root-cert.pem");
+        let key = self.lab.folder().join("key.pem");
+        let arguments = [
+            "-c",
+            RETURNING,
+            &self.address,
+            &root.to_string_lossy(),
+            &self.csr,
+            &key.to_string_lossy(),
+            TOKEN,
+            seconds,
+        ];
+        let mut child = self
+            .client
+            .command("/usr/bin/python3")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python runs");
+        let answers = BufReader::new(child.stdout.take().expect("piped"));
+        Returning { child, answers }
+    }
+}
+
+/// A client that comes back on its connection.
+struct Returning {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Returning {
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("a line");
+        line.trim().to_owned()
+    }
+
+    fn again(&mut self) -> String {
+        writeln!(self.child.stdin.as_mut().expect("piped"), "again").expect("it runs");
+        self.answer()
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_connection() {
+    let authority = Authority::start();
+    let mut client = authority.returning("4");
+    assert_eq!(client.answer(), "given");
+    eventually(Duration::from_secs(20), "its end", || {
+        match client.again() {
+            said if said.starts_with("UNAUTHENTICATED") && said.contains("expired") => Ok(()),
+            said => {
+                std::thread::sleep(Duration::from_millis(200));
+                Err(said)
+            }
+        }
+    });
+    let mut client = authority.returning("600");
+    assert_eq!(client.answer(), "given");
+    let script = format!("openssl x509 -in {}.crt -noout -serial", authority.csr);
+    let serial = authority.client.run("sh", &["-c", &script]).success();
+    let serial = serial.trim().trim_start_matches("serial=");
+    let list = revocation_list(&authority.lab, &authority.client, &[serial]);
+    fs::write(authority.lab.ca().join("crl.pem"), list).expect("written");
+    eventually(Duration::from_secs(20), "its revocation", || {
+        match client.again() {
+            said if said.starts_with("UNAUTHENTICATED") && said.contains("evoked") => Ok(()),
+            said => {
+                std::thread::sleep(Duration::from_millis(200));
+                Err(said)
+            }
+        }
+    });
 }

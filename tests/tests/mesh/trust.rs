@@ -21,7 +21,7 @@ fn read(path: &Path) -> String {
 }
 
 /// The list of the lab's authority with these serials on it, by openssl.
-fn revocation_list(lab: &Lab, place: &Workload, serials: &[&str]) -> String {
+pub(super) fn revocation_list(lab: &Lab, place: &Workload, serials: &[&str]) -> String {
     let folder = lab.folder().join("crl");
     fs::create_dir_all(&folder).expect("a folder");
     let index: String = serials

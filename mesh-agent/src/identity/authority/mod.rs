@@ -174,6 +174,15 @@ impl Authority {
         Ok(())
     }
 
+    /// Who proves an identity by this chain, leaf first, at this moment.
+    ///
+    /// # Errors
+    /// Where the chain does not lead to a root, has ended or is revoked, or names no identity.
+    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, rustls::Error> {
+        verify::chain(&self.trust, chain, Side::Client)?;
+        Ok(verify::peer(Some(chain))?.identity)
+    }
+
     /// The trust domain whose identities this authority vouches for.
     pub fn trust_domain(&self) -> &Arc<str> {
         &self.trust_domain
