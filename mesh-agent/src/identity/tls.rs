@@ -26,10 +26,11 @@ const MAX_CLIENT_SESSIONS: usize = 256;
 
 pub(super) fn server(
     trust: &Trust,
+    domains: Vec<Arc<str>>,
     current: Arc<dyn ResolvesServerCert>,
     lifetime: Duration,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = ClientVerifier::new(trust)?;
+    let verifier = ClientVerifier::new(trust)?.of_domains(domains);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))

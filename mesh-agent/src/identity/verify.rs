@@ -34,6 +34,14 @@ pub enum IdentityError {
     /// The URI is not an identity.
     #[error("the peer's certificate names no identity: {0}")]
     NotAnIdentity(#[from] ParseIdentityError),
+    /// A valid identity, but of somebody else's trust domain.
+    #[error("the peer is {got}, wanted one of trust domain {wanted}")]
+    ForeignTrustDomain {
+        /// What the certificate says.
+        got: Identity,
+        /// Ours and its aliases.
+        wanted: String,
+    },
     /// A valid identity, but not one that this peer may have.
     #[error("the peer is {got}, wanted {wanted}")]
     Unexpected {
@@ -267,11 +275,13 @@ impl<W: Wanted> ServerCertVerifier for ServerVerifier<W> {
     }
 }
 
-/// A server's view: every client must prove some identity; what it may do is
+/// A server's view: every client must prove some identity of the mesh; what it may do is
 /// policy's business.
 #[derive(Debug)]
 pub struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
+    /// Trust domains of clients; any where it is empty.
+    domains: Vec<Arc<str>>,
 }
 
 impl ClientVerifier {
@@ -281,6 +291,13 @@ impl ClientVerifier {
     /// Where there are no roots.
     pub fn new(trust: &Trust) -> Result<Self, Error> {
         Self::build(Self::builder(trust))
+    }
+
+    /// Those alone whose identity is of one of these trust domains: several meshes may have
+    /// one root.
+    #[must_use]
+    pub fn of_domains(self, domains: Vec<Arc<str>>) -> Self {
+        Self { domains, ..self }
     }
 
     /// The same, but clients need not prove anything.
@@ -300,7 +317,10 @@ impl ClientVerifier {
     fn build(builder: ClientCertVerifierBuilder) -> Result<Self, Error> {
         builder
             .build()
-            .map(|webpki| Self { webpki })
+            .map(|webpki| Self {
+                webpki,
+                domains: Vec::new(),
+            })
             .map_err(|error| Error::General(error.to_string()))
     }
 }
@@ -321,7 +341,11 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.webpki.verify_client_cert(leaf, intermediates, now)?;
-        identity_of(leaf)?;
+        let got = identity_of(leaf)?;
+        if !self.domains.is_empty() && !self.domains.contains(&got.trust_domain) {
+            let wanted = self.domains.join(" or ");
+            return Err(IdentityError::ForeignTrustDomain { got, wanted }.into());
+        }
         Ok(verified)
     }
 

@@ -215,6 +215,13 @@ fn certificates_that_prove_nothing_are_refused_and_the_reason_is_told() {
             "URI:https://cluster.local/ns/default/sa/client",
             &["CERTIFICATE"],
         ),
+        (
+            "elsewhere",
+            &ca,
+            "-days 1",
+            "URI:spiffe://elsewhere.example/ns/default/sa/client",
+            &["CERTIFICATE"],
+        ),
     ] {
         let certificate = stage.certificate(name, ca, days, names);
         if days == "-days 0" {
@@ -231,6 +238,31 @@ fn certificates_that_prove_nothing_are_refused_and_the_reason_is_told() {
     let said = stage.peer("good", &none);
     assert!(said.contains("CERTIFICATE_REQUIRED"), "{said}");
     assert_eq!(stage.peer("good", &good), "88", "the others do not matter");
+}
+
+#[test]
+fn a_client_of_another_trust_domain_is_nobody_unless_it_is_an_alias() {
+    let mut stage = Stage::start();
+    let ca = stage.lab.ca().display().to_string();
+    // The same authority: several meshes may have one root.
+    let [own, renamed, foreign] = ["cluster.local", "old.example", "elsewhere.example"]
+        .map(|domain| format!("URI:spiffe://{domain}/ns/default/sa/client"))
+        .map(|name| stage.certificate(&name[13..20], &ca, "-days 1", &name));
+    assert_eq!(stage.peer("good", &own), "88");
+    for certificate in [&renamed, &foreign] {
+        let said = stage.peer("good", certificate);
+        assert!(said.contains("CERTIFICATE"), "{said}");
+    }
+    stage.agent.stop();
+    stage.agent = Agent::start_with(
+        &stage.lab,
+        Node::A,
+        &["--trust-domain-alias", "old.example"],
+    );
+    assert_eq!(stage.peer("good", &own), "88");
+    assert_eq!(stage.peer("good", &renamed), "88");
+    let said = stage.peer("good", &foreign);
+    assert!(said.contains("CERTIFICATE"), "{said}");
 }
 
 #[test]

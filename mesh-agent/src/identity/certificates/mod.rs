@@ -89,7 +89,7 @@ pub struct Certificates {
     /// What peers are verified against.
     trust: watch::Sender<Arc<Trust>>,
     lifetime: Duration,
-    /// Further names of the trust domain that servers may bear.
+    /// Further names of the trust domain that peers may bear.
     aliases: Vec<Arc<str>>,
     held: Mutex<HashMap<Identity, Held>>,
 }
@@ -128,7 +128,7 @@ impl Certificates {
     }
 
     /// The same, where the trust domain has further names: a server that is expected may bear
-    /// any of them.
+    /// any of them, and so may a client.
     #[must_use]
     pub fn with_aliases(mut self, aliases: &[String]) -> Self {
         self.aliases = aliases.iter().map(|alias| alias.as_str().into()).collect();
@@ -318,7 +318,10 @@ impl Certificates {
     }
 
     fn make_server(&self, current: Arc<Current>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        tls::server(&self.trust.borrow(), current, self.lifetime)
+        let own = current.leaf.load().identity.trust_domain.clone();
+        let aliases = self.aliases.iter().cloned();
+        let domains = std::iter::once(own).chain(aliases).collect();
+        tls::server(&self.trust.borrow(), domains, current, self.lifetime)
     }
 }
 
