@@ -2,6 +2,7 @@
 //! policies and requests come from a generator with a fixed seed, and every decision is the same.
 
 mod generator;
+mod table;
 mod translate;
 mod world;
 
@@ -12,6 +13,7 @@ use generator::{Dice, policies, request};
 use world::{Normalization, World, envoy_configuration};
 
 const PORT: u16 = 9080;
+const TCP_PORT: u16 = 9090;
 /// Sets of policies, and requests to each.
 const SETS: usize = 24;
 const REQUESTS: usize = 30;

@@ -62,7 +62,7 @@ fn value_of(attribute: &str, value: &str, of_source: bool) -> Option<Value> {
             let (namespace, account) = value.split_once('/').unwrap_or(("default", value));
             Some(regex(format!("spiffe://.+/ns/{namespace}/sa/{account}")))
         }
-        "trustDomains" => {
+        "trustDomains" | "source.trustDomain" => {
             let domain = value.replace('.', "\\.").replace('*', ".*");
             Some(regex(format!("spiffe://{domain}/.*")))
         }
@@ -194,4 +194,49 @@ pub fn filter(policies: &[Value], action: &str) -> Option<Value> {
         }
     }
     is_there.then(|| json!({"rules": {"action": action, "policies": rules}}))
+}
+
+/// The policies as they are for a TCP port, which has no attributes of HTTP: a rule that would
+/// allow by one is left out, and where one would deny the attribute is.
+pub fn without_http(policies: &[Value]) -> Vec<Value> {
+    policies.iter().map(policy_without_http).collect()
+}
+
+fn is_http(attribute: &str) -> bool {
+    let names = [
+        "hosts",
+        "notHosts",
+        "methods",
+        "notMethods",
+        "paths",
+        "notPaths",
+    ];
+    names.contains(&attribute) || attribute.starts_with("request.")
+}
+
+fn policy_without_http(policy: &Value) -> Value {
+    let mut policy = policy.clone();
+    let allows = policy["action"] == "ALLOW";
+    let Some(rules) = policy["rules"].as_array_mut() else {
+        return policy;
+    };
+    rules.retain_mut(|rule| {
+        let mut used = false;
+        for to in rule["to"].as_array_mut().into_iter().flatten() {
+            let operation = to["operation"].as_object_mut().expect("an operation");
+            operation.retain(|name, _| {
+                used |= is_http(name);
+                !is_http(name)
+            });
+        }
+        if let Some(conditions) = rule["when"].as_array_mut() {
+            conditions.retain(|condition| {
+                let key = condition["key"].as_str().expect("a key");
+                used |= is_http(key);
+                !is_http(key)
+            });
+        }
+        !(allows && used)
+    });
+    policy
 }

@@ -315,14 +315,36 @@ fn conditions() {
     let fields = [
         "x-token: one",
         "x-token: two",
+        "x-list: one,two",
+        "cookie: a=1",
+        "cookie: b=2",
         "X-Forwarded-For: 1.2.3.4, 5.6.7.8",
     ];
     for (condition, expected) in [
+        // Each field of a name counts by itself, else one beside it would hide it.
+        ("{key: \"request.headers[X-Token]\", values: [one]}", true),
+        ("{key: \"request.headers[x-token]\", values: [two]}", true),
         (
-            "{key: \"request.headers[X-Token]\", values: [\"one,two\"]}",
+            "{key: \"request.headers[x-token]\", notValues: [two]}",
+            false,
+        ),
+        (
+            "{key: \"request.headers[x-token]\", values: [\"one,two\"]}",
+            false,
+        ),
+        (
+            "{key: \"request.headers[x-list]\", values: [\"one,two\"]}",
             true,
         ),
-        ("{key: \"request.headers[x-token]\", values: [one]}", false),
+        ("{key: \"request.headers[x-list]\", values: [one]}", false),
+        (
+            "{key: \"request.headers[cookie]\", values: [\"a=1; b=2\"]}",
+            true,
+        ),
+        (
+            "{key: \"request.headers[cookie]\", values: [\"b=*\"]}",
+            true,
+        ),
         (
             "{key: \"request.headers[x-token]\", values: [\"one*\"]}",
             true,
