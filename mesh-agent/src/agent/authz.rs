@@ -65,6 +65,13 @@ fn answer(snapshot: &Snapshot, question: &AuthzQuestion) -> Result<AuthzAnswer, 
         destination: SocketAddr::new(own, question.port),
     };
     let headers = headers(&question.headers)?;
+    let is_request = question.method.is_some();
+    if is_request && !question.path.starts_with('/') && question.path != "*" {
+        return Err(format!(
+            "the path {:?} does not begin with /",
+            question.path
+        ));
+    }
     let normalization = snapshot.authorization.path_normalization;
     let path = normalization
         .apply(&question.path)
@@ -78,6 +85,11 @@ fn answer(snapshot: &Snapshot, question: &AuthzQuestion) -> Result<AuthzAnswer, 
     });
     let authorization = &snapshot.authorization;
     let (decision, payload) = match &request {
+        // Where a port declares another protocol, nobody looks for requests.
+        Some(_) if authorization.is_opaque(workload, question.port) => {
+            let decision = authorization.connection(workload, &connection);
+            (decision, Payload::Tcp)
+        }
         Some(request) => {
             let payload = Payload::Http(request);
             let decision = authorization.decide(workload, &connection, payload);
@@ -172,7 +184,7 @@ mod tests {
     use crate::snapshot::Options;
 
     const MESH: &str = "
-{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: web, annotations: {undermesh.io/netns: web}}, spec: {address: 10.0.0.1, serviceAccount: web}}
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: web, annotations: {undermesh.io/netns: web}}, spec: {address: 10.0.0.1, serviceAccount: web, labels: {app: web}}}
 ---
 {apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: sleep, annotations: {undermesh.io/netns: sleep}}, spec: {address: 10.0.0.2, serviceAccount: sleep}}
 ---
@@ -187,16 +199,25 @@ spec:
   - {from: [{source: {serviceAccounts: [sleep]}}], to: [{operation: {methods: [GET], notPaths: [/admin]}}]}
 ---
 {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: dry, annotations: {istio.io/dry-run: 'true'}}, spec: {action: DENY, rules: [{}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: tcp, port: 90}]}
 ";
 
     fn ask(question: AuthzQuestion) -> Result<AuthzAnswer, String> {
+        ask_at(80, question)
+    }
+
+    fn ask_at(port: u16, question: AuthzQuestion) -> Result<AuthzAnswer, String> {
         let set = parse([("a.yaml", MESH)]).unwrap();
         let snapshot = Snapshot::compile(1, &set, &Options::default()).unwrap();
         answer(
             &snapshot,
             &AuthzQuestion {
                 workload: "web".to_owned(),
-                port: 80,
+                port,
                 ..question
             },
         )
@@ -238,6 +259,16 @@ spec:
     }
 
     #[test]
+    fn a_request_to_a_port_of_another_protocol_is_no_request() {
+        let get = || question("sleep", Some(("GET", "/")));
+        assert_eq!(ask(get()).unwrap().verdict, AuthzVerdict::Allowed);
+        let answer = ask_at(90, get()).unwrap();
+        assert_eq!(answer.verdict, AuthzVerdict::Denied);
+        assert_eq!(answer.reason, "allow policies exist, but none allowed");
+        assert_eq!(answer.policies[1].rule, None);
+    }
+
+    #[test]
     fn all_policies_that_apply_are_listed() {
         let answer = ask(question("10.0.0.2", Some(("PUT", "/")))).unwrap();
         let source = answer.source.as_deref();
@@ -267,5 +298,7 @@ spec:
             ..question("sleep", None)
         };
         assert!(ask(bad).unwrap_err().contains("name: value"));
+        let url = ask(question("sleep", Some(("GET", "http://web/"))));
+        assert!(url.unwrap_err().contains("does not begin with /"));
     }
 }

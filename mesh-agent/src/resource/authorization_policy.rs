@@ -269,7 +269,7 @@ impl Attribute {
             _ if key.starts_with("experimental.envoy.filters.") => Self::EnvoyFilter,
             _ => {
                 if let Some(name) = bracketed("request.headers") {
-                    return Ok(Self::Header(name.to_ascii_lowercase()));
+                    return header(name);
                 }
                 let claim = key.strip_prefix("request.auth.claims");
                 if claim.is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']')) {
@@ -315,6 +315,18 @@ impl Attribute {
             _ => None,
         }
     }
+}
+
+/// A header field, or what HTTP/2 has in the form of one.
+fn header(name: &str) -> Result<Attribute, String> {
+    let lower = name.to_ascii_lowercase();
+    let is_pseudo = matches!(&*lower, ":authority" | ":method" | ":path");
+    if !is_pseudo && http::HeaderName::from_bytes(lower.as_bytes()).is_err() {
+        return Err(format!(
+            "{name:?} is neither the name of a header field nor :authority, :method or :path"
+        ));
+    }
+    Ok(Attribute::Header(lower))
 }
 
 /// `<namespace>/<name>`, as messages and answers name a policy.

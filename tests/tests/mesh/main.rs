@@ -44,6 +44,7 @@ mod node_probes;
 mod openssl;
 mod outbound;
 mod outliers;
+mod peer_modes;
 mod prometheus;
 mod protocols;
 mod resolvers;

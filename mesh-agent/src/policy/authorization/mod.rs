@@ -266,6 +266,15 @@ impl Authorization {
         self.protocols.get(&key).copied().unwrap_or(Protocol::Auto)
     }
 
+    /// Whether a port of a workload is declared to speak something else than HTTP, so that
+    /// nobody looks for requests there.
+    pub fn is_opaque(&self, workload: &Workload, port: u16) -> bool {
+        matches!(
+            self.protocol(workload, port),
+            Protocol::Tcp | Protocol::Tls | Protocol::Udp
+        )
+    }
+
     /// Whether a connection or a request may reach the workload.
     pub fn decide(
         &self,
@@ -307,24 +316,20 @@ impl Authorization {
     /// to speak. [`Verdict::NeedsHttp`] where its bytes have to be looked at.
     pub fn connection(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
         let port = connection.destination.port();
-        match self.protocol(workload, port) {
-            Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
-                self.decide(workload, connection, Payload::Tcp)
-            }
-            Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                self.decide(workload, connection, Payload::Unknown)
-            }
-            Protocol::Auto => {
-                let http = self.decide(workload, connection, Payload::Unknown);
-                let tcp = self.decide(workload, connection, Payload::Tcp);
-                if http.verdict == tcp.verdict {
-                    return http;
-                }
-                Decision {
-                    verdict: Verdict::NeedsHttp,
-                    ..http
-                }
-            }
+        if self.is_opaque(workload, port) {
+            return self.decide(workload, connection, Payload::Tcp);
+        }
+        let http = self.decide(workload, connection, Payload::Unknown);
+        if self.protocol(workload, port) != Protocol::Auto {
+            return http;
+        }
+        let tcp = self.decide(workload, connection, Payload::Tcp);
+        if http.verdict == tcp.verdict {
+            return http;
+        }
+        Decision {
+            verdict: Verdict::NeedsHttp,
+            ..http
         }
     }
 

@@ -81,6 +81,15 @@ fn what_never_acts_or_means_nothing_is_refused() {
         "spec.rules[0].when[0].key",
         "is not an attribute",
     );
+    for name in [":scheme", ":authority ", "x role", "x]["] {
+        refused(
+            &format!(
+                "{{action: DENY, rules: [{{when: [{{key: \"request.headers[{name}]\", values: [a]}}]}}]}}"
+            ),
+            "spec.rules[0].when[0].key",
+            "neither the name of a header field",
+        );
+    }
     refused(
         "{rules: [{when: [{key: source.ip}]}]}",
         "spec.rules[0].when[0]",
