@@ -332,6 +332,44 @@ fn bytes_are_bounded_too() {
     assert!(began.elapsed() > Duration::from_millis(3300));
 }
 
+/// Connects, and asks only after a while, as a client far away does; prints the status.
+const LATE: &str = r#"
+import socket, sys, time
+connection = socket.create_connection((sys.argv[1], 8080), 10)
+time.sleep(0.4)
+connection.sendall(b"GET " + sys.argv[2].encode() + b" HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+print(connection.recv(100).decode().split(" ")[1])
+"#;
+
+#[test]
+fn requests_of_a_client_that_asks_late_are_bounded_where_no_protocol_is_declared() {
+    let mesh = backend();
+    let before = mesh.generation();
+    let undeclared = ServicePort {
+        name: "web",
+        port: 80,
+        target: 8080,
+    };
+    mesh.lab
+        .configure("service.yaml", &service("web", 50, &[undeclared]));
+    mesh.in_force(before);
+    mesh.pool("{http: {http2MaxRequests: 1}}");
+    let v4 = mesh.web.v4.to_string();
+    for client in [&mesh.near, &mesh.far, &mesh.outside] {
+        let late = |path: &str| {
+            let said = client.run(PYTHON, &["-c", LATE, &v4, path]);
+            said.success().trim().to_owned()
+        };
+        let statuses = std::thread::scope(|scope| {
+            let first = scope.spawn(|| late("/delay/2000"));
+            std::thread::sleep(Duration::from_secs(1));
+            let second = late("/");
+            [first.join().expect("it ran"), second]
+        });
+        assert_eq!(statuses, ["200", "503"], "{}", client.name);
+    }
+}
+
 /// Prints what an echo server sends back.
 const ASK: &str = r#"
 import socket, sys

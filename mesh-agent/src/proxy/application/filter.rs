@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
 
 use super::pipe::Pipe;
-use super::{Caller, admitted, denied, http, told};
-use crate::policy::authorization::{Payload, Verdict};
+use super::{Caller, Refused, Revocable, admitted, denied, http, told};
+use crate::policy::authorization::{Decision, Payload, Verdict};
+use crate::proxy::application_stream::ApplicationStream;
 use crate::proxy::copy::{Duplex, Transferred, copy_both};
 use crate::proxy::http::HttpVersion;
 use crate::proxy::outbound::{CLIENT_FIRST, read_more};
@@ -63,6 +65,9 @@ async fn filter(
     };
     let mut bytes = BytesMut::new();
     let sniffed = read_more(&mut pipe, &mut bytes, patience).await?;
+    if bytes.is_empty() && !is_http {
+        return first_speaker(node, local, caller, application, pipe).await;
+    }
     let stream = Replay::new(bytes, pipe);
     let version = match sniffed {
         Sniffed::Http2 => HttpVersion::Http2,
@@ -74,8 +79,44 @@ async fn filter(
     http::serve(node, local, caller, application, version, stream).await
 }
 
-/// Not HTTP, or not known: nothing may pass by an attribute of HTTP. So what
-/// passes here may pass whatever it turns out to be.
+/// Nobody has said anything: is it the application's turn? Whoever speaks first tells.
+async fn first_speaker(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: Caller,
+    application: SocketAddr,
+    mut pipe: Pipe,
+) -> io::Result<()> {
+    let (mut to_application, decision) = match for_bytes(node, local, &caller, application).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            pipe.abort();
+            return Err(error);
+        }
+    };
+    let (mut bytes, mut greeting) = (BytesMut::new(), BytesMut::new());
+    let version = tokio::select! {
+        biased;
+        greeted = to_application.read_buf(&mut greeting) => greeted.map(|_| None)?,
+        first = read_more(&mut pipe, &mut bytes, None) => match first? {
+            Sniffed::Http1 => Some(HttpVersion::Http1),
+            Sniffed::Http2 => Some(HttpVersion::Http2),
+            _ => None,
+        },
+    };
+    let stream = Replay::new(bytes, pipe);
+    if let Some(version) = version {
+        // Requests bring connections of their own.
+        drop(to_application);
+        return http::serve(node, local, caller, application, version, stream).await;
+    }
+    told(node, &local.workload, &caller, application, decision);
+    let to_application = Replay::new(greeting, to_application);
+    copy_both(stream, to_application, &Transferred::default())
+        .await
+        .map_err(io::Error::other)
+}
+
 async fn as_bytes(
     node: &Arc<Node>,
     local: &Arc<Local>,
@@ -83,24 +124,37 @@ async fn as_bytes(
     application: SocketAddr,
     mut stream: Replay<Pipe>,
 ) -> io::Result<()> {
+    match for_bytes(node, local, &caller, application).await {
+        Ok((to_application, decision)) => {
+            told(node, &local.workload, &caller, application, decision);
+            copy_both(stream, to_application, &Transferred::default())
+                .await
+                .map_err(io::Error::other)
+        }
+        Err(error) => {
+            stream.abort();
+            Err(error)
+        }
+    }
+}
+
+/// A connection for what is not HTTP, or not known: nothing may pass by an attribute of HTTP. So
+/// what passes here may pass whatever it turns out to be.
+async fn for_bytes(
+    node: &Arc<Node>,
+    local: &Arc<Local>,
+    caller: &Caller,
+    application: SocketAddr,
+) -> io::Result<(Revocable<ApplicationStream>, Decision)> {
     let decision = {
         let snapshot = node.snapshot.load();
         let connection = caller.connection(application);
         (snapshot.authorization).decide(&local.workload, &connection, Payload::Tcp)
     };
     if decision.verdict != Verdict::Allow {
-        denied(node, local, &caller, application, &decision.reason);
-        stream.abort();
-        return Ok(());
+        denied(node, local, caller, application, &decision.reason);
+        return Err(Refused::Policy(decision.reason).into());
     }
-    told(node, &local.workload, &caller, application, decision);
-    match admitted(node, local, caller, application).await {
-        Ok(to_application) => copy_both(stream, to_application, &Transferred::default())
-            .await
-            .map_err(io::Error::other),
-        Err(error) => {
-            stream.abort();
-            Err(error.into())
-        }
-    }
+    let to_application = admitted(node, local, caller.clone(), application).await?;
+    Ok((to_application, decision))
 }
