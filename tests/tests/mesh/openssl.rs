@@ -214,7 +214,8 @@ fn a_server_may_bear_an_alias_of_the_trust_domain() {
 }
 
 /// Asks for a tunnel to each authority, by HTTP/2 written by hand; prints the
-/// first byte of each answer's header block: 88 is status 200, 8c is 400 (RFC 7541, appendix A).
+/// first byte of each answer's header block: 88 is status 200, 8c is 400 (RFC 7541, appendix A), and
+/// 48 another one.
 const CONNECT: &str = r#"
 import socket, ssl, struct, sys
 host, chain, key = sys.argv[1:4]
@@ -239,6 +240,9 @@ for authority in sys.argv[4:]:
             while payload[0] & 0xe0 == 0x20: payload = payload[1:]
             print("%02x" % payload[0], flush=True)
             break
+        if kind == 3:
+            print("reset", flush=True)
+            break
     connection.close()
 "#;
 
@@ -248,26 +252,45 @@ fn a_tunnel_leads_to_its_workloads_own_addresses_and_no_other() {
     let _agent = Agent::start(&stage.lab, Node::A);
     let _other = stage.other.serve(9080, "bookinfo", &["details"]);
     let (chain, key) = stage.lab.certificate("web", &stage.web);
-    let own = format!("{}:9080", stage.sleep.v4);
-    let elsewhere = format!("{}:9080", stage.other.v4);
     let host = stage.sleep.v4.to_string();
+    let (own, own6, other) = (stage.sleep.v4, stage.sleep.v6, stage.other.v4);
+    let cases = [
+        (format!("{own}:9080"), "88"),
+        (format!("[{own6}]:9080"), "88"),
+        (format!("{other}:9080"), "8c"),
+        // Nobody listens there within the workload: 503, and no way around in a circle.
+        (format!("{own}:15008"), "48"),
+        (format!("[{own6}]:15008"), "48"),
+        ("127.0.0.1:9080".to_owned(), "8c"),
+        ("[::1]:9080".to_owned(), "8c"),
+        ("[::ffff:127.0.0.1]:9080".to_owned(), "8c"),
+        (format!("[::ffff:{other}]:9080"), "8c"),
+        ("0.0.0.0:9080".to_owned(), "8c"),
+        ("[::]:9080".to_owned(), "8c"),
+        ("169.254.169.254:80".to_owned(), "8c"),
+        ("192.0.2.1:9080".to_owned(), "8c"),
+        ("10.96.0.40:80".to_owned(), "8c"),
+        ("10.77.3.254:9080".to_owned(), "8c"),
+        ("localhost:9080".to_owned(), "8c"),
+        ("sleep:9080".to_owned(), "8c"),
+        (format!("{own}"), "8c"),
+        (format!("{own}:0"), "48"),
+        (format!("{own}:99999"), "8c"),
+        (format!("x@{own}:9080"), "8c"),
+        (format!("{own}:9080/"), "reset"),
+    ];
     let (chain, key) = (chain.to_string_lossy(), key.to_string_lossy());
-    let said = stage
-        .web
-        .run(
-            "/usr/bin/python3",
-            &[
-                "-c",
-                CONNECT,
-                &host,
-                &chain,
-                &key,
-                &own,
-                &elsewhere,
-                "127.0.0.1:9080",
-                "192.0.2.1:9080",
-            ],
-        )
-        .success();
-    assert_eq!(said.lines().collect::<Vec<_>>(), ["88", "8c", "8c", "8c"]);
+    let mut arguments = vec!["-c", CONNECT, &*host, &*chain, &*key];
+    arguments.extend(cases.iter().map(|(authority, _)| authority.as_str()));
+    let said = stage.web.run("/usr/bin/python3", &arguments).success();
+    let said: Vec<_> = cases
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .zip(said.lines())
+        .collect();
+    let expected: Vec<_> = cases
+        .iter()
+        .map(|(name, answer)| (name.as_str(), *answer))
+        .collect();
+    assert_eq!(said, expected);
 }
