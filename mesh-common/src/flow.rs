@@ -24,12 +24,16 @@ pub enum CloseReason {
     Local = 1,
     /// In order; the other end was the first to say so.
     Remote = 2,
-    /// A reset, of either end, or a time-out.
+    /// A reset, of either end.
     Reset = 3,
-    /// It never came about: refused, unreachable or timed out.
+    /// It never came about: nobody could be reached, or the application gave up.
     Failed = 4,
-    /// The agent ended it: the policies have come to forbid it.
+    /// The policies forbid it: it was refused at once, or the agent has ended it.
     Policy = 5,
+    /// It never came about: nobody listens, or nobody is there to go to.
+    Refused = 6,
+    /// The other end has not answered for as long as TCP waits.
+    TimedOut = 7,
 }
 
 /// States of `enum` in include/net/tcp_states.h.
@@ -45,10 +49,13 @@ mod tcp {
     pub const CLOSING: u32 = 11;
 }
 
-/// How a connection ended, from the TCP state before `TCP_CLOSE`.
+/// How a connection ended, from the TCP state before `TCP_CLOSE`, whether the other end has
+/// ever sent a segment, and whether the kernel has given up on it.
 #[inline(always)]
-pub const fn close_reason(before: u32) -> CloseReason {
+pub const fn close_reason(before: u32, is_heard: bool, has_timed_out: bool) -> CloseReason {
     match before {
+        _ if has_timed_out => CloseReason::TimedOut,
+        tcp::SYN_SENT if is_heard => CloseReason::Refused,
         tcp::SYN_SENT | tcp::SYN_RECV => CloseReason::Failed,
         tcp::LAST_ACK => CloseReason::Remote,
         tcp::FIN_WAIT2 | tcp::CLOSING | tcp::TIME_WAIT => CloseReason::Local,
@@ -168,7 +175,7 @@ pub struct Flow {
     pub source_identity: u32,
     /// Inbound: a [`Transport`].
     pub transport: u32,
-    /// The workload's own end.
+    /// The workload's own end; without a port where it was refused before it had one.
     pub local: SocketIp,
     /// The other end as the application sees it: original destination or true client.
     pub remote: SocketIp,
@@ -199,7 +206,7 @@ assert_layout!(FlowPath, size = 28, align = 4);
 
 /// What happened to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub enum FlowEventKind {
     /// It is established.
     Opened = 0,
@@ -221,7 +228,9 @@ pub struct FlowEvent {
     /// `CLOCK_MONOTONIC` in nanoseconds.
     pub at_ns: u64,
     /// A [`FlowEventKind`].
-    pub kind: u32,
+    pub kind: u16,
+    /// A [`VerdictKind`](crate::VerdictKind).
+    pub verdict: u16,
     /// The other end as the application sees it.
     pub remote: SocketIp,
 }
@@ -283,13 +292,17 @@ mod tests {
 
     #[test]
     fn the_state_before_the_end_tells_how_it_came() {
-        assert_eq!(close_reason(2), CloseReason::Failed);
-        assert_eq!(close_reason(5), CloseReason::Local);
-        assert_eq!(close_reason(11), CloseReason::Local);
-        assert_eq!(close_reason(9), CloseReason::Remote);
+        let heard = |before| close_reason(before, true, false);
+        assert_eq!(close_reason(2, false, false), CloseReason::Failed);
+        assert_eq!(heard(2), CloseReason::Refused);
+        assert_eq!(heard(5), CloseReason::Local);
+        assert_eq!(heard(11), CloseReason::Local);
+        assert_eq!(heard(9), CloseReason::Remote);
         // Established, or half closed, and gone at once.
         for aborted in [1, 4, 8] {
-            assert_eq!(close_reason(aborted), CloseReason::Reset);
+            assert_eq!(heard(aborted), CloseReason::Reset);
+            assert_eq!(close_reason(aborted, true, true), CloseReason::TimedOut);
         }
+        assert_eq!(close_reason(2, false, true), CloseReason::TimedOut);
     }
 }

@@ -32,6 +32,8 @@ pub struct KernelLayout {
     pub state: u32,
     /// `sk_lock.owned`
     pub lock_owned: u32,
+    /// `sk_err`
+    pub error: u32,
 }
 
-assert_layout!(KernelLayout, size = 44, align = 4);
+assert_layout!(KernelLayout, size = 48, align = 4);

@@ -56,7 +56,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 #[cfg(feature = "user")]
 macro_rules! pod {

@@ -5,12 +5,13 @@ use core::ptr;
 use aya_ebpf::bindings::{BPF_SOCK_OPS_RTT_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use mesh_common::{
-    Counter, Flow, FlowEvent, FlowEventKind, FlowState, HandedOver, SocketIp, Splice, beside_bytes,
-    close_reason,
+    CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowState, HandedOver, Ip, SocketIp,
+    Splice, VerdictKind, Workload, beside_bytes, close_reason,
 };
 
 use crate::context::{add, count, count_more, socket_cookie, unwatch};
 use crate::kernel;
+use crate::listener::works;
 use crate::maps::{FLOW_EVENTS, FLOWS};
 
 /// `rtt_min` before the first measurement.
@@ -21,6 +22,35 @@ const NO_RTT: u32 = u32::MAX;
 /// acknowledgements to a request. Who wants to see open connections asks TCP itself, as
 /// the agent does.
 const FOLLOWED_SEGMENTS: u32 = 32;
+
+/// What a new record starts from.
+pub const NO_FLOW: Flow = Flow {
+    netns_cookie: 0,
+    peer: 0,
+    opened_ns: 0,
+    updated_ns: 0,
+    closed_ns: 0,
+    bytes_sent: 0,
+    bytes_received: 0,
+    spliced_sent: 0,
+    spliced_received: 0,
+    segments_sent: 0,
+    segments_received: 0,
+    rtt_us: 0,
+    min_rtt_us: 0,
+    connect_us: 0,
+    retransmits: 0,
+    state: 0,
+    close_reason: 0,
+    inbound: 0,
+    verdict: 0,
+    source_identity: 0,
+    transport: 0,
+    local: SocketIp::new(Ip::UNSPECIFIED, 0),
+    remote: SocketIp::new(Ip::UNSPECIFIED, 0),
+    endpoint: SocketIp::new(Ip::UNSPECIFIED, 0),
+    destination_identity: 0,
+};
 
 /// A record for a new connection.
 #[inline(always)]
@@ -33,7 +63,7 @@ pub fn open(raw: *mut bpf_sock_ops, flow: &Flow) {
             cookie,
             flow.netns_cookie,
             flow.opened_ns,
-            FlowEventKind::Opened,
+            (FlowEventKind::Opened, flow.verdict),
             &flow.remote,
         );
     }
@@ -48,12 +78,13 @@ pub fn established(raw: *mut bpf_sock_ops) {
     };
     let now = measure(raw, flow, false);
     // SAFETY: a value of the map; only this socket's callbacks write these fields, under the socket's lock.
-    let (netns_cookie, remote) = unsafe {
+    let (netns_cookie, verdict, remote) = unsafe {
         (*flow).state = FlowState::Open as u32;
         (*flow).connect_us = ((now - (*flow).opened_ns) / 1000) as u32;
-        ((*flow).netns_cookie, (*flow).remote)
+        ((*flow).netns_cookie, (*flow).verdict, (*flow).remote)
     };
-    event(cookie, netns_cookie, now, FlowEventKind::Opened, &remote);
+    let what = (FlowEventKind::Opened, verdict);
+    event(cookie, netns_cookie, now, what, &remote);
 }
 
 /// A round trip was measured: takes the counters.
@@ -78,13 +109,16 @@ pub fn closed(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, before: u32) {
     };
     let now = measure(raw, flow, kernel::is_read_to_the_end(sk));
     // SAFETY: as above.
-    let (netns_cookie, remote) = unsafe {
+    let (netns_cookie, verdict, remote) = unsafe {
+        let is_heard = (*flow).segments_received > 0;
+        let reason = close_reason(before, is_heard, kernel::has_timed_out(sk));
         (*flow).closed_ns = now;
         (*flow).state = FlowState::Closed as u32;
-        (*flow).close_reason = close_reason(before) as u32;
-        ((*flow).netns_cookie, (*flow).remote)
+        (*flow).close_reason = reason as u32;
+        ((*flow).netns_cookie, (*flow).verdict, (*flow).remote)
     };
-    event(cookie, netns_cookie, now, FlowEventKind::Closed, &remote);
+    let what = (FlowEventKind::Closed, verdict);
+    event(cookie, netns_cookie, now, what, &remote);
 }
 
 /// Writes what an end has handed over to the records of both ends. An end that
@@ -125,13 +159,49 @@ fn record(unrecorded: &mut HandedOver, sender: u64, receiver: u64) -> u32 {
     messages
 }
 
-/// A connection is refused before it begins.
+/// A connection is refused before it begins. It has a record, too, as long as there is an
+/// agent that makes room again: whoever tries in vain, over and over, is not to fill the account.
 #[inline(always)]
-pub fn denied(netns_cookie: u64, cookie: u64, remote: &SocketIp) {
+pub fn denied(
+    netns_cookie: u64,
+    cookie: u64,
+    workload: &Workload,
+    remote: &SocketIp,
+    by_policy: bool,
+) {
     count(Counter::Denied);
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    event(cookie, netns_cookie, now, FlowEventKind::Denied, remote);
+    if works() {
+        // Not on the stack, which has no room for it.
+        if FLOWS.insert(&cookie, &NO_FLOW, 0).is_err() {
+            count(Counter::FlowsDropped);
+        } else if let Some(flow) = FLOWS.get_ptr_mut(&cookie) {
+            // SAFETY: a value of the map; the socket is not connected.
+            unsafe {
+                (*flow).netns_cookie = netns_cookie;
+                (*flow).opened_ns = now;
+                (*flow).updated_ns = now;
+                (*flow).closed_ns = now;
+                (*flow).state = FlowState::Closed as u32;
+                (*flow).close_reason = if by_policy {
+                    CloseReason::Policy as u32
+                } else {
+                    CloseReason::Refused as u32
+                };
+                (*flow).verdict = VerdictKind::Deny as u32;
+                (*flow).source_identity = workload.identity;
+                (*flow).local.ip = if remote.ip.is_v4() {
+                    workload.ip4
+                } else {
+                    workload.ip6
+                };
+                (*flow).remote = *remote;
+            }
+        }
+    }
+    let what = (FlowEventKind::Denied, VerdictKind::Deny as u32);
+    event(cookie, netns_cookie, now, what, remote);
 }
 
 /// Copies TCP's counters; the time it is.
@@ -163,12 +233,19 @@ fn measure(raw: *mut bpf_sock_ops, flow: *mut Flow, read_to_the_end: bool) -> u6
 }
 
 #[inline(always)]
-fn event(flow: u64, netns_cookie: u64, at_ns: u64, kind: FlowEventKind, remote: &SocketIp) {
+fn event(
+    flow: u64,
+    netns_cookie: u64,
+    at_ns: u64,
+    (kind, verdict): (FlowEventKind, u32),
+    remote: &SocketIp,
+) {
     let event = FlowEvent {
         flow,
         netns_cookie,
         at_ns,
-        kind: kind as u32,
+        kind: kind as u16,
+        verdict: verdict as u16,
         remote: *remote,
     };
     if !FLOW_EVENTS.output(&event) {

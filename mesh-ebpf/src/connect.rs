@@ -39,7 +39,7 @@ pub fn um_connect4(ctx: SockAddrContext) -> i32 {
     let destination = ctx.address4();
     let next = intercept(&ctx, &destination);
     say(&next, &destination);
-    follow(&ctx, &next, redirect4, dns::redirect4)
+    follow(&ctx, &next, &destination, redirect4, dns::redirect4)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -48,7 +48,7 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
     let destination = ctx.address6();
     let next = intercept(&ctx, &destination);
     say(&next, &destination);
-    follow(&ctx, &next, redirect6, dns::redirect6)
+    follow(&ctx, &next, &destination, redirect6, dns::redirect6)
 }
 
 /// Does what is to be done, in the family of the call. Gives the program's result.
@@ -56,12 +56,20 @@ pub fn um_connect6(ctx: SockAddrContext) -> i32 {
 fn follow(
     ctx: &SockAddr,
     next: &Next,
+    destination: &SocketIp,
     redirect: impl FnOnce(&SockAddr, &Next),
     ask: impl FnOnce(&SockAddr, &Workload, bool) -> i32,
 ) -> i32 {
     match next.what {
         What::Pass => PROCEED,
-        What::Refuse => refuse(),
+        What::Refuse => {
+            if let Some(workload) = next.workload {
+                let flow = socket_cookie(ctx.as_ptr());
+                let netns_cookie = netns_cookie(ctx.as_ptr());
+                account::denied(netns_cookie, flow, workload, destination, next.by_policy);
+            }
+            refuse()
+        }
         What::Redirect => {
             redirect(ctx, next);
             PROCEED
@@ -97,8 +105,10 @@ pub struct Next {
     pub to: SocketIp,
     /// Redirect: the address that the socket gets, unless it is unspecified.
     source: Ip,
-    /// DNS: whose question it is.
+    /// DNS, and where it is refused: whose question, or connection, it is.
     workload: Option<&'static Workload>,
+    /// Refused: a policy forbids it.
+    by_policy: bool,
     /// For log lines.
     #[cfg(feature = "log")]
     pub why: Why,
@@ -121,13 +131,20 @@ impl Next {
             to: SocketIp::new(Ip::UNSPECIFIED, 0),
             source: Ip::UNSPECIFIED,
             workload: None,
+            by_policy: false,
             #[cfg(feature = "log")]
             why: Why::Usual,
         }
     }
 
-    const fn refuse(why: Why) -> Self {
-        Self::only(What::Refuse).because(why)
+    #[inline(always)]
+    const fn refuse(workload: &'static Workload, why: Why) -> Self {
+        Self {
+            workload: Some(workload),
+            by_policy: matches!(why, Why::Policy),
+            ..Self::only(What::Refuse)
+        }
+        .because(why)
     }
 
     #[inline(always)]
@@ -199,10 +216,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         source_identity: workload.identity,
         ..NO_ORIGIN
     };
-    let deny = |why| {
-        account::denied(netns_cookie, origin.flow, destination);
-        Next::refuse(why)
-    };
+    let refuse = |why| Next::refuse(workload, why);
     match decided {
         // Sent to the agent by another instance of this program, further down the hierarchy.
         Connect::Pass if workload.is_outbound_listener(&destination.ip, destination.port) => {
@@ -210,7 +224,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
         }
         Connect::Pass => pass(sk),
         Connect::Unserved if workload.fails_open() => pass(sk),
-        Connect::Unserved | Connect::Deny => deny(match decided {
+        Connect::Unserved | Connect::Deny => refuse(match decided {
             Connect::Deny => Why::Policy,
             _ => Why::NoAgent,
         }),
@@ -224,17 +238,17 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
                 return if workload.fails_open() {
                     pass(sk)
                 } else {
-                    deny(Why::NoAgent)
+                    refuse(Why::NoAgent)
                 };
             }
             if let Some(known) = known {
                 if known.has_nobody() {
-                    return deny(Why::Nobody);
+                    return refuse(Why::Nobody);
                 }
             }
             let way = way(workload, bound_device(sk));
             if matches!(way, Way::None) {
-                return Next::refuse(Why::Device);
+                return refuse(Why::Device);
             }
             let origin = Origin {
                 splice: splice::with_agent(workload),
@@ -254,13 +268,13 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
                     };
                     Next::redirect(SocketIp::new(ip, port), source, Why::Usual)
                 }
-                None => Next::refuse(Why::Usual),
+                None => refuse(Why::Usual),
             }
         }
         Connect::Direct => {
             let Some(endpoint) = verdict.and_then(direct::choose) else {
                 // The set has gone in this very moment: the next try finds its successor.
-                return Next::refuse(Why::Nobody);
+                return refuse(Why::Nobody);
             };
             let origin = Origin {
                 server_netns: endpoint.netns_cookie,
@@ -273,7 +287,7 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
             match set_origin(sk, &origin) {
                 // The agent gives a destination endpoints of its own family; routing chooses the source.
                 Some(_) => Next::redirect(endpoint.address, Ip::UNSPECIFIED, Why::Direct),
-                None => Next::refuse(Why::Usual),
+                None => refuse(Why::Usual),
             }
         }
     }

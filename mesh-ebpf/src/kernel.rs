@@ -23,6 +23,7 @@ static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     shutdown: 0,
     state: 0,
     lock_owned: 0,
+    error: 0,
 };
 
 macro_rules! offset {
@@ -166,6 +167,16 @@ pub fn is_read_to_the_end(sk: *mut bpf_sock) -> bool {
     const RCV_SHUTDOWN: u8 = 1;
     match tcp_sock(sk) {
         Some(own) => field::<u8>(own, offset!(shutdown)) & RCV_SHUTDOWN != 0,
+        None => false,
+    }
+}
+
+/// Whether the kernel has given up waiting for the other end (`ETIMEDOUT`).
+#[inline(always)]
+pub fn has_timed_out(sk: *mut bpf_sock) -> bool {
+    const ETIMEDOUT: u32 = 110;
+    match tcp_sock(sk) {
+        Some(own) => field::<u32>(own, offset!(error)) == ETIMEDOUT,
         None => false,
     }
 }

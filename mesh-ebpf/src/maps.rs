@@ -83,10 +83,10 @@ pub static ENDPOINT_LOAD: LruHashMap<ListeningPort, u64, 16384> = LruHashMap::ne
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<u64, Flow, 65536, NO_PREALLOC> = HashMap::new();
 
-/// What the agent knows of the flows that it carries, by socket cookie. LRU: an
-/// entry that outlives its flow goes by itself.
+/// What the agent knows of the flows that it carries, by socket cookie. It removes them with
+/// their records; not LRU, which would forget those that last.
 #[btf_map(name = "flow_paths")]
-pub static FLOW_PATHS: LruHashMap<u64, FlowPath, 65536> = LruHashMap::new();
+pub static FLOW_PATHS: HashMap<u64, FlowPath, 65536, NO_PREALLOC> = HashMap::new();
 
 /// Opened, closed, denied: hints for the agent.
 #[btf_map(name = "flow_events")]

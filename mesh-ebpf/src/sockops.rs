@@ -18,6 +18,7 @@ use mesh_common::{
     Workload,
 };
 
+use crate::account::NO_FLOW;
 use crate::context::{
     NO_ORIGIN, add, agent_socket, ends, is_host, netns_cookie, origin, set_origin, socket_cookie,
     watch, workload,
@@ -291,32 +292,3 @@ fn tuple(netns_cookie: u64, client: &SocketIp, server: &SocketIp) -> Tuple {
         reserved: 0,
     }
 }
-
-/// What a new record starts from.
-const NO_FLOW: Flow = Flow {
-    netns_cookie: 0,
-    peer: 0,
-    opened_ns: 0,
-    updated_ns: 0,
-    closed_ns: 0,
-    bytes_sent: 0,
-    bytes_received: 0,
-    spliced_sent: 0,
-    spliced_received: 0,
-    segments_sent: 0,
-    segments_received: 0,
-    rtt_us: 0,
-    min_rtt_us: 0,
-    connect_us: 0,
-    retransmits: 0,
-    state: 0,
-    close_reason: 0,
-    inbound: 0,
-    verdict: 0,
-    source_identity: 0,
-    transport: 0,
-    local: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
-    remote: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
-    endpoint: SocketIp::new(mesh_common::Ip::UNSPECIFIED, 0),
-    destination_identity: 0,
-};

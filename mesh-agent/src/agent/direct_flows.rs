@@ -31,7 +31,7 @@ pub(super) fn recheck(
     let mut forbidden: HashMap<u64, HashSet<u64>> = HashMap::new();
     let mut connections = 0;
     for flow in node.datapath.open_direct_flows() {
-        let Some((workload, caller, to, decision)) = decide(&flow, snapshot) else {
+        let Some((workload, caller, to, decision)) = decide(node, &flow, snapshot) else {
             continue;
         };
         // Each connection has a record at either end; the server's is not there yet while it begins.
@@ -72,6 +72,7 @@ pub(super) fn recheck(
 
 /// What the policies say about a flow; `None` where its application is no workload any more.
 fn decide<'a>(
+    node: &Node,
     flow: &FlowRecord,
     snapshot: &'a Snapshot,
 ) -> Option<(&'a Workload, Caller, SocketAddr, Decision)> {
@@ -82,9 +83,21 @@ fn decide<'a>(
     };
     let workload = snapshot.registry.workload_at(application.ip())?;
     let identity = flow.source_identity.as_deref();
+    let identity = identity.and_then(|uri| uri.parse::<Identity>().ok());
+    // Where its number found no room: the kernel has vouched for the client's namespace.
+    let of_client = || {
+        Some(
+            node.locals
+                .load()
+                .at(client.ip())?
+                .workload
+                .identity
+                .clone(),
+        )
+    };
     let caller = Caller {
         address: client,
-        identity: identity.and_then(|uri| uri.parse::<Identity>().ok()),
+        identity: identity.or_else(of_client),
         transport: Transport::SameNode,
         is_probe: false,
     };

@@ -2,12 +2,12 @@
 //! kept for a while, for people, and then removed; and after them the identities
 //! that only they mention.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use mesh_common::FlowEventKind;
+use mesh_common::{FlowEventKind, VerdictKind};
 
 use crate::datapath::Datapath;
 
@@ -42,6 +42,19 @@ pub(super) struct FlowKeeper {
     counts: Arc<FlowCounts>,
 }
 
+/// What a look at the events has come to.
+#[derive(Default)]
+pub(super) struct Tended {
+    /// Whether there were any.
+    pub(super) any: bool,
+    /// Whether the whole account was looked through.
+    pub(super) swept: bool,
+    /// Connections past the agent that were established, or have ended.
+    pub(super) direct: HashSet<u64>,
+    /// Those whose records were removed.
+    pub(super) forgotten: Vec<u64>,
+}
+
 impl FlowKeeper {
     pub(super) fn new(counts: Arc<FlowCounts>) -> Self {
         Self {
@@ -50,18 +63,22 @@ impl FlowKeeper {
         }
     }
 
-    /// Takes the events that have come; whether there were any. `is_alone` says whether no
-    /// other agent works with the kernel's maps.
-    pub(super) fn tend(&mut self, datapath: &Datapath, is_alone: impl FnOnce() -> bool) -> bool {
-        let mut any = false;
+    /// Takes the events that have come. `is_alone` says whether no other agent works with the
+    /// kernel's maps.
+    pub(super) fn tend(&mut self, datapath: &Datapath, is_alone: impl FnOnce() -> bool) -> Tended {
+        let mut tended = Tended::default();
         datapath.events(|event| {
-            any = true;
-            if event.kind == FlowEventKind::Opened as u32 {
+            tended.any = true;
+            if event.verdict == VerdictKind::Direct as u16 {
+                tended.direct.insert(event.flow);
+            }
+            if event.kind == FlowEventKind::Opened as u16 {
                 self.counts.opened.fetch_add(1, Relaxed);
-            } else if event.kind == FlowEventKind::Closed as u32 {
+            } else if event.kind == FlowEventKind::Closed as u16 {
                 self.counts.closed.fetch_add(1, Relaxed);
                 self.ended.push_back((event.at_ns, event.flow));
-            } else if event.kind == FlowEventKind::Denied as u32 {
+            } else if event.kind == FlowEventKind::Denied as u16 {
+                self.ended.push_back((event.at_ns, event.flow));
                 let destination: std::net::SocketAddr = event.remote.into();
                 tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused in the kernel");
             }
@@ -69,16 +86,14 @@ impl FlowKeeper {
         let now = datapath.now_ns();
         if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {
             self.swept_ns = now;
+            tended.swept = true;
             datapath.forget_flows_before(now.saturating_sub(nanoseconds(RETENTION)));
             if is_alone() {
                 datapath.give_back_identities();
             }
         }
-        let expired = self.expired(now);
-        if !expired.is_empty() {
-            datapath.forget_flows(&expired);
-        }
-        any
+        tended.forgotten = datapath.forget_flows(self.expired(now));
+        tended
     }
 
     fn expired(&mut self, now_ns: u64) -> Vec<u64> {

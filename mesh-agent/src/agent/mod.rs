@@ -5,6 +5,7 @@ mod authz;
 mod checks;
 mod configuring;
 mod direct_flows;
+mod direct_traffic;
 mod draining;
 mod endpoints;
 mod enrolment;
@@ -14,6 +15,7 @@ mod inbound;
 mod listeners;
 mod live_flows;
 mod memory;
+mod nameless;
 mod observing;
 mod one_line;
 mod options;
@@ -55,6 +57,7 @@ use crate::identity::{Authority, Certificates};
 use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
 use crate::proxy::application::Reports;
+use crate::proxy::direct::DirectTraffic;
 use crate::proxy::hbone::TunnelPool;
 use crate::proxy::http::Upstreams;
 use crate::proxy::node_probes::NodeProbes;
@@ -90,6 +93,8 @@ struct Agent {
     refusals: std::sync::atomic::AtomicU64,
     resources: std::sync::atomic::AtomicUsize,
     flows: Arc<FlowCounts>,
+    /// What goes past it, in its metrics.
+    direct: DirectTraffic,
     /// Whether somebody has been answered lately, which takes memory for a while.
     has_answered: AtomicBool,
     /// Whether the kernel ends connections that a new policy forbids.
@@ -217,10 +222,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         refusals: 0.into(),
         resources: 0.into(),
         flows: Arc::default(),
+        direct: DirectTraffic::default(),
         has_answered: AtomicBool::default(),
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
     });
+    let last_beat_ns = agent.node.datapath.last_beat_ns();
     // From now on, and until it has given its workloads away.
     let heartbeat = heartbeat::start(&agent.node.datapath, agent.options.hung_after)?;
     let renewal = tokio::spawn({
@@ -304,6 +311,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // Namespaces that are not there yet may come, those of workloads may go.
     let mut namespaces = NamespaceWatch::start();
     let mut keeper = FlowKeeper::new(agent.flows.clone());
+    agent.inherit_direct(match &predecessor {
+        Some(_) => agent.node.datapath.now_ns(),
+        None => last_beat_ns,
+    });
     // A point in time: whatever else happens all the time does not put it off.
     let mut tend = tokio::time::Instant::now();
     let mut generation = 0;
@@ -323,7 +334,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
-                let busy = keeper.tend(&agent.node.datapath, is_alone);
+                let tended = keeper.tend(&agent.node.datapath, is_alone);
+                let busy = tended.any;
+                if tended.swept {
+                    agent.name_all();
+                }
+                agent.count_direct(tended);
                 if busy | agent.has_answered.swap(false, Relaxed) {
                     rest.busy();
                 }

@@ -177,6 +177,7 @@ impl api::Agent for Agent {
     }
 
     fn traffic(&self) -> Traffic {
+        self.refresh_direct();
         let cluster = &self.options.cluster_id;
         super::traffic::traffic(&self.upstreams.clusters, &self.node, cluster)
     }
@@ -429,6 +430,8 @@ fn flow_state(record: &FlowRecord) -> FlowState {
         CloseReason::Remote => "by the other end",
         CloseReason::Reset => "reset",
         CloseReason::Failed => "not established",
+        CloseReason::Refused => "refused",
+        CloseReason::TimedOut => "timed out",
         CloseReason::Policy => "by policy",
         CloseReason::Open => "closed",
     };

@@ -299,6 +299,12 @@ impl<P: EndpointPool> Cluster<P> {
         Err(Overflow)
     }
 
+    /// Counts one whatever the bound, because it is there already.
+    pub fn begin_anyway(self: &Arc<Self>, member: &Arc<Member<P>>) -> Active<P> {
+        self.gauges.requests.enter(None);
+        Active::new(Arc::clone(self), Arc::clone(member))
+    }
+
     /// Counts a request that waits for a connection.
     ///
     /// # Errors

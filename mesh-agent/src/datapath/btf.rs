@@ -64,6 +64,7 @@ fn layout(bytes: &[u8]) -> Result<KernelLayout, BtfError> {
         shutdown: field("sock", &["sk_shutdown"], "sk_shutdown")?,
         state: field("sock", &["__sk_common", "skc_state"], "sk_state")?,
         lock_owned: field("sock", &["sk_lock", "owned"], "sk_lock")?,
+        error: field("sock", &["sk_err"], "sk_err")?,
     })
 }
 

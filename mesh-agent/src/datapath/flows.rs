@@ -83,6 +83,7 @@ impl FlowRecord {
             verdict: match flow.verdict {
                 verdict if verdict == VerdictKind::Direct as u32 => VerdictKind::Direct,
                 verdict if verdict == VerdictKind::Proxy as u32 => VerdictKind::Proxy,
+                verdict if verdict == VerdictKind::Deny as u32 => VerdictKind::Deny,
                 _ => VerdictKind::Pass,
             },
             transport: transport(flow.transport),
@@ -151,6 +152,8 @@ fn close_reason(number: u32) -> CloseReason {
         CloseReason::Reset,
         CloseReason::Failed,
         CloseReason::Policy,
+        CloseReason::Refused,
+        CloseReason::TimedOut,
     ]
     .into_iter()
     .find(|reason| *reason as u32 == number)

@@ -75,6 +75,7 @@ impl Maps {
             host: HostWorkloads::new(take(object, "host")?, take(object, "host_workloads")?),
             account: Account {
                 flows: descriptor(object, "flows")?,
+                all_paths: descriptor(object, "flow_paths")?,
                 paths: Mutex::new(take(object, "flow_paths")?),
                 events: Mutex::new(take(object, "flow_events")?),
                 counters: take(object, "counters")?,
@@ -95,6 +96,10 @@ impl Maps {
     pub(super) fn beat(&self, heartbeat: Heartbeat) -> Result<(), DatapathError> {
         let written = self.heartbeat.lock().set(0, heartbeat, 0);
         written.map_err(|error| refused("heartbeat", &error))
+    }
+
+    pub(super) fn last_beat(&self) -> Option<Heartbeat> {
+        self.heartbeat.lock().get(&0, 0).ok()
     }
 
     pub(super) fn set_destinations(

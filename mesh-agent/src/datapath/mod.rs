@@ -186,6 +186,12 @@ impl Datapath {
         })
     }
 
+    /// When an agent was last seen to work, as [`Self::now_ns`]; now, where agents do not say.
+    pub fn last_beat_ns(&self) -> u64 {
+        let heart = self.maps.last_beat().filter(|heart| heart.limit_ns != 0);
+        heart.map_or_else(flows::monotonic_ns, |heart| heart.alive_ns)
+    }
+
     /// Marks for the agent's own sockets.
     pub fn marks(&self) -> &Arc<SocketMarks> {
         &self.marks
@@ -272,13 +278,49 @@ impl Datapath {
     /// # Errors
     /// Where the map refuses.
     pub fn set_takes_all(&self, location: &Location, all: bool) -> Result<(), DatapathError> {
-        let change = |mut value: Workload| {
+        self.change(location, |mut value: Workload| {
             value.flags &= !workload_flag::ALL_OUTBOUND;
             if all {
                 value.flags |= workload_flag::ALL_OUTBOUND;
             }
             value
+        })
+    }
+
+    /// Gives a workload the number of its identity that found no room when it was enrolled.
+    /// Whether that has changed anything.
+    ///
+    /// # Errors
+    /// Where the map of workloads refuses.
+    pub fn number_identity(
+        &self,
+        location: &Location,
+        identity: &str,
+    ) -> Result<bool, DatapathError> {
+        let known = match &location.cgroup {
+            Some(cgroup) => self.maps.host.get(cgroup.id),
+            None => self.maps.workload(location.namespace.cookie()),
         };
+        if known.is_none_or(|value| value.identity != identities::UNKNOWN) {
+            return Ok(false);
+        }
+        let number = self.maps.identities.number(identity);
+        if number == identities::UNKNOWN {
+            return Ok(false);
+        }
+        self.change(location, |value| Workload {
+            identity: number,
+            ..value
+        })?;
+        Ok(true)
+    }
+
+    /// Changes what the kernel knows of an enrolled workload.
+    fn change(
+        &self,
+        location: &Location,
+        change: impl FnOnce(Workload) -> Workload,
+    ) -> Result<(), DatapathError> {
         if let Some(cgroup) = &location.cgroup {
             return self.maps.host.change(cgroup.id, change);
         }
@@ -364,6 +406,17 @@ impl Datapath {
         self.maps.account.flows(|_| true)
     }
 
+    /// Those of these sockets, as far as there are any.
+    pub fn flows_of(&self, ids: impl IntoIterator<Item = u64>) -> Vec<FlowRecord> {
+        self.maps.account.flows_of(ids)
+    }
+
+    /// Those that go, or have gone, past the agent.
+    pub fn direct_flows(&self) -> Vec<FlowRecord> {
+        let direct = VerdictKind::Direct as u32;
+        self.maps.account.flows(|flow| flow.verdict == direct)
+    }
+
     /// Those that go past the agent and have not ended.
     pub fn open_direct_flows(&self) -> Vec<FlowRecord> {
         self.maps.account.flows(|flow| {
@@ -432,9 +485,9 @@ impl Datapath {
         self.maps.account.events(each);
     }
 
-    /// Removes the records of flows that have ended.
-    pub fn forget_flows(&self, ids: &[u64]) {
-        self.maps.account.forget(ids);
+    /// Removes the records of those of these flows that have ended, and says which.
+    pub fn forget_flows(&self, ids: Vec<u64>) -> Vec<u64> {
+        self.maps.account.forget(ids)
     }
 
     /// The same for all that ended before this time.

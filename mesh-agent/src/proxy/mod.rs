@@ -8,6 +8,7 @@ mod client_hello;
 mod connect_tunnel;
 pub mod copy;
 mod destination;
+pub mod direct;
 pub mod hbone;
 pub mod http;
 pub mod inbound;

@@ -226,6 +226,15 @@ fn identities_that_nobody_has_any_more_make_room_for_others() {
         }
     });
 
+    // And the workload itself, which got no number when it came.
+    eventually(ROOM, "it has a name", || {
+        Held::open(&later, "v4", "10.96.0.40", 80).close();
+        match is_named(&calls, "outbound", "later") {
+            true => Ok(()),
+            false => Err("its own records have no identity".to_owned()),
+        }
+    });
+
     // Whoever was there all the time has the same name.
     held.echoes("second");
     assert!(is_named(&calls, "outbound", "client"));
@@ -252,6 +261,33 @@ fn connections_that_find_the_account_full_work_and_are_counted() {
 }
 
 #[test]
+fn what_is_known_of_a_connection_that_lasts_outlives_any_number_of_others() {
+    let calls = Calls::start(Node::A, false);
+    let mut held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
+    is_whole(&calls.flow(0, "outbound"), 0);
+    // Others come, all at once and with nothing else of them.
+    fill(&calls.lab, "flow_paths");
+    held.echoes("second");
+    let flow = calls.flow(0, "outbound");
+    is_whole(&flow, 7);
+    let endpoint = format!("{}:7000", calls.server.v4);
+    assert_eq!(flow["endpoint"], endpoint, "{flow}");
+    held.close();
+    // They are gone, and there is room for those that are there.
+    eventually(ROOM, "a new connection has its endpoint", || {
+        let held = Held::open(&calls.client, "v4", "10.96.0.40", 80);
+        let flows = calls.agents[0].meshctl_json(&["flows"]);
+        held.close();
+        let mut open = (flows.as_array().into_iter().flatten())
+            .filter(|flow| flow["direction"] == "outbound" && flow["state"] == "open");
+        match open.any(|flow| flow["endpoint"] == endpoint) {
+            true => Ok(()),
+            false => Err(flows.to_string()),
+        }
+    });
+}
+
+#[test]
 fn eight_thousand_connections_in_twelve_seconds_are_all_accounted_for() {
     storm(8_000, Duration::from_secs(12));
 }
@@ -262,9 +298,31 @@ fn forty_thousand_connections_in_a_minute_are_all_accounted_for() {
     storm(40_000, Duration::from_secs(60));
 }
 
+/// Connects a socket for the second time, after nobody has answered the first, and holds it open.
+const AGAIN: &str = r#"
+import socket, sys
+s = socket.socket()
+try:
+    s.connect(("127.0.0.1", 9))
+except ConnectionRefusedError:
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    s.sendall(b"word")
+    print(s.recv(4).decode(), flush=True)
+    s.recv(1)
+"#;
+
 /// None fails, no record and no event of them is lost, and as many records as may be are kept.
 fn storm(connections: usize, time: Duration) {
     let calls = Calls::start(Node::A, false);
+    let mut again = calls.client.command("python3");
+    again.args(["-c", AGAIN, "10.96.0.40", "80"]);
+    let log = calls.client.file("again.log", "");
+    let again = Process::spawn(&mut again, log).expect("python starts");
+    assert!(
+        wait_until(IN_FORCE, || again.log() == "word\n"),
+        "{}",
+        again.log()
+    );
     let mut storm = calls.client.command("python3");
     let (count, seconds) = (connections.to_string(), time.as_secs().to_string());
     storm.args([STORM, "10.96.0.40", "80", &count, &seconds]);
@@ -287,6 +345,11 @@ fn storm(connections: usize, time: Duration) {
     let flows = calls.agents[0].meshctl_json(&["flows"]);
     let flows = flows.as_array().expect("flows");
     println!("{} records are kept", flows.len());
+    // The record of its first attempt was one of the oldest; the socket has another now.
+    let is_open = |flow: &&Value| flow["state"] == "open" && flow["direction"] == "outbound";
+    let open: Vec<_> = flows.iter().filter(is_open).collect();
+    assert_eq!(open.len(), 1, "{open:?}");
+    assert_eq!(open[0]["bytes_sent"], 4, "{open:?}");
     // The account is bounded: those that ended long ago make room.
     let kept = connections.min(8_000)..20_000;
     assert!(kept.contains(&flows.len()), "{}", flows.len());

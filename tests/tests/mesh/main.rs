@@ -15,6 +15,7 @@ mod circuit_breaker;
 mod configuration;
 mod container;
 mod direct;
+mod direct_account;
 mod dns;
 mod edges;
 mod egress;

@@ -211,7 +211,7 @@ async fn admitted(
 }
 
 /// Where requests and connections of a caller are counted; probes are not.
-fn arrived(
+pub(super) fn arrived(
     node: &Node,
     local: &Local,
     caller: &Caller,
