@@ -20,6 +20,9 @@ const MAX_ENDED: usize = 8_192;
 pub(super) const BUSY: Duration = Duration::from_millis(100);
 /// While none come.
 pub(super) const IDLE: Duration = Duration::from_millis(250);
+/// Refused connections that are logged one by one at a look: who tries over and over is not to
+/// keep the agent from its work.
+const MAX_REFUSED_LINES: usize = 10;
 /// How often the whole account is looked through, for flows whose end was lost with a dropped event.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -67,6 +70,7 @@ impl FlowKeeper {
     /// kernel's maps.
     pub(super) fn tend(&mut self, datapath: &Datapath, is_alone: impl FnOnce() -> bool) -> Tended {
         let mut tended = Tended::default();
+        let mut refused = 0;
         datapath.events(|event| {
             tended.any = true;
             if event.verdict == VerdictKind::Direct as u16 {
@@ -79,10 +83,17 @@ impl FlowKeeper {
                 self.ended.push_back((event.at_ns, event.flow));
             } else if event.kind == FlowEventKind::Denied as u16 {
                 self.ended.push_back((event.at_ns, event.flow));
-                let destination: std::net::SocketAddr = event.remote.into();
-                tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused in the kernel");
+                refused += 1;
+                if refused <= MAX_REFUSED_LINES {
+                    let destination: std::net::SocketAddr = event.remote.into();
+                    tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused in the kernel");
+                }
             }
         });
+        if refused > MAX_REFUSED_LINES {
+            let more = refused - MAX_REFUSED_LINES;
+            tracing::info!(more, "connections refused in the kernel");
+        }
         let now = datapath.now_ns();
         if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {
             self.swept_ns = now;

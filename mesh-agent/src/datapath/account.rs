@@ -14,6 +14,9 @@ use super::bpf;
 use super::flows::{FlowRecord, monotonic_ns};
 use super::identities::Identities;
 
+/// Events that are taken at once: nearly as many as the ring has room for.
+const MAX_EVENTS: usize = 16_384;
+
 /// The account's maps.
 pub(super) struct Account {
     /// The map `flows`, by calls that aya does not make.
@@ -130,10 +133,12 @@ impl Account {
         }
     }
 
-    /// Takes the events that have come since the last time.
+    /// Takes events that have come since the last time; not all, where they come faster than
+    /// they are taken.
     pub(super) fn events(&self, mut each: impl FnMut(FlowEvent)) {
         let mut events = self.events.lock();
-        while let Some(item) = events.next() {
+        for _ in 0..MAX_EVENTS {
+            let Some(item) = events.next() else { break };
             if item.len() == size_of::<FlowEvent>() {
                 // SAFETY: the kernel programs write whole values of this type, of which any bytes are valid.
                 each(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });

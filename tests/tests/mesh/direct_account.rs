@@ -257,3 +257,38 @@ fn a_record_says_why_there_is_no_connection() {
         assert_eq!(denied[field], 0, "{field}: {denied}");
     }
 }
+
+/// Tries over and over, as fast as a processor can.
+const STUBBORN: &str = r#"
+import socket, sys
+while True:
+    try:
+        socket.create_connection((sys.argv[1], 80)).close()
+    except ConnectionRefusedError:
+        pass
+"#;
+
+#[test]
+fn who_is_refused_over_and_over_holds_up_no_change() {
+    let two = Two::start();
+    two.lab.configure(
+        "deny.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\n\
+         spec: {selector: {matchLabels: {app: server}}, action: DENY, \
+         rules: [{from: [{source: {namespaces: [default]}}]}]}\n",
+    );
+    let generation = || two.agent.meshctl_json(&["config"])["generation"].as_u64();
+    assert!(wait_until(SOON, || generation() == Some(2)));
+    let stubborn: Vec<_> = (0..4)
+        .map(|number| {
+            let log = two.past.file(&format!("stubborn-{number}.log"), "");
+            let mut command = two.past.command("python3");
+            Process::spawn(command.args(["-c", STUBBORN, VIP]), log).expect("python starts")
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(2));
+    two.lab.unconfigure("deny.yaml");
+    // Once it is in force, they get through and are not refused any more.
+    assert!(wait_until(SOON, || generation() == Some(3)));
+    drop(stubborn);
+}
