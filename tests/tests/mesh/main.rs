@@ -31,6 +31,7 @@ mod hostile;
 mod hosts;
 mod http2;
 mod identity;
+mod in_force;
 mod ingress;
 mod interception;
 mod kernels;
