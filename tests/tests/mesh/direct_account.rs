@@ -292,3 +292,45 @@ fn who_is_refused_over_and_over_holds_up_no_change() {
     assert!(wait_until(SOON, || generation() == Some(3)));
     drop(stubborn);
 }
+
+/// Connects so many times, one after the other.
+const MANY: &str = r#"
+import socket, sys
+for _ in range(int(sys.argv[2])):
+    with socket.create_connection((sys.argv[1], 80)) as connection:
+        connection.sendall(b"word")
+        assert connection.recv(4, socket.MSG_WAITALL) == b"word"
+"#;
+
+#[test]
+fn connections_whose_events_find_the_ring_full_are_all_accounted_for() {
+    // Four events each, and the ring has room for some 16,000.
+    const CONNECTIONS: u64 = 6_000;
+    let two = Two::start();
+    let opened = || {
+        counter(
+            &two.metrics(),
+            "istio_tcp_connections_opened_total",
+            &[("reporter", "source"), ("source_workload", "past")],
+        )
+    };
+    two.agent.signal(libc::SIGSTOP);
+    let ran = two
+        .past
+        .run("python3", &["-c", MANY, VIP, &CONNECTIONS.to_string()]);
+    two.agent.signal(libc::SIGCONT);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let check = two.agent.meshctl(&["check"]).stdout;
+    let account = check.lines().find(|line| line.contains("in the account"));
+    let is_said = |line: &str| line.contains("events dropped") && !line.contains(" 0 events");
+    assert!(account.is_some_and(is_said), "{check}");
+    // The account itself is looked through every half minute.
+    eventually(
+        Duration::from_secs(60),
+        "all are counted",
+        || match opened() {
+            CONNECTIONS => Ok(()),
+            other => Err(format!("{other} opened")),
+        },
+    );
+}
