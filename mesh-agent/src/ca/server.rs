@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -220,7 +220,14 @@ async fn create(
     )
     .await
     .map_err(|_| Status(Status::INVALID_ARGUMENT, "no request in time".to_owned()))?
-    .map_err(|error| Status(Status::INVALID_ARGUMENT, error.to_string()))?
+    .map_err(|error| {
+        let reason = if error.is::<LengthLimitError>() {
+            format!("a request of more than {MAX_REQUEST_BYTES} bytes")
+        } else {
+            error.to_string()
+        };
+        Status(Status::INVALID_ARGUMENT, reason)
+    })?
     .to_bytes();
     let request: CertificateRequest =
         unframe(&body).map_err(|reason| Status(Status::INVALID_ARGUMENT, reason))?;

@@ -323,3 +323,101 @@ fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_conn
         }
     });
 }
+
+#[test]
+fn odd_requests_get_a_certificate_for_their_key_or_one_reason_why_not() {
+    let authority = Authority::start();
+    let make = |command: &str| {
+        let script = format!(
+            "set -e; cd {}; csr={}; pem() {{ echo '-----BEGIN CERTIFICATE REQUEST-----'; openssl base64; \
+             echo '-----END CERTIFICATE REQUEST-----'; }}\n{command}",
+            authority.lab.folder().display(),
+            authority.csr
+        );
+        let made = authority.client.run("sh", &["-c", &script]);
+        assert_eq!(made.code, 0, "{command}: {made:?}");
+    };
+    let request = |key: &str, more: &str| {
+        format!(
+            "openssl req -new -newkey {key} -nodes -keyout key.pem -out $csr -subj /CN=odd {more}"
+        )
+    };
+    let p256 = "ec -pkeyopt ec_paramgen_curve:prime256v1";
+    let p384 = "ec -pkeyopt ec_paramgen_curve:secp384r1";
+    for (key, more) in [
+        ("rsa:2048", ""),
+        ("rsa:3072", "-sha512"),
+        ("ed25519", ""),
+        // A hash of another length than the key.
+        (p384, "-sha256"),
+        (p256, "-sha384"),
+        (p256, "-addext basicConstraints=critical,CA:true"),
+        (p256, "-addext keyUsage=keyCertSign"),
+        (p256, "-addext tlsfeature=status_request"),
+        (p256, "-addext 1.2.3.4=ASN1:UTF8String:x"),
+        (
+            p256,
+            "-addext 'subjectAltName=otherName:1.2.3.4;UTF8:x,RID:1.2.3'",
+        ),
+    ] {
+        make(&request(key, more));
+        let said = authority.names(&authority.ask(TOKEN, "-", None));
+        let (names, keys) = said.split_once("-----BEGIN").expect("a key");
+        assert!(names.contains("URI:spiffe://cluster.local/ns/default/sa/a"));
+        assert!(!names.contains("Registered"), "{key} {more}: {said}");
+        let own = keys.rsplit("-----BEGIN").next().expect("a key");
+        assert_eq!(keys.matches(own).count(), 2, "{key} {more}: {said}");
+    }
+    let kind = "another kind than RSA of 2048 to 8192 bits, ECDSA P-256 or P-384, or Ed25519";
+    let by_others = "openssl req -in $csr -outform DER -out der";
+    for (command, reason) in [
+        (request("rsa:1024", ""), kind),
+        (request("ec -pkeyopt ec_paramgen_curve:secp521r1", ""), kind),
+        (request("ec -pkeyopt ec_paramgen_curve:secp256k1", ""), kind),
+        (request("ed448", ""), kind),
+        (
+            format!(
+                "{}; {by_others}; head -c -1 der > cut; printf x >> cut; pem < cut > $csr",
+                request(p256, "")
+            ),
+            "not signed by its own key",
+        ),
+        (
+            format!(
+                "{}; {by_others}; head -c 100 der | pem > $csr",
+                request(p256, "")
+            ),
+            "not of the form of PKCS #10",
+        ),
+        (
+            format!(
+                "{}; head -c 70000 /dev/zero | tr '\\0' '\\n' >> $csr",
+                request(p256, "")
+            ),
+            "more than 65536 bytes",
+        ),
+        (
+            format!(
+                "{}; head -c 9000000 /dev/zero | tr '\\0' '\\n' >> $csr",
+                request(p256, "")
+            ),
+            "more than 65536 bytes",
+        ),
+        (request(p256, "-outform DER"), "UTF-8"),
+        (": > $csr".to_owned(), "not PEM"),
+        ("cp key.pem $csr".to_owned(), "not of the form of PKCS #10"),
+    ] {
+        make(&command);
+        let said = authority.ask(TOKEN, "-", None);
+        let line = said.stdout.trim();
+        assert!(
+            said.code == 1
+                && line.starts_with("INVALID_ARGUMENT ")
+                && line.contains(reason)
+                && line.lines().count() == 1,
+            "{command}: {said:?}"
+        );
+    }
+    make(&request(p256, ""));
+    authority.names(&authority.ask(TOKEN, "-", None));
+}

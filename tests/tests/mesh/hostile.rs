@@ -52,8 +52,13 @@ impl Stage {
     }
 
     /// What `PEER` says of `kind` of hostility.
-    fn peer(&self, kind: &str, (chain, key): &(String, String)) -> String {
-        let own = format!("{}:9080", self.web.v4);
+    fn peer(&self, kind: &str, certificate: &(String, String)) -> String {
+        self.peer_of(9080, kind, certificate)
+    }
+
+    /// The same with tunnels to this port of `web`.
+    fn peer_of(&self, port: u16, kind: &str, (chain, key): &(String, String)) -> String {
+        let own = format!("{}:{port}", self.web.v4);
         let host = self.web.v4.to_string();
         let arguments = ["-c", PEER, kind, &host, chain, key, &own];
         let said = self.outside.run("/usr/bin/python3", &arguments);
@@ -143,12 +148,24 @@ try:
         for batch in range(400):
             connection.sendall(b"".join(connect(s) + reset(s) for s in range(200 * batch + 1, 200 * batch + 201, 2)))
         print(status(connection))
-    elif kind == "pings":
-        # Pings and settings without end, on more connections than the agent has threads; the answers are read.
+    elif kind in ("zero", "unread"):
+        # Tunnels to a server that sends without end: no window is given, or all of it and nothing is read.
+        size = 0 if kind == "zero" else (1 << 31) - 1
+        ask = PREFACE[:24] + frame(4, 0, 0, struct.pack(">HI", 4, size))
+        if size: ask += frame(8, 0, 0, struct.pack(">I", size - 65535))
+        floods = [tls() for _ in range(4)]
+        for one in floods: one.sendall(ask + b"".join(connect(2 * n + 1) for n in range(100)))
+        time.sleep(4)
+        authority = authority.replace(":9090", ":9080")
+        connection = tls(); connection.sendall(PREFACE + connect(1)); print(status(connection))
+    elif kind in ("pings", "windows"):
+        # Frames without end, on more connections than the agent has threads; the answers are read.
         import threading
-        stop, flood = threading.Event(), (frame(6, 0, 0, bytes(8)) + frame(4, 0, 0, b"")) * 4000
+        window = lambda stream: frame(8, 0, stream, struct.pack(">I", 1))
+        pair = frame(6, 0, 0, bytes(8)) + frame(4, 0, 0, b"") if kind == "pings" else window(0) + window(1)
+        stop, flood = threading.Event(), pair * 4000
         def write(one):
-            one.sendall(PREFACE)
+            one.sendall(PREFACE if kind == "pings" else PREFACE + connect(1))
             while not stop.is_set(): one.sendall(flood)
         def read(one):
             while not stop.is_set(): one.recv(1 << 20)
@@ -234,6 +251,21 @@ fn certificates_that_prove_nothing_are_refused_and_the_reason_is_told() {
             "{name}: {said}"
         );
     }
+    // One that begins next century.
+    let made = stage.certificate("future", &ca, "-days 1", identity);
+    let folder = stage.lab.folder().display().to_string();
+    let script = format!(
+        "set -e; cd {folder}; touch index.txt; printf '[ca]\\ndefault_ca=own\\n[own]\\ndatabase=index.txt\\n\
+         new_certs_dir=.\\nrand_serial=yes\\ndefault_md=sha256\\npolicy=any\\n[any]\\n' > settings\n\
+         openssl ca -batch -notext -config settings -in future.csr -subj /CN=future -extfile future.ext \
+           -startdate 21000101000000Z -enddate 21010101000000Z \
+           -cert {ca}/ca-cert.pem -keyfile {ca}/ca-key.pem -out future.crt\n\
+         cat {ca}/ca-cert.pem >> future.crt"
+    );
+    let signed = stage.outside.run("sh", &["-c", &script]);
+    assert_eq!(signed.code, 0, "{signed:?}");
+    let said = stage.peer("good", &made);
+    assert!(said.contains("CERTIFICATE"), "not yet valid: {said}");
     let none = ("-".to_owned(), "-".to_owned());
     let said = stage.peer("good", &none);
     assert!(said.contains("CERTIFICATE_REQUIRED"), "{said}");
@@ -312,18 +344,60 @@ fn floods_and_slow_handshakes_are_bounded_and_others_are_served() {
 }
 
 #[test]
-fn floods_of_pings_on_more_connections_than_threads_hold_up_nobody() {
+fn floods_of_frames_on_more_connections_than_threads_hold_up_nobody() {
     let stage = Stage::start();
     let (chain, key) = stage.lab.certificate("client", &stage.outside);
     let own = (chain.display().to_string(), key.display().to_string());
-    let said = stage.peer("pings", &own);
-    let (status, waits) = said.split_once(' ').expect("a status, and times");
-    assert_eq!(status, "88", "{said}");
-    let waits: Vec<f64> = waits
-        .split(' ')
-        .filter_map(|one| one.parse().ok())
-        .collect();
-    assert_eq!(waits.len(), 5, "{said}");
-    // Some hundredths; four seconds where a flood keeps the thread.
-    assert!(waits.iter().all(|wait| *wait < 2.0), "{said}");
+    for kind in ["pings", "windows"] {
+        let said = stage.peer(kind, &own);
+        let (status, waits) = said.split_once(' ').expect("a status, and times");
+        assert_eq!(status, "88", "{kind}: {said}");
+        let waits: Vec<f64> = waits
+            .split(' ')
+            .filter_map(|one| one.parse().ok())
+            .collect();
+        assert_eq!(waits.len(), 5, "{kind}: {said}");
+        // Some hundredths; four seconds where a flood keeps the thread.
+        assert!(waits.iter().all(|wait| *wait < 2.0), "{kind}: {said}");
+    }
+}
+
+/// Sends to whoever connects for as long as it takes.
+const ENDLESS: &str = r#"
+import socket, threading
+def send(one):
+    try:
+        while True: one.sendall(bytes(1 << 16))
+    except OSError: pass
+listener = socket.create_server(("", 9090), backlog=1000)
+while True: threading.Thread(target=send, args=(listener.accept()[0],), daemon=True).start()
+"#;
+
+#[test]
+fn peers_that_read_nothing_of_what_they_asked_for_fill_no_memory() {
+    let stage = Stage::start();
+    let _endless = stage.web.serve(9090, "/usr/bin/python3", &["-c", ENDLESS]);
+    let (chain, key) = stage.lab.certificate("client", &stage.outside);
+    let own = (chain.display().to_string(), key.display().to_string());
+    assert_eq!(stage.peer("good", &own), "88");
+    let before = stage.agent.resident_kib();
+    for kind in ["zero", "unread"] {
+        // The peak counts from here (proc(5)).
+        let path = format!("/proc/{}/clear_refs", stage.agent.id());
+        std::fs::write(&path, "5").expect("written");
+        assert_eq!(stage.peer_of(9090, kind, &own), "88", "{kind}");
+        let peak = stage.agent.memory_kib("VmHWM");
+        let grown = peak.saturating_sub(before);
+        // 256 KiB for each of four hundred tunnels, and what they cost otherwise.
+        assert!(grown < 160 * 1024, "{kind}: {grown} KiB more than {before}");
+        assert_eq!(stage.peer("good", &own), "88", "after {kind}");
+        eventually(Duration::from_secs(10), "the memory is given back", || {
+            let kept = stage.agent.resident_kib().saturating_sub(before);
+            if kept < 16 * 1024 {
+                Ok(())
+            } else {
+                Err(format!("{kind}: {kept} KiB more than {before} KiB"))
+            }
+        });
+    }
 }

@@ -22,6 +22,18 @@ fn read(path: &Path) -> String {
 
 /// The list of the lab's authority with these serials on it, by openssl.
 pub(super) fn revocation_list(lab: &Lab, place: &Workload, serials: &[&str]) -> String {
+    let ca = lab.ca();
+    let issuer = (&*ca.join("ca-cert.pem"), &*ca.join("ca-key.pem"));
+    list_of(lab, place, issuer, serials)
+}
+
+/// The same of whoever has this certificate and key.
+fn list_of(
+    lab: &Lab,
+    place: &Workload,
+    (certificate, key): (&Path, &Path),
+    serials: &[&str],
+) -> String {
     let folder = lab.folder().join("crl");
     fs::create_dir_all(&folder).expect("a folder");
     let index: String = serials
@@ -38,9 +50,10 @@ pub(super) fn revocation_list(lab: &Lab, place: &Workload, serials: &[&str]) -> 
         [extensions]\nauthorityKeyIdentifier = keyid:always\n";
     fs::write(folder.join("settings"), settings).expect("written");
     let script = format!(
-        "cd {} && openssl ca -config settings -gencrl -cert {ca}/ca-cert.pem -keyfile {ca}/ca-key.pem",
+        "cd {} && openssl ca -config settings -gencrl -cert {} -keyfile {}",
         folder.display(),
-        ca = lab.ca().display()
+        certificate.display(),
+        key.display(),
     );
     place.run("sh", &["-c", &script]).success()
 }
@@ -98,6 +111,82 @@ fn a_revocation_list_counts_also_where_the_authority_is_elsewhere() {
 
     revoke(&[]);
     stage.reaches();
+}
+
+/// Each node has an intermediate of its own below one root, as a plug-in authority.
+#[test]
+fn a_root_takes_an_intermediate_back_and_its_workloads_are_cut_at_either_side() {
+    let lab = Lab::new();
+    let sleep = lab.workload(Node::A, "sleep", &[("app", "sleep")]);
+    let far = lab.workload(Node::B, "far", &[("app", "far")]);
+    let _servers = [
+        far.serve(9080, "bookinfo", &["details"]),
+        far.serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]),
+    ];
+    lab.configure("workloads.yaml", &workload_entries(&[&sleep, &far]));
+    let folder = lab.folder();
+    let script = format!(
+        "set -e; cd {}; new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'\n\
+         openssl req -x509 $new -keyout root-key.pem -out root-cert.pem -days 30 -subj /O=own/CN=root\n\
+         printf 'basicConstraints=critical,CA:true,pathlen:0\\nkeyUsage=critical,keyCertSign,cRLSign\\n\
+         subjectKeyIdentifier=hash\\nauthorityKeyIdentifier=keyid\\n' > ext\n\
+         for node in a b; do mkdir ca-$node; cp root-cert.pem ca-$node\n\
+         openssl req $new -keyout ca-$node/ca-key.pem -out $node.csr -subj /O=own/CN=node-$node\n\
+         openssl x509 -req -in $node.csr -CA root-cert.pem -CAkey root-key.pem \
+           -set_serial 0x4711$(openssl rand -hex 4) -extfile ext -days 10 -out ca-$node/ca-cert.pem\n\
+         cat ca-$node/ca-cert.pem root-cert.pem > ca-$node/cert-chain.pem; done",
+        folder.display()
+    );
+    sleep.run("sh", &["-c", &script]).success();
+    let [of_a, of_b] = ["ca-a", "ca-b"].map(|name| folder.join(name));
+    let start = |node, ca: &Path| Agent::start_with(&lab, node, &["--ca", &ca.to_string_lossy()]);
+    let agents = [start(Node::A, &of_a), start(Node::B, &of_b)];
+    let url = format!("http://{}:9080/", far.v4);
+    let reply = || sleep.curl(&["--max-time", "5", &url]);
+    let reaches = || {
+        eventually(PATIENCE, "far is reached", || match reply() {
+            reply if reply.status == 200 => Ok(()),
+            reply => Err(format!("{reply:?}")),
+        });
+    };
+    let root = (folder.join("root-cert.pem"), folder.join("root-key.pem"));
+    let serial = |ca: &Path| {
+        let certificate = ca.join("ca-cert.pem").to_string_lossy().into_owned();
+        let arguments = ["x509", "-noout", "-serial", "-in", &certificate];
+        let said = sleep.run("openssl", &arguments).success();
+        said.trim().trim_start_matches("serial=").to_owned()
+    };
+    // The server hears that the client's issuer is taken back, then the client the server's.
+    for (hears, agent, theirs) in [(&of_b, &agents[1], &of_a), (&of_a, &agents[0], &of_b)] {
+        let revoke = |serials: &[&str]| {
+            let list = list_of(&lab, &sleep, (&root.0, &root.1), serials);
+            replace(&hears.join("crl.pem"), &list);
+        };
+        reaches();
+        let mut open = Held::open(&sleep, "v4", &far.v4.to_string(), 7);
+        let renewals = || agent.log().matches("authority is renewed").count();
+        let before = renewals();
+        revoke(&["0123456789"]);
+        eventually(PATIENCE, "the list is read", || {
+            if renewals() > before {
+                Ok(())
+            } else {
+                Err(agent.log())
+            }
+        });
+        reaches();
+        open.echoes("another intermediate's end concerns nobody here");
+
+        revoke(&[&serial(theirs)]);
+        open.ends(PATIENCE);
+        eventually(PATIENCE, "nothing is opened", || match reply() {
+            reply if reply.exit != 0 && reply.exit != 28 => Ok(()),
+            reply => Err(format!("{reply:?}")),
+        });
+        assert!(agent.log().contains("evoked"), "{}", agent.log());
+        revoke(&[]);
+        reaches();
+    }
 }
 
 #[test]

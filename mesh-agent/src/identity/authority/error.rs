@@ -57,7 +57,7 @@ pub enum AuthorityError {
     },
     /// What was sent is no request for a certificate.
     #[error("not a request for a certificate: {0}")]
-    Request(#[source] rcgen::Error),
+    Request(String),
     /// Key or certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    Certificate, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::self_signed::random_serial;
-use super::{Authority, AuthorityError};
+use super::{Authority, AuthorityError, request};
 use crate::identity::Identity;
 use crate::identity::certificates::ALPN;
 use crate::identity::leaf::{self, Leaf, hex, unix_seconds};
@@ -60,10 +60,9 @@ impl Authority {
         identity: &Identity,
         lifetime: Duration,
     ) -> Result<Vec<String>, AuthorityError> {
-        let mut request =
-            CertificateSigningRequestParams::from_pem(request).map_err(AuthorityError::Request)?;
-        request.params = self.draft(identity, lifetime)?.params;
-        let certificate = request.signed_by(&self.issuer)?;
+        let key = request::key_of(request)?;
+        let draft = self.draft(identity, lifetime)?;
+        let certificate = draft.params.signed_by(&key, &self.issuer)?;
         let roots = self.root_certificates.iter();
         Ok(std::iter::once(certificate.der())
             .chain(&self.chain)

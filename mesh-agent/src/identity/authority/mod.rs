@@ -8,6 +8,7 @@
 mod error;
 mod files;
 mod issue;
+mod request;
 mod self_signed;
 
 use std::path::{Path, PathBuf};
