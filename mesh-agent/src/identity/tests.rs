@@ -381,10 +381,14 @@ async fn a_new_authority_is_taken_up_and_a_broken_one_is_not() {
 fn a_revocation_list_that_is_none_is_refused() {
     let dir = TempDir::new().unwrap();
     load(dir.path()).unwrap();
-    fs::write(
-        dir.path().join("crl.pem"),
-        "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
-    )
-    .unwrap();
+    let list = dir.path().join("crl.pem");
+    let pem = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    fs::write(&list, pem).unwrap();
     assert!(error(dir.path()).contains("crl.pem: not a revocation list"));
+    let root = fs::read_to_string(dir.path().join("root-cert.pem")).unwrap();
+    for text in ["", "nonsense", &*root] {
+        fs::write(&list, text).unwrap();
+        let said = error(dir.path());
+        assert!(said.contains("crl.pem: no list of revoked"), "{said}");
+    }
 }

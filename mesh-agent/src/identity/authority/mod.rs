@@ -120,6 +120,13 @@ impl Authority {
                 .map_err(|error| invalid(CRL, format!("not PEM: {error}")))?,
             None => Vec::new(),
         };
+        if files.crl.is_some() && crls.is_empty() {
+            // Else who writes DER, or the wrong file, believes that something is revoked.
+            return Err(invalid(
+                CRL,
+                "no list of revoked certificates in PEM".into(),
+            ));
+        }
         let trust = Trust::of(roots)
             .with_revoked(crls)
             .map_err(|error| invalid(CRL, format!("not a revocation list: {error}")))?;
