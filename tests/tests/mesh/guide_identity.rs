@@ -176,6 +176,16 @@ fn tls_check_says_what_the_guide_prints_and_tells_conflicts() {
         .configure("virtual-service.yaml", &rule("DISABLE"));
     let (cells, code) = guide.row(&[], "CONFLICT");
     assert_eq!((&*cells[2], &*cells[3], code), ("mTLS", "HTTP", 1));
+    let (cells, code) = guide.row(&["--format", "istio-1.5"], "CONFLICT");
+    assert_eq!((&*cells[2], &*cells[3], code), ("STRICT", "DISABLE", 1));
+    for output in ["wide", "json"] {
+        let arguments = ["authn", "tls-check", "sleep.default", "-o", output];
+        let said = guide.a.meshctl(&arguments);
+        assert!(
+            said.code == 1 && said.stdout.contains("CONFLICT"),
+            "{said:?}"
+        );
+    }
     guide
         .lab
         .configure("virtual-service.yaml", &rule("ISTIO_MUTUAL"));
