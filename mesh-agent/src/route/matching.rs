@@ -225,11 +225,9 @@ impl Match {
             return Some("sourceLabels or sourceNamespace are another client's".to_owned());
         }
         for (name, test) in &self.headers {
-            if !is_with(test, request.headers, name) {
-                return Some(format!(
-                    "header {name} {}",
-                    found(header(request.headers, name))
-                ));
+            let value = header(request.headers, name);
+            if !value.as_ref().is_some_and(|value| test.matches(value)) {
+                return Some(format!("header {name} {}", found(value)));
             }
         }
         for (name, test) in &self.query {
@@ -240,10 +238,11 @@ impl Match {
             }
         }
         for (name, test) in &self.without_headers {
-            if !is_without(test, request.headers, name) {
+            let value = header(request.headers, name);
+            if !is_without(test, value.as_deref()) {
                 return Some(format!(
                     "header {name}, which shall not match, {}",
-                    found(header(request.headers, name))
+                    found(value)
                 ));
             }
         }
@@ -267,9 +266,13 @@ impl Match {
             && holds(&self.scheme, request.scheme)
             && holds(&self.authority, request.authority)
             && self.client.matches(client)
-            && (self.headers.iter()).all(|(name, test)| is_with(test, request.headers, name))
-            && (self.without_headers.iter())
-                .all(|(name, test)| is_without(test, request.headers, name))
+            && self.headers.iter().all(|(name, test)| {
+                header(request.headers, name).is_some_and(|value| test.matches(&value))
+            })
+            && self
+                .without_headers
+                .iter()
+                .all(|(name, test)| is_without(test, header(request.headers, name).as_deref()))
             && self.query.iter().all(|(name, test)| {
                 query_value(request.query(), name)
                     .is_some_and(|value| test.matches(value.as_bytes()))
@@ -277,20 +280,12 @@ impl Match {
     }
 }
 
-/// Whether a header is as wanted. Where several have one name, each is compared by itself, and
-/// one is enough.
-fn is_with(test: &Text, headers: &HeaderMap, name: &HeaderName) -> bool {
-    let mut values = headers.get_all(name).iter();
-    values.any(|value| test.matches(value.as_bytes()))
-}
-
 /// Whether a condition of `withoutHeaders` holds. A header that is missing counts as
 /// empty, except for "present".
-fn is_without(test: &Text, headers: &HeaderMap, name: &HeaderName) -> bool {
+fn is_without(test: &Text, value: Option<&[u8]>) -> bool {
     match test {
-        Text::Present => !headers.contains_key(name),
-        test if !headers.contains_key(name) => !test.matches(b""),
-        test => !is_with(test, headers, name),
+        Text::Present => value.is_none(),
+        test => !test.matches(value.unwrap_or_default()),
     }
 }
 
@@ -305,7 +300,7 @@ fn header_tests(tests: &BTreeMap<String, StringMatch>) -> Vec<(HeaderName, Text)
         .collect()
 }
 
-/// The value of a header for people; several are joined with commas (RFC 9110, section 5.3).
+/// The value of a header; several are joined with commas (RFC 9110, section 5.3).
 fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?.as_bytes();
