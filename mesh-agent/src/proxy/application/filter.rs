@@ -95,14 +95,23 @@ async fn first_speaker(
         }
     };
     let (mut bytes, mut greeting) = (BytesMut::new(), BytesMut::new());
-    let version = tokio::select! {
+    let spoken = tokio::select! {
         biased;
-        greeted = to_application.read_buf(&mut greeting) => greeted.map(|_| None)?,
-        first = read_more(&mut pipe, &mut bytes, None) => match first? {
+        greeted = to_application.read_buf(&mut greeting) => greeted.map(|_| None),
+        first = read_more(&mut pipe, &mut bytes, None) => first.map(|first| match first {
             Sniffed::Http1 => Some(HttpVersion::Http1),
             Sniffed::Http2 => Some(HttpVersion::Http2),
             _ => None,
-        },
+        }),
+    };
+    let version = match spoken {
+        Ok(version) => version,
+        Err(error) => {
+            // A reset before the first word is a reset to the other end, too.
+            pipe.abort();
+            to_application.abort();
+            return Err(error);
+        }
     };
     let stream = Replay::new(bytes, pipe);
     if let Some(version) = version {
@@ -117,6 +126,7 @@ async fn first_speaker(
         .map_err(io::Error::other)
 }
 
+/// The client has spoken, and it is no request.
 async fn as_bytes(
     node: &Arc<Node>,
     local: &Arc<Local>,
