@@ -370,6 +370,48 @@ fn requests_of_a_client_that_asks_late_are_bounded_where_no_protocol_is_declared
     }
 }
 
+/// Resets a connection that it has taken, before it says a word.
+const RESETS: &str = r#"
+import socket, struct, time
+listener = socket.create_server(("", 8081))
+while True:
+    connection, _ = listener.accept()
+    time.sleep(0.4)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+"#;
+
+/// Prints how a connection ends on which nobody has spoken.
+const SILENT: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 8081), 10)
+try:
+    print("end" if connection.recv(1) == b"" else "word")
+except ConnectionResetError:
+    print("reset")
+"#;
+
+#[test]
+fn a_reset_before_the_first_word_is_a_reset_where_no_protocol_is_declared() {
+    let mesh = backend();
+    let _resets = mesh.web.serve(8081, PYTHON, &["-c", RESETS]);
+    let before = mesh.generation();
+    let undeclared = ServicePort {
+        name: "web",
+        port: 81,
+        target: 8081,
+    };
+    mesh.lab
+        .configure("service.yaml", &service("web", 50, &[undeclared]));
+    mesh.in_force(before);
+    mesh.pool("{http: {http2MaxRequests: 1}}");
+    let v4 = mesh.web.v4.to_string();
+    for client in [&mesh.near, &mesh.far, &mesh.outside] {
+        let said = client.run(PYTHON, &["-c", SILENT, &v4]).success();
+        assert_eq!(said, "reset\n", "{}", client.name);
+    }
+}
+
 /// Prints what an echo server sends back.
 const ASK: &str = r#"
 import socket, sys
