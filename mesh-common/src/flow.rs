@@ -110,6 +110,15 @@ pub enum Transport {
     Plain = 3,
     /// None: the agent lets nothing pass to such a destination.
     Blocked = 4,
+    /// Mutual TLS without HBONE, as sidecars of Istio speak it.
+    MutualTls = 5,
+}
+
+impl Transport {
+    /// Whether the other end has proven by mutual TLS who it is.
+    pub const fn is_mutual_tls(self) -> bool {
+        matches!(self, Self::Hbone | Self::MutualTls)
+    }
 }
 
 /// What a connection carries, as far as it was recognised.

@@ -477,7 +477,7 @@ fn rule_of(
 fn security(transport: Transport) -> Security {
     match transport {
         Transport::SameNode => Security::SameNode,
-        Transport::Hbone => Security::MutualTls,
+        Transport::Hbone | Transport::MutualTls => Security::MutualTls,
         Transport::Plain => Security::Plaintext,
         Transport::Unknown | Transport::Blocked => Security::Unknown,
     }

@@ -139,6 +139,7 @@ pub(super) fn transport(number: u32) -> Transport {
         Transport::Hbone,
         Transport::Plain,
         Transport::Blocked,
+        Transport::MutualTls,
     ]
     .into_iter()
     .find(|transport| *transport as u32 == number)

@@ -1,4 +1,4 @@
-//! How the two sides of a tunnel talk TLS: 1.3 only, HTTP/2 only.
+//! How the two sides of a tunnel talk TLS: 1.3 only, HTTP/2 only; and how a server talks to sidecars.
 //!
 //! A resumed session carries the proof of an earlier handshake. It is short: each side's
 //! certificate had half of its life before it then, and a new authority or revocation list
@@ -39,6 +39,16 @@ pub(super) fn server(
     config.session_storage = Arc::new(Sessions::new(lifetime / RESUMPTIONS_PER_LIFE));
     config.send_tls13_tickets = TICKETS;
     Ok(Arc::new(config))
+}
+
+/// How the same server talks TLS to sidecars of Istio, which name a protocol of theirs (ALPN): with
+/// any of these the bytes are the application's. `istio-peer-exchange` would begin otherwise.
+pub(super) fn to_sidecars(server: &ServerConfig) -> Arc<ServerConfig> {
+    let mut config = server.clone();
+    config.alpn_protocols = ["istio-http/1.1", "istio-http/1.0", "istio-h2", "istio"]
+        .map(Vec::from)
+        .to_vec();
+    Arc::new(config)
 }
 
 pub(super) fn client(

@@ -97,16 +97,19 @@ pub struct Peer {
 }
 
 /// The peer of a connection whose handshake is over, from the certificates that
-/// rustls had verified in it.
+/// rustls had verified in it, or in the one whose session was resumed.
 ///
 /// # Errors
-/// Where there was no certificate, or it names no identity.
+/// Where there was no certificate, it names no identity, or has expired since.
 pub fn peer(verified: Option<&[CertificateDer<'_>]>) -> Result<Peer, Error> {
     let leaf = verified
         .and_then(<[_]>::first)
         .ok_or(Error::NoCertificatesPresented)?;
     let (_, parsed) =
         X509Certificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    if !parsed.validity().is_valid() {
+        return Err(CertificateError::Expired.into());
+    }
     Ok(Peer {
         identity: identity_of(leaf)?,
         not_after: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0),

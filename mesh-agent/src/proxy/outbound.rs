@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::application_stream::ApplicationStream;
-use super::client_hello::{self, Hello, MAX_CLIENT_HELLO};
+use super::client_hello;
 use super::copy::Duplex;
 use super::destination::{Meant, meant, named};
 use super::http::{self, ConnectionContext, HttpVersion, Upstreams};
@@ -165,7 +165,8 @@ impl Outbound {
         let snapshot = self.node.snapshot.load_full();
         let (client, routes) = (ClientView::of(workload), &snapshot.routes);
         if connection.by_name || routes.wants_server_name(&client, &connection.service) {
-            connection.server_name = read_server_name(&mut stream, &mut bytes).await?;
+            let hello = client_hello::read(&mut stream, &mut bytes).await?;
+            connection.server_name = hello.and_then(|hello| hello.server_name);
         }
         if let (true, Some(name)) = (connection.by_name, &connection.server_name) {
             let port = connection.destination.port();
@@ -316,28 +317,6 @@ pub(super) async fn read_more(
             told => return Ok(told),
         }
     }
-}
-
-/// Reads until the name that a TLS client asks for is known; `None` where it
-/// names none, or speaks something else.
-async fn read_server_name(
-    stream: &mut ApplicationStream,
-    bytes: &mut BytesMut,
-) -> io::Result<Option<String>> {
-    let read = async {
-        loop {
-            match client_hello::server_name(bytes) {
-                Hello::Name(name) => return Ok(name),
-                Hello::Other => return Ok(None),
-                Hello::NeedMore if bytes.len() >= MAX_CLIENT_HELLO => return Ok(None),
-                Hello::NeedMore => {}
-            }
-            if stream.read_buf(bytes).await? == 0 {
-                return Ok(None);
-            }
-        }
-    };
-    read.await
 }
 
 #[cfg(test)]

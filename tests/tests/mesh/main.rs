@@ -55,6 +55,7 @@ mod routing;
 mod secrets;
 mod service_fields;
 mod short_circuit;
+mod sidecar;
 mod soak;
 mod sockets;
 mod spliced_sockets;

@@ -113,7 +113,7 @@ impl Enrolment {
             }
             let plaintext = listeners.tcp(family.inbound)?;
             datapath.set_listener(sockets.namespace(), ListenerKind::Inbound, &plaintext)?;
-            waiting.push(Box::pin(inbound::serve_plaintext(
+            waiting.push(Box::pin(inbound::serve_own_ports(
                 plaintext,
                 inbound.clone(),
             )));

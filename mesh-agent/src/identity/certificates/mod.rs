@@ -190,6 +190,18 @@ impl Certificates {
         self.with(identity, |held| Ok(held.server.clone()))
     }
 
+    /// The same for sidecars of Istio, which come to the application's own port.
+    ///
+    /// # Errors
+    /// Where no certificate can be had for the identity.
+    pub async fn sidecar_config(
+        &self,
+        identity: &Identity,
+    ) -> Result<Arc<ServerConfig>, CertificateError> {
+        let config = self.server_config(identity).await?;
+        Ok(tls::to_sidecars(&config))
+    }
+
     /// How a client that is `identity` talks TLS to a server that must be one
     /// of `expected` (nobody, if that is empty).
     ///

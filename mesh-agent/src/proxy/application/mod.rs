@@ -57,7 +57,7 @@ pub struct Caller {
 
 impl Caller {
     /// The connection as policies see it.
-    fn connection(&self, destination: SocketAddr) -> Connection<'_> {
+    pub(super) fn connection(&self, destination: SocketAddr) -> Connection<'_> {
         Connection {
             source: self.identity.as_ref(),
             source_ip: self.address.ip(),
@@ -230,7 +230,7 @@ pub(super) fn arrived(
     Some(local.callers.of(Source {
         workload: workload.cloned(),
         identity: caller.identity.clone(),
-        mutual_tls: caller.transport == Transport::Hbone,
+        mutual_tls: caller.transport.is_mutual_tls(),
         port: application.port(),
     }))
 }

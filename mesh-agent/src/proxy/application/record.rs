@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 
 use http::header::{HeaderValue, USER_AGENT};
-use mesh_common::Transport;
 use tokio::time::Instant;
 
 use super::Caller;
@@ -126,7 +125,7 @@ fn entry<'a>(caller: &'a Caller, to: SocketAddr, cluster: &'a str) -> Entry<'a> 
         route_name: Some("default"),
         downstream_local_address: Some(to),
         downstream_remote_address: Some(caller.address),
-        mtls: caller.transport == Transport::Hbone,
+        mtls: caller.transport.is_mutual_tls(),
         peer_identity: caller.identity.as_ref(),
         ..Entry::default()
     }

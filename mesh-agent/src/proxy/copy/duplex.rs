@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{client, server};
 use tokio_util::io::poll_read_buf;
 
 use crate::proxy::application_stream::ApplicationStream;
@@ -90,7 +90,13 @@ impl Duplex for TcpStream {
     }
 }
 
-impl Duplex for TlsStream<TcpStream> {
+impl Duplex for client::TlsStream<TcpStream> {
+    fn abort(&mut self) {
+        self.get_mut().0.abort();
+    }
+}
+
+impl<S: Duplex> Duplex for server::TlsStream<S> {
     fn abort(&mut self) {
         self.get_mut().0.abort();
     }

@@ -231,12 +231,6 @@ async fn handshake(
     }
     let peer = verify::peer(session.peer_certificates())
         .map_err(|error| ServeError::Tls(io::Error::other(error)))?;
-    // A session that was resumed proves what was proven then.
-    if remaining(peer.not_after).is_zero() {
-        let expired = rustls::CertificateError::Expired;
-        let error = rustls::Error::InvalidCertificate(expired);
-        return Err(ServeError::Tls(io::Error::other(error)));
-    }
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
     let http2 = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)

@@ -1,5 +1,8 @@
-//! Connections to a local application from outside of its namespace: in the
-//! clear, where PeerAuthentication allows it, or through HBONE.
+//! Connections to a local application from outside of its namespace: to the application's own
+//! port, or through HBONE.
+
+mod own_port;
+mod sidecar;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,11 +13,9 @@ use futures_util::FutureExt;
 use http::StatusCode;
 use mesh_common::Transport;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
-use super::copy::{Duplex, Transferred, copy_both};
 use super::hbone::{self, IncomingTunnel, Refusal, ServerTls, TunnelHandler};
 use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
@@ -38,10 +39,10 @@ pub struct Inbound {
     pub drain: CancellationToken,
 }
 
-/// Accepts connections in the clear until the workload leaves.
-pub async fn serve_plaintext(listener: TcpListener, inbound: Arc<Inbound>) {
+/// Accepts connections to the application's own ports until the workload leaves.
+pub async fn serve_own_ports(listener: TcpListener, inbound: Arc<Inbound>) {
     accept(listener, inbound, |inbound, stream, client| async move {
-        inbound.plaintext(stream, client).await
+        inbound.own_port(stream, client).await
     })
     .await;
 }
@@ -89,61 +90,6 @@ async fn accept<F>(
             Err(error) => {
                 tracing::warn!(workload = %inbound.local.workload.name, %error, "cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-impl Inbound {
-    async fn plaintext(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        // No NAT: the local address is the one that was asked for.
-        let application = stream.local_addr()?;
-        let workload = &self.local.workload;
-        let is_probe = workload.addresses.contains(&application.ip())
-            && self.node.probes.is_one(client, application);
-        if is_probe {
-            tracing::debug!(workload = %workload.name, %client, %application, "probe of the node");
-        } else if let Err(policy) =
-            takes_plaintext(&self.node.snapshot.load(), workload, application.port())
-        {
-            stream.abort();
-            tracing::info!(
-                workload = %workload.name,
-                %client,
-                port = application.port(),
-                policy = policy.as_deref().unwrap_or("-"),
-                "plaintext refused"
-            );
-            return Ok(());
-        } else {
-            (self.node.plaintext).add(&workload.name, application.port(), client.ip());
-        }
-        let _ = stream.set_nodelay(true);
-        let caller = Caller {
-            address: client,
-            identity: None,
-            transport: Transport::Plain,
-            is_probe,
-        };
-        let began = Instant::now();
-        let opened = application::open(&self.node, &self.local, caller.clone(), application);
-        match opened.await {
-            Ok(to_application) => {
-                let transferred = Transferred::default();
-                let result = copy_both(stream, to_application, &transferred).await;
-                application::ended(
-                    &self.node,
-                    workload,
-                    &caller,
-                    application,
-                    &transferred,
-                    began,
-                );
-                result.map_err(io::Error::other)
-            }
-            Err(error) => {
-                stream.abort();
-                Err(error.into())
             }
         }
     }
