@@ -13,7 +13,6 @@ use crate::policy::MtlsMode;
 use crate::policy::authorization::{Connection, Payload, Request, Verdict, remote_ip};
 use crate::policy::tls_check::find_workload;
 use crate::proxy::application::Event;
-use crate::registry::Tunnel;
 use crate::resource::authorization_policy::Action;
 use crate::snapshot::Snapshot;
 
@@ -156,12 +155,12 @@ fn source(
         // An address that is a workload's is that workload.
         let workload = snapshot.registry.workload_at(address.to_canonical());
         let identity = workload
-            .filter(|workload| workload.tunnel == Tunnel::Hbone)
+            .filter(|workload| workload.is_meshed())
             .map(|workload| workload.identity.clone());
         return Ok((identity, Some(address)));
     }
     let workload = find_workload(&snapshot.registry, from).map_err(|error| error.to_string())?;
-    let identity = (workload.tunnel == Tunnel::Hbone).then(|| workload.identity.clone());
+    let identity = workload.is_meshed().then(|| workload.identity.clone());
     Ok((identity, workload.addresses.first().copied()))
 }
 

@@ -183,7 +183,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         telemetry: telemetry.clone(),
     });
     let tunnels = TunnelPool::new(certificates.clone(), node.handshakes.clone());
-    let upstreams = Arc::new(Upstreams::new(Upstream::new(node.clone(), tunnels)));
+    let upstreams = Arc::new(Upstreams::new(Upstream::new(
+        node.clone(),
+        tunnels,
+        certificates.clone(),
+    )));
     let settings = Settings {
         node_name: options.node.clone(),
         when_agent_is_down: options.when_agent_is_down,

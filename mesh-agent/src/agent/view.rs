@@ -263,6 +263,7 @@ impl Agent {
             identity: workload.identity.to_string(),
             protocol: match workload.tunnel {
                 Tunnel::Hbone => TunnelProtocol::Hbone,
+                Tunnel::Sidecar => TunnelProtocol::MutualTls,
                 Tunnel::None => TunnelProtocol::Tcp,
             },
             state,

@@ -29,6 +29,7 @@ fn text(workloads: &[WorkloadView], wide: bool) -> String {
             joined(&workload.addresses),
             match workload.protocol {
                 TunnelProtocol::Hbone => "HBONE",
+                TunnelProtocol::MutualTls => "mTLS",
                 TunnelProtocol::Tcp => "TCP",
             }
             .to_owned(),

@@ -51,6 +51,20 @@ pub(super) fn to_sidecars(server: &ServerConfig) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
+/// How the same client talks TLS to a sidecar of Istio: it says what is inside.
+pub(super) fn from_sidecar(client: &ClientConfig, inside: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut config = client.clone();
+    let as_istio = inside
+        .iter()
+        .map(|protocol| [b"istio-", *protocol].concat());
+    config.alpn_protocols = as_istio
+        .chain([b"istio".to_vec()])
+        .chain(inside.iter().map(|protocol| protocol.to_vec()))
+        .collect();
+    config.enable_sni = true;
+    Arc::new(config)
+}
+
 pub(super) fn client(
     trust: Arc<Trust>,
     current: Arc<dyn ResolvesClientCert>,

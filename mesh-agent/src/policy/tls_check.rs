@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{MtlsMode, PeerAuthentications};
-use crate::registry::{Location, Protocol, Registry, Service, ServicePort, Tunnel, Workload};
+use crate::registry::{Location, Protocol, Registry, Service, ServicePort, Workload};
 
 /// Most workloads that an error message lists.
 const MAX_LISTED: usize = 10;
@@ -231,7 +231,7 @@ impl ServerSide {
                 continue;
             };
             match &endpoint.workload {
-                Some(workload) if workload.tunnel == Tunnel::Hbone => {
+                Some(workload) if workload.is_meshed() => {
                     let (mode, policy) = mode_of(workload, endpoint_port);
                     side.modes.push(mode);
                     side.policies
@@ -308,7 +308,7 @@ fn row_of(
     tls: DestinationTls,
     rule: Option<&DestinationRule>,
 ) -> TlsCheckRow {
-    let enrolled = client.tunnel == Tunnel::Hbone;
+    let enrolled = client.is_meshed();
     let sends = match tls {
         // DestinationRules are applied by the mesh: outside of it there is nobody to do so.
         _ if !enrolled => Sends::Plaintext,

@@ -22,6 +22,7 @@ mod post_tunnel;
 mod proxy_protocol;
 mod replay;
 mod reset_watch;
+mod sidecar;
 pub mod sniff;
 mod tcp;
 mod tcp_record;

@@ -1,11 +1,12 @@
-//! From the chosen endpoint to a connection: on this node, through HBONE, or
-//! plain.
+//! From the chosen endpoint to a connection: on this node, through HBONE, to a
+//! sidecar, or plain.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_common::Transport;
+use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -19,8 +20,9 @@ use super::one_of::one_of;
 use super::originate::{Originator, Server};
 use super::post_tunnel::PostTunnel;
 use super::proxy_protocol::proxy_header;
+use super::sidecar::{self, Proven};
 use super::{Local, Locals, Node, inbound};
-use crate::identity::Identity;
+use crate::identity::{Certificates, Identity};
 use crate::netns::{BoxFuture, Sockets};
 use crate::policy::MtlsMode;
 use crate::registry::{Location, Tunnel, Workload};
@@ -31,15 +33,18 @@ use crate::snapshot::{SameNode, Snapshot};
 pub struct Upstream {
     node: Arc<Node>,
     tunnels: TunnelPool,
+    certificates: Arc<Certificates>,
     originator: Originator,
 }
 
 impl Upstream {
-    /// Connections of `node`, those between nodes through `tunnels`.
-    pub fn new(node: Arc<Node>, tunnels: TunnelPool) -> Self {
+    /// Connections of `node`, those between nodes through `tunnels`, those to sidecars with
+    /// `certificates`.
+    pub fn new(node: Arc<Node>, tunnels: TunnelPool, certificates: Arc<Certificates>) -> Self {
         Self {
             node,
             tunnels,
+            certificates,
             originator: Originator::default(),
         }
     }
@@ -114,6 +119,13 @@ impl Upstream {
             let stream = self.originator.connect(stream, tls, &server).await?;
             io = Io::Tls(Box::new(stream));
         }
+        if transport == Transport::MutualTls {
+            let Io::Tcp(stream) = io else {
+                let reason = "the endpoint has a sidecar, and is not reached by TCP";
+                return Err(io::Error::other(reason));
+            };
+            io = Io::Sidecar(Box::new(self.to_sidecar(stream, target).await?));
+        }
         let identity = match transport {
             Transport::Plain => None,
             _ => target
@@ -152,6 +164,27 @@ impl Upstream {
         Ok(application::open(&self.node, destination, caller, target.address).await?)
     }
 
+    /// The server's sidecar proves that it is the endpoint's.
+    async fn to_sidecar(
+        &self,
+        stream: TcpStream,
+        target: &Target,
+    ) -> io::Result<Proven<TlsStream<TcpStream>>> {
+        let client = &target.client.identity;
+        let Some(workload) = &target.endpoint.workload else {
+            return Err(io::Error::other("nobody is expected there"));
+        };
+        let trust = self.certificates.watch_trust();
+        let config = (self.certificates)
+            .client_config_to_sidecar(client, &workload.identity, target.alpn)
+            .await
+            .map_err(io::Error::other)?;
+        let name = sidecar_name(target);
+        let (stream, server) = sidecar::connect(stream, name, config, trust).await?;
+        self.node.handshakes.add(client, &server);
+        Ok(stream)
+    }
+
     async fn tunnel(&self, source: &Local, target: &Target) -> io::Result<TunnelStream> {
         let ip = target.address.ip();
         let from = source.workload.address_like(ip).ok_or_else(|| {
@@ -187,6 +220,15 @@ impl Upstream {
             io::Error::new(kind, error)
         })
     }
+}
+
+/// The name by which Istio calls a port of a service in TLS.
+fn sidecar_name(target: &Target) -> ServerName<'static> {
+    let mut ports = target.endpoint.ports.iter();
+    let port = ports.find(|(_, of_endpoint)| **of_endpoint == target.address.port());
+    let port = port.map_or(target.address.port(), |(of_service, _)| *of_service);
+    let name = format!("outbound_.{port}_._.{}", target.service.host);
+    ServerName::try_from(name).unwrap_or_else(|_| ServerName::IpAddress(target.address.ip().into()))
 }
 
 /// Where a plain connection of `source`, a unit of the host, is to a workload of this node: that
@@ -233,7 +275,7 @@ pub(super) fn keep_alive(stream: &TcpStream, keepalive: Keepalive) -> io::Result
 /// DestinationRule's `tls` block wins; without one the server's mode decides).
 fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Transport, String> {
     let meshed = target.endpoint.workload.as_ref().filter(|workload| {
-        workload.tunnel == Tunnel::Hbone && target.service.location == Location::MeshInternal
+        workload.is_meshed() && target.service.location == Location::MeshInternal
     });
     let mode = meshed.map(|workload| {
         snapshot
@@ -266,6 +308,9 @@ fn transport(snapshot: &Snapshot, target: &Target, same_node: bool) -> Result<Tr
         // TLS to the application itself, whoever is in front of it.
         (UpstreamTls::Originate(_), Some(_)) => Ok(Transport::Plain),
         (_, Some(_)) if same_node && is_attested() => Ok(Transport::SameNode),
+        (_, Some(_)) if meshed.is_some_and(|workload| workload.tunnel == Tunnel::Sidecar) => {
+            Ok(Transport::MutualTls)
+        }
         (_, Some(_)) => Ok(Transport::Hbone),
     }
 }
@@ -292,6 +337,8 @@ pub enum Io {
     Tunnel(Box<TunnelStream>),
     /// TLS to a server outside of the mesh.
     Tls(Box<TlsStream<TcpStream>>),
+    /// Mutual TLS with the sidecar of a server.
+    Sidecar(Box<Proven<TlsStream<TcpStream>>>),
     /// Through a proxy, by POST.
     Posted(Box<PostTunnel>),
 }
@@ -302,9 +349,10 @@ impl Io {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok(),
             Self::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+            Self::Sidecar(stream) => stream.get_ref().get_ref().0.local_addr().ok(),
             Self::Application(_) | Self::Tunnel(_) | Self::Posted(_) => None,
         }
     }
 }
 
-one_of!(Io: Tcp | Application | Tunnel | Tls | Posted);
+one_of!(Io: Tcp | Application | Tunnel | Tls | Sidecar | Posted);

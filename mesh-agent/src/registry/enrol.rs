@@ -36,6 +36,8 @@ const SHORT_CIRCUIT: &str = "undermesh.io/short-circuit";
 const SAME_NODE: &str = "undermesh.io/same-node";
 /// Label of workloads that speak HBONE (Istio ambient).
 const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
+/// Label of workloads that have a sidecar of Istio.
+const TLS_MODE: (&str, &str) = ("security.istio.io/tlsMode", "istio");
 /// Service account of workloads that do not name one.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 /// Most addresses of one workload.
@@ -177,9 +179,11 @@ fn workload(
     // In the host's own namespace nothing that arrives is intercepted.
     let hears_tunnels = (annotations.placement.as_ref())
         .is_some_and(|placement| !matches!(placement, Placement::Cgroup(_)));
-    if hears_tunnels || is_tunnelled(&labels) {
-        workload.tunnel = Tunnel::Hbone;
-    }
+    workload.tunnel = if hears_tunnels {
+        Tunnel::Hbone
+    } else {
+        tunnel(&labels)
+    };
     workload.labels = Arc::new(labels);
     workload.placement = annotations.placement;
     workload.node = annotations.node;
@@ -223,19 +227,23 @@ pub(super) fn endpoint_workload(
         direct: false,
         short_circuit: None,
         same_node: None,
-        tunnel: if is_tunnelled(&spec.labels) {
-            Tunnel::Hbone
-        } else {
-            Tunnel::None
-        },
+        tunnel: tunnel(&spec.labels),
         locality: spec.locality.clone(),
         weight: spec.weight.max(1),
         origin: meta.origin.to_string(),
     }
 }
 
-fn is_tunnelled(labels: &BTreeMap<String, String>) -> bool {
-    labels.get(TUNNEL.0).is_some_and(|value| value == TUNNEL.1)
+/// What the workload's labels say of it, as Istio sets them.
+fn tunnel(labels: &BTreeMap<String, String>) -> Tunnel {
+    let has = |(label, value): (&str, &str)| labels.get(label).is_some_and(|it| it == value);
+    if has(TUNNEL) {
+        Tunnel::Hbone
+    } else if has(TLS_MODE) {
+        Tunnel::Sidecar
+    } else {
+        Tunnel::None
+    }
 }
 
 /// What the annotations of an entry say.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::draft::{self, Draft, Pool, Wanted};
 use super::enrol::{self, Candidate};
 use super::{
-    Distribution, Endpoint, Location, Resolution, Service, ServicePort, Tunnel, Visibility,
-    Workload, protocol,
+    Distribution, Endpoint, Location, Resolution, Service, ServicePort, Visibility, Workload,
+    protocol,
 };
 use crate::resource::scalar::HostName;
 use crate::resource::{
@@ -220,7 +220,7 @@ fn written_endpoint(
             known.cloned().or_else(|| {
                 let name = format!("{}-{index}", meta.name);
                 let workload = enrol::endpoint_workload(meta, &name, endpoint, trust_domain);
-                (workload.tunnel == Tunnel::Hbone).then(|| Arc::new(workload))
+                workload.is_meshed().then(|| Arc::new(workload))
             })
         });
     Endpoint {

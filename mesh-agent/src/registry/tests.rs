@@ -103,10 +103,19 @@ fn workloads_are_enrolled_by_annotation() {
 
 #[test]
 fn a_label_puts_a_remote_workload_into_the_mesh() {
-    let spec = "address: 10.0.0.1, labels: {networking.istio.io/tunnel: http}";
-    let registry = clean(&[("WorkloadEntry", "a/b", "", spec)]);
-    assert_eq!(registry.workloads[0].tunnel, Tunnel::Hbone);
-    assert_eq!(registry.workloads[0].placement, None);
+    let sidecar = "security.istio.io/tlsMode: istio";
+    let both = format!("{sidecar}, networking.istio.io/tunnel: http");
+    for (labels, tunnel) in [
+        ("networking.istio.io/tunnel: http", Tunnel::Hbone),
+        (sidecar, Tunnel::Sidecar),
+        (&both, Tunnel::Hbone),
+        ("security.istio.io/tlsMode: disabled", Tunnel::None),
+    ] {
+        let spec = format!("address: 10.0.0.1, labels: {{{labels}}}");
+        let registry = clean(&[("WorkloadEntry", "a/b", "", &spec)]);
+        assert_eq!(registry.workloads[0].tunnel, tunnel, "{labels}");
+        assert_eq!(registry.workloads[0].placement, None);
+    }
 }
 
 #[test]

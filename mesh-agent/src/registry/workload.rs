@@ -98,6 +98,8 @@ pub enum Tunnel {
     None,
     /// HBONE on port 15008.
     Hbone,
+    /// Mutual TLS to the application's own port, where a sidecar of Istio ends it.
+    Sidecar,
 }
 
 /// A network namespace, pod, container or unit that runs an application
@@ -138,6 +140,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether it is in a mesh: there is somebody who ends mutual TLS for it.
+    pub fn is_meshed(&self) -> bool {
+        self.tunnel != Tunnel::None
+    }
+
     /// The first address of the family of `like`.
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.addresses

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::policy::{MtlsMode, PeerAuthentications};
-use crate::registry::{Registry, Service, Tunnel};
+use crate::registry::{Registry, Service};
 use crate::resource::destination_rule::{ClientTls, DestinationRuleSpec, TlsMode};
 use crate::resource::{Finding, Meta, Resource, ResourceSet};
 use crate::route::expand;
@@ -102,8 +102,7 @@ fn conflicts(
         };
         let Some(tls) = tls else { continue };
         let refusing = service.endpoints.iter().find_map(|endpoint| {
-            let workload =
-                (endpoint.workload.as_ref()).filter(|one| one.tunnel == Tunnel::Hbone)?;
+            let workload = (endpoint.workload.as_ref()).filter(|one| one.is_meshed())?;
             let (mode, by) = modes.mode(workload, *endpoint.ports.get(&port.number)?);
             refuses(mode, tls).then_some((mode, by))
         });

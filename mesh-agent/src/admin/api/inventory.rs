@@ -32,6 +32,9 @@ pub enum TunnelProtocol {
     /// HTTP/2 CONNECT over mutual TLS.
     #[serde(rename = "HBONE")]
     Hbone,
+    /// Mutual TLS to the application's own port, which a sidecar of Istio ends.
+    #[serde(rename = "mTLS")]
+    MutualTls,
     /// Plain TCP.
     #[serde(rename = "TCP")]
     Tcp,

@@ -194,7 +194,7 @@ impl Certificates {
     ///
     /// # Errors
     /// Where no certificate can be had for the identity.
-    pub async fn sidecar_config(
+    pub async fn server_config_to_sidecars(
         &self,
         identity: &Identity,
     ) -> Result<Arc<ServerConfig>, CertificateError> {
@@ -239,6 +239,22 @@ impl Certificates {
             }
             Ok(config)
         })
+    }
+
+    /// The same to a server that has a sidecar of Istio; `inside` are the protocols that the
+    /// application may speak (RFC 7301).
+    ///
+    /// # Errors
+    /// Where no certificate can be had for the identity.
+    pub async fn client_config_to_sidecar(
+        &self,
+        identity: &Identity,
+        expected: &Identity,
+        inside: &[&[u8]],
+    ) -> Result<Arc<ClientConfig>, CertificateError> {
+        let expected = std::slice::from_ref(expected);
+        let config = self.client_config(identity, expected).await?;
+        Ok(tls::from_sidecar(&config, inside))
     }
 
     /// Hears of changes of what is trusted from now on. For a connection it is to be

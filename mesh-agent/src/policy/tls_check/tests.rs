@@ -1,4 +1,5 @@
 use super::*;
+use crate::registry::Tunnel;
 use crate::registry::samples::{self, service, workload};
 
 fn one_row(

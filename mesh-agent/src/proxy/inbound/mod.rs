@@ -2,7 +2,6 @@
 //! port, or through HBONE.
 
 mod own_port;
-mod sidecar;
 
 use std::io;
 use std::net::SocketAddr;

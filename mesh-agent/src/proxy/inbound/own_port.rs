@@ -11,15 +11,14 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::{Inbound, sidecar, takes_plaintext};
-use crate::identity::is_revoked;
-use crate::identity::verify::Side;
+use super::{Inbound, takes_plaintext};
 use crate::policy::MtlsMode;
 use crate::policy::authorization::Verdict;
 use crate::proxy::application::{self, Caller};
 use crate::proxy::client_hello;
 use crate::proxy::copy::{Duplex, Transferred, copy_both};
 use crate::proxy::replay::Replay;
+use crate::proxy::sidecar;
 
 /// First byte of TLS (RFC 8446, section 5.1): a record of the handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
@@ -197,28 +196,17 @@ impl Inbound {
     ) -> io::Result<()> {
         let own = &self.local.workload.identity;
         let trust = self.certificates.watch_trust();
-        let config = self.certificates.sidecar_config(own).await;
+        let config = self.certificates.server_config_to_sidecars(own).await;
         let config = config.map_err(io::Error::other)?;
-        let proven = sidecar::accept(stream, config).await?;
-        self.node.handshakes.add(&proven.identity, own);
+        let (stream, identity) = sidecar::accept(stream, config, trust).await?;
+        self.node.handshakes.add(&identity, own);
         let caller = Caller {
             address: client,
-            identity: Some(proven.identity),
+            identity: Some(identity),
             transport: Transport::MutualTls,
             is_probe: false,
         };
-        let revoked = async {
-            let reason = trust.distrusts(proven.chain, Side::Client).await;
-            if !is_revoked(&reason) {
-                // It proves anew who it is with its next connection.
-                std::future::pending::<()>().await;
-            }
-            io::Error::other(reason)
-        };
-        tokio::select! {
-            carried = self.carry(proven.stream, caller, application) => carried,
-            reason = revoked => Err(reason),
-        }
+        self.carry(stream, caller, application).await
     }
 
     async fn carry(
