@@ -171,6 +171,35 @@ impl Workload {
         process
     }
 
+    /// Starts an HTTP server that speaks TLS itself, with a certificate of its own for the workload's
+    /// address: the server, and the file of the certificate, whose subject is `CN = own`.
+    ///
+    /// # Panics
+    ///
+    /// Where openssl fails.
+    pub fn serve_tls(&self, port: u16) -> (Process, String) {
+        let [certificate, key] =
+            ["own.pem", "own.key"].map(|name| self.file(name, "").display().to_string());
+        let make = format!(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} \
+             -out {certificate} -days 1 -subj /CN=own -addext subjectAltName=IP:{} 2>&1",
+            self.v4
+        );
+        self.run("sh", &["-c", &make]).success();
+        let port_text = port.to_string();
+        let arguments = [
+            "s_server",
+            "-www",
+            "-accept",
+            &port_text,
+            "-cert",
+            &certificate,
+            "-key",
+            &key,
+        ];
+        (self.serve(port, "openssl", &arguments), certificate)
+    }
+
     /// A file of the laboratory for this workload, with this content.
     ///
     /// # Panics

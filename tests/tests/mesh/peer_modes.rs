@@ -154,18 +154,8 @@ impl Stage {
         let near = lab.workload(Node::A, "near", &[("app", "near")]);
         let far = lab.workload(Node::B, "far", &[("app", "far")]);
         let outside = lab.workload(Node::Outside, "outside", &[]);
-        let folder = lab.folder().display().to_string();
-        let make = format!(
-            "cd {folder} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
-             -keyout own.key -out own.pem -days 1 -subj /CN=own -addext subjectAltName=IP:{} 2>&1",
-            web.v4
-        );
-        web.run("sh", &["-c", &make]).success();
-        let (own_root, key) = (format!("{folder}/own.pem"), format!("{folder}/own.key"));
-        let tls = [
-            "s_server", "-www", "-accept", "9443", "-cert", &own_root, "-key", &key,
-        ];
-        let mut servers = vec![web.serve(9443, "openssl", &tls)];
+        let (with_tls, own_root) = web.serve_tls(9443);
+        let mut servers = vec![with_tls];
         for port in &PORTS[..2] {
             let listen = format!("[::]:{port}");
             servers.push(web.serve(*port, "bookinfo", &["details", "--listen", &listen]));

@@ -71,20 +71,9 @@ impl Stage {
         let lab = Lab::new();
         let web = lab.workload(Node::A, "web", &[("app", "web")]);
         let outside = lab.workload(Node::Outside, "outside", &[]);
-        let folder = lab.folder().display().to_string();
-        let make = format!(
-            "cd {folder} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
-             -keyout own.key -out own.pem -days 1 -subj /CN=own -addext subjectAltName=IP:{} 2>&1",
-            web.v4
-        );
-        web.run("sh", &["-c", &make]).success();
-        let (own, own_key) = (format!("{folder}/own.pem"), format!("{folder}/own.key"));
-        let tls = [
-            "s_server", "-www", "-accept", "9443", "-cert", &own, "-key", &own_key,
-        ];
         let servers = [
             web.serve(9080, "bookinfo", &["details"]),
-            web.serve(9443, "openssl", &tls),
+            web.serve_tls(9443).0,
             web.serve(
                 7000,
                 "/usr/bin/python3",
