@@ -57,6 +57,28 @@ if hold:
     print("ended", flush=True)
 "#;
 
+/// Begins like a sidecar and then stalls: after nothing, in the middle of the first message, behind it.
+/// Says how each connection ended.
+const STALLED: &str = r#"
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.set_alpn_protocols(["istio"])
+hello = ssl.MemoryBIO()
+try: context.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+except ssl.SSLWantReadError: hello = hello.read()
+connections = []
+for length in [0, 20, len(hello)]:
+    connections.append(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10))
+    connections[-1].sendall(hello[:length])
+for connection in connections:
+    try:
+        while connection.recv(65536): pass
+        print("ended")
+    except TimeoutError: print("open")
+    except ConnectionError: print("ended")
+"#;
+
 struct Stage {
     agent: Agent,
     _servers: [Process; 4],
@@ -373,6 +395,16 @@ fn who_waits_is_greeted_and_may_still_turn_out_to_be_a_sidecar() {
         stage.outside.run("bash", &["-c", &greeted]).stdout,
         "welcome "
     );
+}
+
+#[test]
+fn who_stalls_before_it_has_proven_anything_is_cut_off() {
+    let stage = Stage::start();
+    stage.mode("STRICT");
+    let host = stage.web.v4.to_string();
+    let arguments = ["-c", STALLED, &host, "7000"];
+    let ended = stage.outside.run("/usr/bin/python3", &arguments).success();
+    assert_eq!(ended, "ended\nended\nended\n");
 }
 
 #[test]
