@@ -14,6 +14,7 @@ pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod dns;
+mod file;
 #[cfg(test)]
 mod fuzz;
 pub mod health;

@@ -6,10 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::file;
 use crate::identity::Identity;
 
 /// Shorter tokens could be guessed.
 const MIN_TOKEN_BYTES: usize = 16;
+/// Tens of thousands of tokens.
+const MAX_FILE_BYTES: usize = 16 << 20;
 
 /// Tokens, and the identities that each may have.
 #[derive(Default)]
@@ -24,7 +27,7 @@ impl Tokens {
     /// # Errors
     /// With file, line and reason; also where others than the owner may read it.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = file::read_text(path, MAX_FILE_BYTES)
             .with_context(|| format!("cannot read {}", path.display()))?;
         if std::fs::metadata(path)?.mode() & 0o077 != 0 {
             bail!(

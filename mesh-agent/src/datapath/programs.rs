@@ -1,7 +1,7 @@
 //! Loading the cgroup programs and attaching them by pinned links.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +14,7 @@ use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, SkMsg, SockOps};
 use super::bpf::{self, AttachType};
 use super::order::{AttachOrder, exclusive};
 use super::{DatapathError, cgroup};
+use crate::file;
 
 /// Folder of the links below the agent's bpffs folder.
 pub(super) const LINKS: &str = "links";
@@ -70,7 +71,7 @@ pub(super) fn attach(
                 source,
             }
         };
-        let directory = File::open(group).map_err(failed("open cgroup", group))?;
+        let directory = file::open(group).map_err(failed("open cgroup", group))?;
         let id = directory
             .metadata()
             .map_err(failed("read cgroup", group))?

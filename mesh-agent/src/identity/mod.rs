@@ -11,7 +11,6 @@ mod spiffe;
 mod tls;
 mod trust;
 pub mod verify;
-mod watch;
 
 #[cfg(test)]
 mod tests;

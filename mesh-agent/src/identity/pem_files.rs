@@ -2,7 +2,6 @@
 //! certificates, revocation lists, tokens. Others renew them.
 
 use std::borrow::Cow;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,10 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 
 use super::Trust;
 use super::verify::{self, Names, ServerVerifier};
+use crate::file;
+
+/// More than the largest revocation lists that are in use.
+const MAX_FILE_BYTES: usize = 64 << 20;
 
 /// A file that is not there, or not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -29,17 +32,6 @@ impl From<FileError> for std::io::Error {
     fn from(error: FileError) -> Self {
         Self::other(error)
     }
-}
-
-/// What a file changes with: its number, time and size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp(u64, i64, i64, u64);
-
-/// The stamp of a file, where it is there.
-pub fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-    Some(Stamp(metadata.ino(), seconds, nanoseconds, metadata.len()))
 }
 
 /// PEM, and where it stands.
@@ -60,7 +52,7 @@ impl<'a> Pem<'a> {
 
     fn read(self) -> Result<Cow<'a, [u8]>, FileError> {
         match self {
-            Self::File(path) => match std::fs::read(path) {
+            Self::File(path) => match file::read(path, MAX_FILE_BYTES) {
                 Ok(bytes) => Ok(bytes.into()),
                 Err(error) => Err(unusable(path, error.to_string())),
             },
@@ -187,7 +179,7 @@ fn all<T: PemObject>(pem: Pem<'_>, what: &str) -> Result<Vec<T>, FileError> {
 }
 
 fn read(path: &Path) -> Result<String, FileError> {
-    std::fs::read_to_string(path).map_err(|error| unusable(path, error.to_string()))
+    file::read_text(path, MAX_FILE_BYTES).map_err(|error| unusable(path, error.to_string()))
 }
 
 fn unusable(path: &Path, reason: String) -> FileError {

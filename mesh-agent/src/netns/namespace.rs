@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use super::container::{self, Found};
 use super::interface;
+use crate::file;
 use crate::registry::Placement;
 
 /// Where `ip netns` keeps its names.
@@ -75,7 +76,7 @@ impl Namespace {
     /// Where it is missing, the host's own, or cannot be entered.
     pub fn open(placement: &Placement) -> Result<Self, NamespaceError> {
         let (path, what) = locate(placement)?;
-        let file = File::open(&path).map_err(|source| match source.kind() {
+        let file = file::open(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => NamespaceError::Missing { what: what.clone() },
             _ => NamespaceError::Io {
                 action: "open",

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::identity::pem_files::{self, Stamp, client_config, stamp, trust};
+use crate::file::{Stamp, stamp};
+use crate::identity::pem_files::{self, client_config, trust};
 use crate::identity::verify::{Names, ServerVerifier};
 use crate::route::{Pem, TlsOrigination};
 

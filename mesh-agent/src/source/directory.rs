@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Loaded, State, Texts};
+use crate::file;
 use crate::resource::{Cache, MAX_FILE_BYTES, Reading};
 
 /// How long the directory must be at rest before it is read: writers often
@@ -239,7 +240,7 @@ impl Listing {
                 } else {
                     self.error(&name, format!("lies deeper than {MAX_DEPTH} directories"));
                 }
-            } else if metadata.is_file() && is_resource_file(&path) {
+            } else if is_resource_file(&path) {
                 if self.files.len() == MAX_FILES {
                     return self.error(&name, format!("there are more than {MAX_FILES} files"));
                 }
@@ -265,14 +266,14 @@ impl Listing {
             files: Vec::with_capacity(self.files.len()),
             unread: self.errors.clone(),
         };
-        for file in &self.files {
-            match read_text(file) {
-                Ok(text) => texts.files.push((file.name.clone(), text)),
+        for entry in &self.files {
+            match file::read_text(&entry.path, MAX_FILE_BYTES) {
+                Ok(text) => texts.files.push((entry.name.clone(), text)),
                 // Gone since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let reason = format!("cannot be read: {error}");
-                    texts.unread.push((file.name.clone(), reason));
+                    texts.unread.push((entry.name.clone(), reason));
                 }
             }
         }
@@ -283,14 +284,6 @@ impl Listing {
 fn is_resource_file(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
-fn read_text(file: &Entry) -> io::Result<String> {
-    if file.bytes > MAX_FILE_BYTES as u64 {
-        let reason = format!("it is larger than {} MiB", MAX_FILE_BYTES >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    fs::read_to_string(&file.path)
 }
 
 #[cfg(test)]

@@ -339,6 +339,17 @@ fn an_agent_says_what_keeps_it_from_asking() {
             ],
             "/nowhere: No such file",
         ),
+        (
+            vec![
+                "--ca-address",
+                "127.0.0.1:1",
+                "--ca-root-cert",
+                "/dev/zero",
+                "--ca-token",
+                "/nowhere",
+            ],
+            "/dev/zero: it is a device, not a regular file",
+        ),
     ] {
         let error = match Agent::start_in(&lab, Node::A, None, &flags) {
             Ok(_) => panic!("{flags:?}: runs"),

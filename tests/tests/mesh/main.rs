@@ -43,6 +43,7 @@ mod memory;
 mod meshctl;
 mod mtls;
 mod node_probes;
+mod odd_files;
 mod openssl;
 mod outbound;
 mod outliers;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::AuthorityError;
-use crate::identity::pem_files::{Stamp, stamp};
+use crate::file::{self, Stamp, stamp};
 
 /// Trust anchors.
 pub const ROOT_CERT: &str = "root-cert.pem";
@@ -26,7 +26,7 @@ const ROOT_KEY: &str = "root-key.pem";
 pub const AUTHORITY_FILES: [&str; 6] = [ROOT_CERT, CA_CERT, CA_KEY, CERT_CHAIN, CRL, ROOT_KEY];
 
 /// Far above any real CA's files, so that a wrong path does not fill the memory.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+const MAX_FILE_BYTES: usize = 1 << 20;
 const SECRET_MODE: u32 = 0o600;
 const PUBLIC_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -107,23 +107,15 @@ fn load(
 
 fn read(dir: &Path, name: &str) -> Result<Option<String>, AuthorityError> {
     let path = dir.join(name);
-    let metadata = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata,
+    let text = match file::read_text(&path, MAX_FILE_BYTES) {
+        Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", &path)(error)),
     };
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(AuthorityError::Invalid {
-            path,
-            reason: format!("larger than {MAX_FILE_BYTES} bytes"),
-        });
-    }
-    if name == CA_KEY && metadata.mode() & 0o007 != 0 {
+    if name == CA_KEY && path.metadata().is_ok_and(|data| data.mode() & 0o007 != 0) {
         tracing::warn!(path = %path.display(), "the CA's key is open to every user");
     }
-    std::fs::read_to_string(&path)
-        .map(Some)
-        .map_err(failed("read", &path))
+    Ok(Some(text))
 }
 
 /// Each file appears whole or not at all.

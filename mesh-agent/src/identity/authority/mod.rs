@@ -25,6 +25,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::leaf::{CaInfo, info, unix, unix_seconds};
 use super::verify::{self, Side};
 use super::{Identity, Trust};
+use crate::file;
 pub use error::AuthorityError;
 pub use files::AUTHORITY_FILES;
 use files::{CA_CERT, CA_KEY, CERT_CHAIN, CRL, Files, ROOT_CERT};
@@ -230,7 +231,7 @@ pub async fn watch(
             tracing::error!(%error, "certificate authority not renewed, the old one stays");
         }
     };
-    super::watch::watch(look(), look, changed, stop).await;
+    file::watch(look(), look, changed, stop).await;
 }
 
 /// All certificates of a PEM file; at least one.

@@ -13,9 +13,10 @@ use rustls_pki_types::CertificateRevocationListDer;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::file::{Stamp, stamp};
 use crate::identity::Identity;
 use crate::identity::certificate_service::{ClientError, ServiceClient};
-use crate::identity::pem_files::{FileError, Stamp, revocation_lists, stamp};
+use crate::identity::pem_files::{FileError, revocation_lists};
 use crate::identity::trust::Anchors;
 
 /// Requests at a time.

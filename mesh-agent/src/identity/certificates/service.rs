@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::held::{Held, renewal_time, unix_time};
 use super::remote::{MAX_REQUESTS, Remote};
 use super::{CertificateError, Certificates, MAX_IDENTITIES, Source, remaining};
+use crate::file::{stamp, watch};
 use crate::identity::certificate_service::ClientError;
-use crate::identity::pem_files::{FileError, revocation_lists, stamp};
+use crate::identity::pem_files::{FileError, revocation_lists};
 use crate::identity::trust::Anchors;
-use crate::identity::watch::watch;
 use crate::identity::{Identity, Leaf};
 
 /// Why a revocation list is not in force.
