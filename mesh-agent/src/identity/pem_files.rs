@@ -17,6 +17,8 @@ use crate::file;
 
 /// More than the largest revocation lists that are in use.
 const MAX_FILE_BYTES: usize = 64 << 20;
+/// What keys have that are encrypted (RFC 7468, section 11; RFC 1421, section 4.6.1.1).
+const ENCRYPTED: [&str; 2] = ["-----BEGIN ENCRYPTED PRIVATE KEY-----", "4,ENCRYPTED"];
 
 /// A file that is not there, or not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +98,8 @@ pub fn client_config(
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let secret = PrivateKeyDer::from_pem_slice(&key.read()?)
-                .map_err(|error| unusable(key.name(), format!("no private key in PEM: {error}")))?;
+            let secret =
+                private_key(&key.read()?).map_err(|reason| unusable(key.name(), reason))?;
             builder
                 .with_client_auth_cert(certificates(chain)?, secret)
                 .map_err(|error| unusable(key.name(), error.to_string()))?
@@ -140,6 +142,19 @@ pub fn bearer(path: &Path) -> Result<HeaderValue, FileError> {
         .map_err(|_| unusable(path, "not a token".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// The private key in this PEM, or the reason why there is none.
+pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        let text = String::from_utf8_lossy(pem);
+        if ENCRYPTED.iter().any(|mark| text.contains(mark)) {
+            "the private key is encrypted, and must not be: there is nobody to ask for its passphrase"
+                .to_owned()
+        } else {
+            format!("no private key in PEM: {error}")
+        }
+    })
 }
 
 fn certificates(pem: Pem<'_>) -> Result<Vec<CertificateDer<'static>>, FileError> {

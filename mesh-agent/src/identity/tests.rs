@@ -11,10 +11,10 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::Identity;
 use super::authority::{Authority, AuthorityError};
 use super::certificates::Certificates;
 use super::verify::{self, Side};
+use super::{Identity, pem_files};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -390,5 +390,33 @@ fn a_revocation_list_that_is_none_is_refused() {
         fs::write(&list, text).unwrap();
         let said = error(dir.path());
         assert!(said.contains("crl.pem: no list of revoked"), "{said}");
+    }
+}
+
+#[test]
+fn an_encrypted_key_is_called_so() {
+    let dir = TempDir::new().unwrap();
+    operators_ca(
+        dir.path(),
+        "ecparam -name prime256v1 -genkey -out ca-key.pem",
+    );
+    let path = |name: &str| dir.path().join(name);
+    fs::copy(path("ca-key.pem"), path("plain.pem")).unwrap();
+    for (command, form) in [
+        ("pkcs8 -topk8", "BEGIN ENCRYPTED PRIVATE KEY"),
+        ("ec -aes128", "Proc-Type: 4,ENCRYPTED"),
+    ] {
+        let passphrase = "-passout pass:hush-hush";
+        let command = format!("{command} -in plain.pem -out ca-key.pem {passphrase}");
+        openssl(dir.path(), &command);
+        let text = fs::read_to_string(path("ca-key.pem")).unwrap();
+        assert!(text.contains(form), "{text}");
+        let said = error(dir.path());
+        let reason = "ca-key.pem: the private key is encrypted";
+        assert!(said.contains(reason), "{said}");
+        let own = (&*path("ca-cert.pem"), &*path("ca-key.pem"));
+        let refused = pem_files::client_tls(&path("root-cert.pem"), Some(own), &[]);
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains(reason), "{said}");
     }
 }

@@ -18,11 +18,12 @@ use std::time::{Duration, SystemTime};
 use rcgen::{Issuer, KeyPair, PublicKeyData};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::leaf::{CaInfo, info, unix, unix_seconds};
+use super::pem_files::private_key;
 use super::verify::{self, Side};
 use super::{Identity, Trust};
 use crate::file;
@@ -83,8 +84,7 @@ impl Authority {
             reason,
         };
 
-        let key = PrivateKeyDer::from_pem_slice(files.ca_key.as_bytes())
-            .map_err(|error| invalid(CA_KEY, format!("no private key in PEM: {error}")))?;
+        let key = private_key(files.ca_key.as_bytes()).map_err(|reason| invalid(CA_KEY, reason))?;
         let key = KeyPair::try_from(&key)
             .map_err(|error| invalid(CA_KEY, format!("not a usable private key: {error}")))?;
 
