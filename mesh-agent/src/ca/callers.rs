@@ -1,16 +1,18 @@
 //! Who asks for a certificate, and for which identities.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, header};
 
 use super::kubernetes::{Account, ApiError, ApiServer};
 use super::status::Status;
-use super::tokens::Tokens;
+use super::tokens::TokenFile;
 use crate::identity::Identity;
 
 /// Knows who may ask.
 pub struct Callers {
     /// Tokens of a file.
-    pub tokens: Tokens,
+    pub tokens: Arc<TokenFile>,
     /// Tokens of service accounts.
     pub api_server: Option<ApiServer>,
     /// Service accounts of node agents, `(namespace, name)`: they may ask for all that run beside them.
@@ -42,7 +44,8 @@ impl Callers {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
             .map(str::trim);
-        let of_token = token.map_or(&[][..], |token| self.tokens.identities(token));
+        let tokens = self.tokens.current();
+        let of_token = token.map_or(&[][..], |token| tokens.identities(token));
         let mut caller = Caller {
             own: of_token.iter().cloned().chain(proven).collect(),
             agent: None,

@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::identity::{Authority, authority};
 pub use server::{Service, serve};
-pub use tokens::Tokens;
 
 use callers::Callers;
 use kubernetes::{ApiServer, ApiServerOptions};
+use tokens::TokenFile;
 
 /// Longest life of a certificate that is asked for.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -42,7 +42,8 @@ pub struct CaOptions {
     /// Trust domain of all identities
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Who may ask with a token: a line for each, the token and then the identities it may have.
+    /// Who may ask with a token: a line for each, the token and then the identities it may have;
+    /// read again when it changes.
     /// Without it only those who have a certificate already are served
     #[arg(long, value_name = "FILE")]
     pub tokens: Option<PathBuf>,
@@ -100,10 +101,10 @@ fn node_account(text: &str) -> Result<(String, String), String> {
 pub async fn run(options: CaOptions) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let authority = Authority::load_or_create(&options.ca, options.trust_domain.as_str())?;
-    let tokens = match &options.tokens {
-        Some(path) => Tokens::load(path)?,
-        None => Tokens::default(),
-    };
+    let tokens = Arc::new(match &options.tokens {
+        Some(path) => TokenFile::open(path.clone())?,
+        None => TokenFile::default(),
+    });
     let api_server = match &options.kube_api {
         Some(url) => Some(ApiServer::new(ApiServerOptions {
             url: url.clone(),
@@ -114,7 +115,7 @@ pub async fn run(options: CaOptions) -> anyhow::Result<()> {
         None => None,
     };
     let callers = Callers {
-        tokens,
+        tokens: tokens.clone(),
         api_server,
         node_accounts: options.node_accounts.clone(),
         trust_domain: options.trust_domain.clone(),
@@ -137,11 +138,12 @@ pub async fn run(options: CaOptions) -> anyhow::Result<()> {
         options.ca.clone(),
         options.trust_domain.as_str().into(),
         |authority| service.replace(authority),
-        stop,
+        stop.clone(),
     );
     tokio::select! {
         () = serve(listener, service.clone()) => {}
         () = renewed => {}
+        () = tokens.watch(stop) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,14 @@ use mesh_tests::{Lab, Node, Outcome, Process, Workload, eventually};
 use crate::trust::revocation_list;
 
 const TOKEN: &str = "a-token-of-some-length";
+const A: &str = "spiffe://cluster.local/ns/default/sa/a";
+const B: &str = "spiffe://cluster.local/ns/default/sa/b";
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn mode(file: &Path, bits: u32) {
+    fs::set_permissions(file, fs::Permissions::from_mode(bits)).expect("a mode");
+}
 
 /// Asks for a certificate: address, root, CSR, token or `-`, wanted identity
 /// or `-`, then client certificate and key or `-`. Prints the chain, or the
@@ -60,7 +69,8 @@ pub(super) struct Authority {
     pub(super) client: Workload,
     address: String,
     csr: String,
-    _ca: Process,
+    tokens: PathBuf,
+    ca: Process,
 }
 
 impl Authority {
@@ -73,18 +83,13 @@ impl Authority {
     /// With more arguments, in a place of its own.
     pub(super) fn start_in(lab: Lab, place: &Workload, more: &[&str]) -> Self {
         let client = lab.workload(Node::Outside, "client", &[]);
-        let tokens = place.file(
-            "tokens",
-            &format!(
-                "{TOKEN} spiffe://cluster.local/ns/default/sa/a spiffe://cluster.local/ns/default/sa/b\n"
-            ),
-        );
-        fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600)).expect("a mode");
+        let tokens = place.file("tokens", &format!("{TOKEN} {A} {B}\n"));
+        mode(&tokens, 0o600);
         let address = format!("{}:15012", place.v4);
-        let (folder, tokens) = (lab.ca(), tokens.to_string_lossy().into_owned());
+        let (folder, file) = (lab.ca(), tokens.to_string_lossy());
         let folder = folder.to_string_lossy();
         let arguments = [
-            "ca", "--listen", &address, "--ca", &folder, "--tokens", &tokens,
+            "ca", "--listen", &address, "--ca", &folder, "--tokens", &file,
         ];
         let ca = place.serve(15012, "mesh-agent", &[&arguments, more].concat());
         let folder = lab.folder().display();
@@ -100,7 +105,8 @@ impl Authority {
             address,
             client,
             lab,
-            _ca: ca,
+            tokens,
+            ca,
         }
     }
 
@@ -142,19 +148,15 @@ impl Authority {
 fn whoever_has_a_token_or_a_certificate_gets_one_for_what_it_may_be() {
     let authority = Authority::start();
     let said = authority.names(&authority.ask(TOKEN, "-", None));
-    assert!(
-        said.contains("URI:spiffe://cluster.local/ns/default/sa/a"),
-        "{said}"
-    );
+    assert!(said.contains(&format!("URI:{A}")), "{said}");
     assert!(!said.contains("admin"), "{said}");
     let key = said.split("-----BEGIN PUBLIC KEY-----").nth(1);
     assert!(
         key.is_some_and(|key| said.matches(key.trim()).count() == 2),
         "the key of the request: {said}"
     );
-    let b = "spiffe://cluster.local/ns/default/sa/b";
-    let given = authority.ask(TOKEN, b, None);
-    assert!(authority.names(&given).contains(b));
+    let given = authority.ask(TOKEN, B, None);
+    assert!(authority.names(&given).contains(B));
     assert_eq!(
         given.stdout.matches("BEGIN CERTIFICATE").count(),
         3,
@@ -178,7 +180,7 @@ fn whoever_has_a_token_or_a_certificate_gets_one_for_what_it_may_be() {
             None,
             "PERMISSION_DENIED",
         ),
-        ("-", b, Some(own), "PERMISSION_DENIED"),
+        ("-", B, Some(own), "PERMISSION_DENIED"),
     ] {
         let refused = authority.ask(token, wanted, own);
         assert!(
@@ -192,6 +194,61 @@ fn whoever_has_a_token_or_a_certificate_gets_one_for_what_it_may_be() {
         refused.stdout.starts_with("INVALID_ARGUMENT"),
         "{refused:?}"
     );
+}
+
+#[test]
+fn tokens_are_read_again_when_they_change_and_never_told() {
+    let authority = Authority::start();
+    let asks = |token: &str, wanted: &str, answer: &str| {
+        let why = format!("{wanted} is asked for");
+        eventually(PATIENCE, &why, || {
+            let said = authority.ask(token, wanted, None);
+            if said.stdout.starts_with(answer) {
+                Ok(())
+            } else {
+                Err(format!("{said:?}"))
+            }
+        });
+    };
+    let says = |what: &str| {
+        eventually(PATIENCE, what, || match authority.ca.log() {
+            log if log.contains(what) => Ok(()),
+            log => Err(log),
+        });
+    };
+    let write = |text: &str, bits: u32| {
+        let draft = authority.client.file("tokens", text);
+        mode(&draft, bits);
+        fs::rename(draft, &authority.tokens).expect("renamed");
+    };
+    let (given, unknown) = ("-----BEGIN CERTIFICATE", "UNAUTHENTICATED");
+    asks(TOKEN, B, given);
+
+    write(&format!("{TOKEN} {A}\n"), 0o600);
+    asks(TOKEN, B, "PERMISSION_DENIED");
+    asks(TOKEN, A, given);
+
+    let other = "another-token-of-some-length";
+    write(&format!("# the first is void\n{other} {A}\n"), 0o600);
+    asks(TOKEN, A, unknown);
+    asks(other, A, given);
+
+    // Words that are swapped.
+    write(&format!("\n{A} {other}\n"), 0o600);
+    says("ca-tokens: line 2: after the token stand identities");
+    asks(other, A, given);
+    write(&format!("{TOKEN} {A}\n"), 0o640);
+    says("others than its owner may read it");
+    asks(TOKEN, A, unknown);
+    mode(&authority.tokens, 0o600);
+    asks(TOKEN, A, given);
+    fs::remove_file(&authority.tokens).expect("removed");
+    says("No such file");
+    asks(TOKEN, A, given);
+    write("", 0o600);
+    asks(TOKEN, A, unknown);
+    let log = authority.ca.log();
+    assert!(!log.contains(TOKEN) && !log.contains(other), "{log}");
 }
 
 /// Gets a certificate for some seconds by its token, and asks with it on one connection: at once,
@@ -297,13 +354,11 @@ fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_conn
     let authority = Authority::start();
     let mut client = authority.returning("4");
     assert_eq!(client.answer(), "given");
-    eventually(Duration::from_secs(20), "its end", || {
-        match client.again() {
-            said if said.starts_with("UNAUTHENTICATED") && said.contains("expired") => Ok(()),
-            said => {
-                std::thread::sleep(Duration::from_millis(200));
-                Err(said)
-            }
+    eventually(PATIENCE, "its end", || match client.again() {
+        said if said.starts_with("UNAUTHENTICATED") && said.contains("expired") => Ok(()),
+        said => {
+            std::thread::sleep(Duration::from_millis(200));
+            Err(said)
         }
     });
     let mut client = authority.returning("600");
@@ -313,13 +368,11 @@ fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_conn
     let serial = serial.trim().trim_start_matches("serial=");
     let list = revocation_list(&authority.lab, &authority.client, &[serial]);
     fs::write(authority.lab.ca().join("crl.pem"), list).expect("written");
-    eventually(Duration::from_secs(20), "its revocation", || {
-        match client.again() {
-            said if said.starts_with("UNAUTHENTICATED") && said.contains("evoked") => Ok(()),
-            said => {
-                std::thread::sleep(Duration::from_millis(200));
-                Err(said)
-            }
+    eventually(PATIENCE, "its revocation", || match client.again() {
+        said if said.starts_with("UNAUTHENTICATED") && said.contains("evoked") => Ok(()),
+        said => {
+            std::thread::sleep(Duration::from_millis(200));
+            Err(said)
         }
     });
 }
