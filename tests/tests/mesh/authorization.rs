@@ -1,13 +1,11 @@
 //! AuthorizationPolicy: who may reach what, between nodes, on one node, and
 //! from outside of the mesh.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use mesh_tests::{
-    Agent, Lab, Node, Process, Reply, ServicePort, Workload, eventually, service, wait_until,
-    workload_entries,
+    Agent, Conversation, Lab, Node, Process, Reply, ServicePort, Workload, eventually, service,
+    wait_until, workload_entries,
 };
 
 /// How long a change of policy may take until it holds.
@@ -263,10 +261,7 @@ fn a_client_that_asks_late_is_judged_by_what_it_asks() {
 }
 
 /// An open connection to the echo server of a service.
-struct Connection {
-    client: Child,
-    lines: BufReader<std::process::ChildStdout>,
-}
+struct Connection(Conversation);
 
 impl Connection {
     fn open(from: &Workload, name: &str) -> Self {
@@ -281,33 +276,14 @@ impl Connection {
              \texcept OSError as e:\n\
              \t\tprint('ERROR', e, flush=True)\n"
         );
-        let mut client = from
-            .command("/usr/bin/python3")
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("python runs");
-        let lines = BufReader::new(client.stdout.take().expect("piped"));
-        Self { client, lines }
+        let mut python = from.command("/usr/bin/python3");
+        Self(Conversation::start(python.args(["-c", &script])))
     }
 
     /// What comes back; `None` where the connection is gone.
     fn say(&mut self, text: &str) -> Option<String> {
-        let stdin = self.client.stdin.as_mut().expect("piped");
-        writeln!(stdin, "{text}").ok()?;
-        let mut line = String::new();
-        self.lines.read_line(&mut line).ok()?;
-        let line = line.trim_end();
-        (!line.is_empty() && line != "END" && !line.starts_with("ERROR")).then(|| line.to_owned())
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let _ = self.client.kill();
-        let _ = self.client.wait();
+        let line = self.0.ask(text);
+        (!line.is_empty() && line != "END" && !line.starts_with("ERROR")).then_some(line)
     }
 }
 

@@ -1,13 +1,11 @@
 //! `mesh-agent ca`: certificates by Istio's API, for a client that only knows gRPC.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-use mesh_tests::{Lab, Node, Outcome, Process, Workload, eventually};
+use mesh_tests::{Conversation, Lab, Node, Outcome, Process, Workload, eventually};
 
 use crate::trust::revocation_list;
 
@@ -297,7 +295,7 @@ for _ in sys.stdin: again()
 
 impl Authority {
     /// `RETURNING`, whose certificate is good for so long.
-    fn returning(&self, seconds: &str) -> Returning {
+    fn returning(&self, seconds: &str) -> Conversation {
         let root = self.lab.ca().join("root-cert.pem");
         let key = self.lab.folder().join("key.pem");
         let arguments = [
@@ -310,42 +308,8 @@ impl Authority {
             TOKEN,
             seconds,
         ];
-        let mut child = self
-            .client
-            .command("/usr/bin/python3")
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Returning { child, answers }
-    }
-}
-
-/// A client that comes back on its connection.
-struct Returning {
-    child: Child,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Returning {
-    fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("a line");
-        line.trim().to_owned()
-    }
-
-    fn again(&mut self) -> String {
-        writeln!(self.child.stdin.as_mut().expect("piped"), "again").expect("it runs");
-        self.answer()
-    }
-}
-
-impl Drop for Returning {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut python = self.client.command("/usr/bin/python3");
+        Conversation::start(python.args(arguments))
     }
 }
 
@@ -354,7 +318,7 @@ fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_conn
     let authority = Authority::start();
     let mut client = authority.returning("4");
     assert_eq!(client.answer(), "given");
-    eventually(PATIENCE, "its end", || match client.again() {
+    eventually(PATIENCE, "its end", || match client.ask("again") {
         said if said.starts_with("UNAUTHENTICATED") && said.contains("expired") => Ok(()),
         said => {
             std::thread::sleep(Duration::from_millis(200));
@@ -368,7 +332,7 @@ fn a_certificate_proves_nothing_after_its_end_or_revocation_also_on_an_open_conn
     let serial = serial.trim().trim_start_matches("serial=");
     let list = revocation_list(&authority.lab, &authority.client, &[serial]);
     fs::write(authority.lab.ca().join("crl.pem"), list).expect("written");
-    eventually(PATIENCE, "its revocation", || match client.again() {
+    eventually(PATIENCE, "its revocation", || match client.ask("again") {
         said if said.starts_with("UNAUTHENTICATED") && said.contains("evoked") => Ok(()),
         said => {
             std::thread::sleep(Duration::from_millis(200));

@@ -1,10 +1,8 @@
 //! A client that resumes its TLS session: the handshake is shorter, what it may do is the same.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-use mesh_tests::{Agent, Lab, Node, Workload, eventually, workload_entries};
+use mesh_tests::{Agent, Conversation, Lab, Node, Workload, eventually, workload_entries};
 
 use crate::trust::revocation_list;
 
@@ -48,30 +46,18 @@ for _ in sys.stdin:
         print("refused", getattr(error, "reason", None) or type(error).__name__, flush=True)
 "#;
 
-struct Client {
-    child: Child,
-    answers: BufReader<ChildStdout>,
-}
+struct Client(Conversation);
 
 impl Client {
     fn start(from: &Workload, arguments: &[&str]) -> Self {
-        let mut child = from
-            .command("/usr/bin/python3")
-            .args(["-c", CLIENT])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, answers }
+        let mut python = from.command("/usr/bin/python3");
+        Self(Conversation::start(
+            python.args(["-c", CLIENT]).args(arguments),
+        ))
     }
 
     fn ask(&mut self) -> String {
-        writeln!(self.child.stdin.as_mut().expect("piped"), "again").expect("it runs");
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("a line");
-        line.trim().to_owned()
+        self.0.ask("again")
     }
 
     /// Asks until it is answered so.
@@ -83,13 +69,6 @@ impl Client {
                 Err(said)
             }
         });
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
