@@ -265,7 +265,10 @@ fn certificates_that_prove_nothing_are_refused_and_the_reason_is_told() {
     let signed = stage.outside.run("sh", &["-c", &script]);
     assert_eq!(signed.code, 0, "{signed:?}");
     let said = stage.peer("good", &made);
-    assert!(said.contains("CERTIFICATE"), "not yet valid: {said}");
+    assert!(
+        said.contains("CERTIFICATE_EXPIRED"),
+        "not yet valid: {said}"
+    );
     let none = ("-".to_owned(), "-".to_owned());
     let said = stage.peer("good", &none);
     assert!(said.contains("CERTIFICATE_REQUIRED"), "{said}");
