@@ -67,6 +67,7 @@ impl Agent for SampleAgent {
             flows_dropped: 0,
             events_dropped: 3,
             denied: 4,
+            clients_refused: 5,
             flows_opened: 20,
             flows_closed: 8,
             flows_evicted: 0,

@@ -58,7 +58,7 @@ use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
 use crate::proxy::application::Reports;
 use crate::proxy::direct::DirectTraffic;
-use crate::proxy::hbone::TunnelPool;
+use crate::proxy::hbone::{Clients, TunnelPool};
 use crate::proxy::http::Upstreams;
 use crate::proxy::node_probes::NodeProbes;
 use crate::proxy::notes::Notes;
@@ -180,6 +180,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),
+        clients: Arc::new(Clients::new(options.max_client_connections)),
         telemetry: telemetry.clone(),
     });
     let tunnels = TunnelPool::new(certificates.clone(), node.handshakes.clone());

@@ -12,6 +12,7 @@ use crate::admin::metrics::MetricsAddress;
 use crate::datapath::AttachOrder;
 use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
+use crate::proxy::hbone::DEFAULT_MAX_CONNECTIONS;
 use crate::proxy::node_probes::ProbePolicy;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::route::OutboundPolicy;
@@ -120,6 +121,9 @@ pub struct RunOptions {
     /// Whether bytes that stay on the node bypass the TCP/IP stack, where a workload does not say: auto, on, off
     #[arg(long, value_name = "SETTING", default_value_t)]
     pub short_circuit: ShortCircuit,
+    /// Connections (HBONE) that one client, an identity at an address, may have to this node
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_MAX_CONNECTIONS)]
+    pub max_client_connections: NonZeroUsize,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,

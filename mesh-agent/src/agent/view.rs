@@ -167,6 +167,7 @@ impl api::Agent for Agent {
             flows_dropped: of(Counter::FlowsDropped),
             events_dropped: of(Counter::EventsDropped),
             denied: of(Counter::Denied),
+            clients_refused: self.node.clients.refused(),
             flows_opened: self.flows.opened.load(Ordering::Relaxed),
             flows_closed: self.flows.closed.load(Ordering::Relaxed),
             flows_evicted: self.flows.evicted.load(Ordering::Relaxed),

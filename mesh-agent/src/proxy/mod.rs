@@ -71,6 +71,8 @@ pub struct Node {
     pub telemetry: Arc<Telemetry>,
     /// Handshakes of the last minute.
     pub handshakes: Arc<hbone::Handshakes>,
+    /// Who has tunnels to its workloads.
+    pub clients: Arc<hbone::Clients>,
 }
 
 impl Node {

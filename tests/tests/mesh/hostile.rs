@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_tests::{Agent, Lab, Node, Process, Workload, eventually, workload_entries};
+use mesh_tests::{Agent, Conversation, Lab, Node, Process, Workload, eventually, workload_entries};
+
+use crate::prometheus::{curl, free_address};
 
 /// `web` behind our agent, `outside` without one; both have certificates of the mesh.
 struct Stage {
@@ -142,6 +144,20 @@ try:
             if number == 3: refused += 1
             if opened + refused == 1000: break
         print(opened, refused)
+    elif kind == "many":
+        # For each word as many connections more, with a tunnel on each: how many stay open; all are
+        # closed for "0".
+        all = []
+        for line in sys.stdin:
+            for _ in range(int(line)):
+                try:
+                    one = tls(); one.sendall(PREFACE + connect(1))
+                    if status(one) == "88": all.append(one)
+                except (ConnectionError, ssl.SSLError): pass
+            if line == "0\n":
+                for one in all: one.close()
+                all = []
+            print(len(all), flush=True)
     elif kind == "resets":
         connection = tls(); connection.sendall(PREFACE)
         reset = lambda stream: frame(3, 0, stream, struct.pack(">I", 8))
@@ -363,6 +379,52 @@ fn floods_of_frames_on_more_connections_than_threads_hold_up_nobody() {
         // Some hundredths; four seconds where a flood keeps the thread.
         assert!(waits.iter().all(|wait| *wait < 2.0), "{kind}: {said}");
     }
+}
+
+#[test]
+fn a_client_that_opens_connections_without_end_is_stopped_and_others_are_served() {
+    let mut stage = Stage::start();
+    stage.agent.stop();
+    let metrics = free_address();
+    let flags = [
+        "--max-client-connections",
+        "20",
+        "--metrics-address",
+        &metrics,
+    ];
+    stage.agent = Agent::start_with(&stage.lab, Node::A, &flags);
+    let certificate = |name: &str| {
+        let (chain, key) = stage.lab.certificate(name, &stage.outside);
+        (chain.display().to_string(), key.display().to_string())
+    };
+    let (own, other) = (certificate("client"), certificate("other"));
+    let (host, authority) = (stage.web.v4.to_string(), format!("{}:9080", stage.web.v4));
+    let mut python = stage.outside.command("/usr/bin/python3");
+    let arguments = ["-c", PEER, "many", &host, &own.0, &own.1, &authority];
+    let mut many = Conversation::start(python.args(arguments));
+    assert_eq!(many.ask("15"), "15");
+    assert_eq!(many.ask("15"), "20");
+    assert_eq!(many.ask("15"), "20");
+    assert_eq!(stage.peer("good", &other), "88", "somebody else");
+    let text = curl(&[&format!("http://{metrics}/metrics")]);
+    let counted = "\nundermesh_client_connections_refused_total 25\n";
+    assert!(text.contains(counted), "{text}");
+    let log = stage.agent.log();
+    let told = log
+        .lines()
+        .filter(|line| line.contains("too many connections"));
+    assert_eq!(told.count(), 1, "one line for 25 refusals: {log}");
+    assert!(log.contains("ns/default/sa/client"), "{log}");
+
+    assert_eq!(many.ask("0"), "0");
+    eventually(
+        Duration::from_secs(10),
+        "there is room again",
+        || match &*many.ask("1") {
+            "1" => Ok(()),
+            said => Err(said.to_owned()),
+        },
+    );
 }
 
 /// Sends to whoever connects for as long as it takes.

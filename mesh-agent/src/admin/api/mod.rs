@@ -105,6 +105,8 @@ pub struct CountersView {
     pub log_lines: u64,
     /// Lines that it has not, because the file was too slow or refused them.
     pub log_lines_dropped: u64,
+    /// Connections of clients that had too many.
+    pub clients_refused: u64,
     /// Configurations that were refused.
     pub configurations_refused: u64,
 }

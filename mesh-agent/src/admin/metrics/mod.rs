@@ -41,6 +41,7 @@ fn of_agent(agent: &dyn Agent) -> String {
         flows_dropped,
         events_dropped,
         denied,
+        clients_refused,
         flows_opened,
         flows_closed,
         flows_evicted,
@@ -67,6 +68,12 @@ fn of_agent(agent: &dyn Agent) -> String {
             "counter",
             "Connections that the kernel programs refused.",
             denied,
+        ),
+        (
+            "client_connections_refused_total",
+            "counter",
+            "Connections (HBONE) of clients that had too many.",
+            clients_refused,
         ),
         (
             "flows_opened_total",
@@ -200,6 +207,7 @@ mod tests {
             "undermesh_flows_opened_total 20",
             "undermesh_access_log_lines_dropped_total 2",
             "undermesh_connections_denied_total 4",
+            "undermesh_client_connections_refused_total 5",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }

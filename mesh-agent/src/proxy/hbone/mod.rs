@@ -3,6 +3,7 @@
 //! END_STREAM, an abort is RST_STREAM.
 
 mod client;
+mod clients;
 mod connection;
 mod forwarded;
 mod handshakes;
@@ -16,6 +17,7 @@ mod stream;
 mod tests;
 
 pub use client::{OPEN_TIMEOUT, TunnelError, TunnelPool, TunnelRequest};
+pub use clients::{Clients, DEFAULT_MAX_CONNECTIONS, Place};
 pub use connection::ConnectError;
 pub use handshakes::Handshakes;
 pub use refusal::Refusal;

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::clients::Place;
 use super::read_ahead::ReadAhead;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
@@ -67,6 +68,9 @@ pub enum ServeError {
     /// A certificate of the client has been revoked meanwhile.
     #[error("the client's certificate is revoked")]
     Revoked,
+    /// The client has too many connections.
+    #[error("the client has too many connections")]
+    TooMany,
     /// The client does not answer pings.
     #[error("the client does not answer any more")]
     Lost,
@@ -97,8 +101,9 @@ pub trait TunnelHandler: Send + Sync + 'static {
     /// gives up first.
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Self::Io, Refusal>>;
 
-    /// A client has proven who it is.
-    fn connected(&self, _peer: &Identity) {}
+    /// A client has proven who it is. The connection is refused where it has no place, and gives
+    /// its place back when it ends.
+    fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place>;
 
     /// A tunnel that was opened has ended. Not called for tunnels that are cut
     /// off because `serve` was dropped.
@@ -132,7 +137,11 @@ pub async fn serve(
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
     let peer_address = forwarded::canonical(peer_address);
-    handler.connected(&peer.identity);
+    let Some(_place) = handler.connected(&peer.identity, peer_address.ip()) else {
+        http2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        let _ = timeout(HANDSHAKE_TIMEOUT, poll_fn(|cx| http2.poll_closed(cx))).await;
+        return Err(ServeError::TooMany);
+    };
 
     let open_tunnels = AtomicUsize::new(0);
     let lost = keep_alive::lost(http2.ping_pong(), || {

@@ -4,7 +4,7 @@
 mod own_port;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
-use super::hbone::{self, IncomingTunnel, Refusal, ServerTls, TunnelHandler};
+use super::hbone::{self, IncomingTunnel, Place, Refusal, ServerTls, TunnelHandler};
 use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;
@@ -110,9 +110,11 @@ pub(super) fn takes_plaintext(
 impl TunnelHandler for Inbound {
     type Io = Application;
 
-    fn connected(&self, peer: &Identity) {
+    fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place> {
+        let place = self.node.clients.place(peer, address)?;
         let own = &self.local.workload.identity;
         self.node.handshakes.add(peer, own);
+        Some(place)
     }
 
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Application, Refusal>> {

@@ -7,7 +7,8 @@ mod together;
 mod trust;
 mod tunnels;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    IncomingTunnel, Refusal, ServeError, ServerTls, TunnelError, TunnelHandler, TunnelPool,
-    TunnelRequest, TunnelStream, serve,
+    Clients, IncomingTunnel, Place, Refusal, ServeError, ServerTls, TunnelError, TunnelHandler,
+    TunnelPool, TunnelRequest, TunnelStream, serve,
 };
 use crate::identity::{Authority, Certificates, Identity};
 use crate::netns::{BoxFuture, HostSockets};
@@ -68,12 +69,14 @@ async fn bind() -> (TcpListener, SocketAddr) {
 }
 
 /// Connects to the authority asked for, and keeps a record.
-#[derive(Default)]
 struct Handler {
+    clients: Arc<Clients>,
     opened: Mutex<Vec<IncomingTunnel>>,
     closed: Mutex<Vec<Result<(), CopyError>>>,
 }
 
+/// Connections that a client may have.
+const MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 /// The handler refuses tunnels to this port.
 const FORBIDDEN_PORT: u16 = 1;
 /// The handler never gets to an answer for this port.
@@ -94,6 +97,10 @@ impl TunnelHandler for Handler {
                 }),
             }
         })
+    }
+
+    fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place> {
+        self.clients.place(peer, address)
     }
 
     fn closed(&self, _tunnel: &IncomingTunnel, result: Result<(), CopyError>) {
@@ -120,7 +127,11 @@ impl Server {
         let trust = certificates.watch_trust();
         let config = certificates.server_config(&identity(name)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let handler = Arc::new(Handler::default());
+        let handler = Arc::new(Handler {
+            clients: Arc::new(Clients::new(MAX_CONNECTIONS)),
+            opened: Mutex::default(),
+            closed: Mutex::default(),
+        });
         let connections = Arc::new(AtomicUsize::new(0));
         let drain = CancellationToken::new();
         let (ended, ends) = mpsc::unbounded_channel();
