@@ -2,22 +2,21 @@
 
 use super::api::{Direction, FlowView, Security, TlsCheckRow};
 
-/// How far back the column looks.
-const WINDOW_MS: u64 = 60_000;
-
-/// Fills `observed` from the flows of `workload` (as it was asked for, `<name>[.<namespace>]`).
-/// Rows of subsets keep nothing: a flow knows its service, not the subset.
+/// Completes `observed`, where the agent has seen the client, from the flows of `workload` (as it was
+/// asked for, `<name>[.<namespace>]`): those that are open, and those that have ended within a minute,
+/// as they are remembered that long. A flow knows its service, not the subset.
 pub fn observe(rows: &mut [TlsCheckRow], flows: &[FlowView], workload: &str) {
     let in_default = format!("{workload}.default");
-    let recent = |flow: &&FlowView| {
+    let own = |flow: &&FlowView| {
         flow.direction == Direction::Outbound
             && (flow.workload == workload || flow.workload == in_default)
-            && flow.age_ms <= WINDOW_MS
     };
-    for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
+    for row in rows {
         // The agent has counted the handshakes.
-        let mut observed = row.observed.unwrap_or_default();
-        for flow in flows.iter().filter(recent) {
+        let Some(observed) = &mut row.observed else {
+            continue;
+        };
+        for flow in flows.iter().filter(own) {
             if flow.service.as_deref() != Some(&row.host) || flow.destination.port() != row.port {
                 continue;
             }
@@ -28,7 +27,6 @@ pub fn observe(rows: &mut [TlsCheckRow], flows: &[FlowView], workload: &str) {
                 Security::Unknown => {}
             }
         }
-        row.observed = Some(observed);
     }
 }
 
@@ -41,6 +39,10 @@ mod tests {
     #[test]
     fn flows_are_counted_for_the_host_and_port_they_went_to() {
         let mut rows = samples::tls_check();
+        for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
+            row.observed = Some(Observed::default());
+        }
+        rows[1].observed = None;
         let flow = |security, age_ms| FlowView {
             service: Some("reviews.default.svc.cluster.local".to_owned()),
             destination: "10.96.0.1:8080".parse().unwrap(),
@@ -52,9 +54,10 @@ mod tests {
         };
         let flows = [
             flow(Security::MutualTls, 0),
-            flow(Security::SameNode, WINDOW_MS),
+            flow(Security::SameNode, 60_000),
             flow(Security::Plaintext, 5),
-            flow(Security::Plaintext, WINDOW_MS + 1),
+            // Open for an hour.
+            flow(Security::Plaintext, 3_600_000),
             FlowView {
                 direction: Direction::Inbound,
                 ..flow(Security::Plaintext, 5)
@@ -76,7 +79,7 @@ mod tests {
                 mutual_tls: 1,
                 handshakes: 0,
                 same_node: 1,
-                plaintext: 1
+                plaintext: 2
             })
         );
         assert_eq!(
@@ -84,5 +87,6 @@ mod tests {
             Some(Observed::default())
         );
         assert_eq!(observed("reviews.default.svc.cluster.local|v1"), None);
+        assert_eq!(observed("ratings.default.svc.cluster.local"), None);
     }
 }

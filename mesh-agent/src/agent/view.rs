@@ -114,6 +114,10 @@ impl api::Agent for Agent {
             rule_of(&snapshot, &view, service, port)
         })?;
         let client = find_workload(&snapshot.registry, workload)?;
+        if self.node.locals.load().named(&client.name).is_none() {
+            // Its own node knows.
+            return Ok(rows);
+        }
         for row in rows.iter_mut().filter(|row| !row.host.contains('|')) {
             let handshakes = self.handshakes(&snapshot.registry, &client.identity, row);
             row.observed = Some(Observed {

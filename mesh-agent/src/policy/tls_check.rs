@@ -56,12 +56,12 @@ pub enum TlsCheckStatus {
     Unknown,
 }
 
-/// What was seen on the wire in the last minute.
+/// What was seen on the wire within the last minute, of connections that were open then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Connections with mutual TLS.
     pub mutual_tls: u64,
-    /// Mutual TLS handshakes; one serves many connections.
+    /// Mutual TLS handshakes within the minute; one serves many connections.
     pub handshakes: u64,
     /// Connections between two workloads of one node, whose ends the kernel knows.
     pub same_node: u64,
@@ -89,7 +89,7 @@ pub struct TlsCheckRow {
     pub destination_rule: String,
     /// Whether the client's side follows the server's rather than a DestinationRule.
     pub auto_mtls: bool,
-    /// What was seen, where the agent counts it.
+    /// What was seen; nothing where the client is not of the agent's node.
     pub observed: Option<Observed>,
 }
 

@@ -165,6 +165,11 @@ fn tls_check_says_what_the_guide_prints_and_tells_conflicts() {
         "{wide}"
     );
 
+    // The servers' node has not seen the client's connections, and does not say that there were none.
+    let arguments = ["authn", "tls-check", "sleep.default"];
+    let rows = guide.b.meshctl_json(&arguments);
+    assert!(rows[0]["observed"].is_null(), "{rows}");
+
     let rule = |mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {{name: reviews}}\n\

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{ConnectError, Connection, Key, connect};
 use super::forwarded;
-use super::handshakes::Handshakes;
+use super::handshakes::{Handshakes, Unanswered};
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use crate::identity::{Certificates, Identity};
@@ -131,6 +131,7 @@ type Attempt = Shared<BoxFuture<'static, Result<(), Arc<ConnectError>>>>;
 struct Slot {
     sender: h2::client::SendRequest<bytes::Bytes>,
     peer_identity: Identity,
+    handshake: Arc<Unanswered>,
     permit: OwnedSemaphorePermit,
     connection: u64,
     /// Whether the connection was there before it was asked for.
@@ -263,6 +264,7 @@ impl TunnelPool {
                     return Ok(Slot {
                         sender: connection.sender(),
                         peer_identity: connection.peer_identity.clone(),
+                        handshake: connection.handshake.clone(),
                         permit,
                         connection: connection.number,
                         pooled,
@@ -317,6 +319,7 @@ impl Pool {
                 &key,
                 &*sockets,
                 &self.certificates,
+                &self.handshakes,
                 self.idle_timeout,
                 retire,
             ),
@@ -327,10 +330,6 @@ impl Pool {
             limit: OPEN_TIMEOUT,
         }));
 
-        if let Ok((connection, _)) = &connected {
-            self.handshakes
-                .add(&key.source_identity, &connection.peer_identity);
-        }
         let mut peers = self.peers.lock();
         // Where the peer was forgotten meanwhile, those who wait try again.
         let Some(peer) = peers.get_mut(&key) else {
@@ -393,6 +392,7 @@ async fn connect_tunnel(request: &TunnelRequest, slot: Slot) -> Result<TunnelStr
             Failure::Connection(error)
         }
     })?;
+    slot.handshake.answered();
     let (head, receive) = response.into_parts();
     if !head.status.is_success() {
         return Err(Failure::Final(TunnelError::Refused {

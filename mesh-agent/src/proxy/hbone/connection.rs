@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::handshakes::{Handshakes, Unanswered};
 use super::read_ahead::ReadAhead;
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
@@ -96,6 +97,7 @@ pub struct Connection {
     /// Later connections have higher numbers.
     pub number: u64,
     pub peer_identity: Identity,
+    pub handshake: Arc<Unanswered>,
     sender: SendRequest<Bytes>,
     usage: Usage,
 }
@@ -152,6 +154,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     key: &Key,
     sockets: &dyn Sockets,
     certificates: &Certificates,
+    handshakes: &Arc<Handshakes>,
     idle_timeout: Duration,
     retire: R,
 ) -> Result<(Connection, impl Future<Output = ()> + Send + use<R>), ConnectError> {
@@ -257,6 +260,11 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     };
     let connection = Connection {
         number,
+        handshake: Arc::new(Unanswered::new(
+            handshakes.clone(),
+            key.source_identity.clone(),
+            peer.identity.clone(),
+        )),
         peer_identity: peer.identity,
         sender,
         usage,

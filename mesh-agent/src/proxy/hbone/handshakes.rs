@@ -2,6 +2,8 @@
 //! proved to be whom to whom.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,7 +21,7 @@ struct Handshake {
     server: Identity,
 }
 
-/// The handshakes of a node, on either side.
+/// The handshakes of a node's clients.
 #[derive(Default)]
 pub struct Handshakes {
     recent: Mutex<VecDeque<Handshake>>,
@@ -52,6 +54,35 @@ impl Handshakes {
                 && is_server(&handshake.server)
         });
         counted.count() as u64
+    }
+}
+
+/// A handshake that is over for the client. In TLS 1.3 the server may still refuse the client's
+/// certificate: it counts when the server has answered something.
+pub(super) struct Unanswered {
+    handshakes: Arc<Handshakes>,
+    client: Identity,
+    server: Identity,
+    is_counted: AtomicBool,
+}
+
+impl Unanswered {
+    pub(super) fn new(handshakes: Arc<Handshakes>, client: Identity, server: Identity) -> Self {
+        Self {
+            handshakes,
+            client,
+            server,
+            is_counted: AtomicBool::new(false),
+        }
+    }
+
+    /// The server has answered.
+    pub(super) fn answered(&self) {
+        if !self.is_counted.load(Ordering::Relaxed)
+            && !self.is_counted.swap(true, Ordering::Relaxed)
+        {
+            self.handshakes.add(&self.client, &self.server);
+        }
     }
 }
 

@@ -111,10 +111,7 @@ impl TunnelHandler for Inbound {
     type Io = Application;
 
     fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place> {
-        let place = self.node.clients.place(peer, address)?;
-        let own = &self.local.workload.identity;
-        self.node.handshakes.add(peer, own);
-        Some(place)
+        self.node.clients.place(peer, address)
     }
 
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Application, Refusal>> {
