@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::copy::Duplex;
+use super::hbone::{Handshakes, Unanswered};
 use super::replay::Replay;
 use super::writes_to::writes_to;
 use crate::identity::verify::{self, Side};
@@ -29,8 +30,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Proven<S> {
     stream: S,
     /// `None` when it is.
-    revoked: Option<BoxFuture<'static, ()>>,
+    revoked: Revoked,
+    /// Of a client, until the server has answered.
+    handshake: Option<Unanswered>,
 }
+
+type Revoked = Option<BoxFuture<'static, ()>>;
 
 /// The server's end of the handshake, with a `trust` from before the configuration; and who the
 /// client is.
@@ -45,10 +50,16 @@ pub(super) async fn accept(
     let stream = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await?;
     let stream = stream.map_err(verify::explain)?;
     let (identity, revoked) = peer(stream.get_ref().1, trust, Side::Client)?;
-    Ok((Proven { stream, revoked }, identity))
+    let handshake = None;
+    let proven = Proven {
+        stream,
+        revoked,
+        handshake,
+    };
+    Ok((proven, identity))
 }
 
-/// The client's end; the caller bounds the time.
+/// The client's end, for `client`; the caller bounds the time.
 ///
 /// # Errors
 /// Where the server is not whom the configuration expects.
@@ -57,14 +68,19 @@ pub(super) async fn connect(
     server: ServerName<'static>,
     tls: Arc<ClientConfig>,
     trust: TrustWatch,
-) -> io::Result<(Proven<client::TlsStream<TcpStream>>, Identity)> {
+    client: &Identity,
+    handshakes: &Arc<Handshakes>,
+) -> io::Result<Proven<client::TlsStream<TcpStream>>> {
     let stream = TlsConnector::from(tls).connect(server, stream).await;
     let stream = stream.map_err(verify::explain)?;
-    let (identity, revoked) = peer(stream.get_ref().1, trust, Side::Server)?;
-    Ok((Proven { stream, revoked }, identity))
+    let (server, revoked) = peer(stream.get_ref().1, trust, Side::Server)?;
+    let handshake = Some(Unanswered::new(handshakes.clone(), client.clone(), server));
+    Ok(Proven {
+        stream,
+        revoked,
+        handshake,
+    })
 }
-
-type Revoked = Option<BoxFuture<'static, ()>>;
 
 fn peer(session: &CommonState, trust: TrustWatch, side: Side) -> io::Result<(Identity, Revoked)> {
     let peer = verify::peer(session.peer_certificates()).map_err(io::Error::other)?;
@@ -86,7 +102,7 @@ impl<S> Proven<S> {
 
     fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if let Some(revoked) = &mut self.revoked {
-            std::task::ready!(revoked.poll_unpin(cx));
+            ready!(revoked.poll_unpin(cx));
             self.revoked = None;
         }
         let reason = "the other end's certificate is revoked";
@@ -103,7 +119,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Proven<S> {
         if let Poll::Ready(revoked) = self.poll_revoked(cx) {
             return Poll::Ready(Err(revoked));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before
+            && let Some(handshake) = self.handshake.take()
+        {
+            handshake.answered();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

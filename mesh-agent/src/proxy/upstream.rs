@@ -180,9 +180,8 @@ impl Upstream {
             .await
             .map_err(io::Error::other)?;
         let name = sidecar_name(target);
-        let (stream, server) = sidecar::connect(stream, name, config, trust).await?;
-        self.node.handshakes.add(client, &server);
-        Ok(stream)
+        let handshakes = &self.node.handshakes;
+        sidecar::connect(stream, name, config, trust, client, handshakes).await
     }
 
     async fn tunnel(&self, source: &Local, target: &Target) -> io::Result<TunnelStream> {

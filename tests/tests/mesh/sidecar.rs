@@ -531,12 +531,15 @@ fn a_workload_of_ours_reaches_one_behind_a_sidecar_and_nobody_in_its_place() {
         assert_eq!(status(&sleep), 200);
     }
     assert_eq!(status(&other), 503);
-    let rows = agent.meshctl_json(&["authn", "tls-check", "sleep", "web"]);
-    let seen = &rows[0]["observed"];
-    assert!(
-        seen["handshakes"].as_u64() > Some(0) && seen["plaintext"] == 0,
-        "{seen}"
-    );
+    for (client, is_served) in [("sleep", true), ("other", false)] {
+        let rows = agent.meshctl_json(&["authn", "tls-check", client, "web"]);
+        let seen = &rows[0]["observed"];
+        let proven = seen["handshakes"].as_u64() > Some(0);
+        assert!(
+            proven == is_served && seen["plaintext"] == 0,
+            "{client}: {seen}"
+        );
+    }
     let workloads = agent.meshctl(&["workloads"]).success();
     let line = workloads.lines().find(|line| line.contains(" web "));
     assert!(

@@ -59,7 +59,7 @@ impl Handshakes {
 
 /// A handshake that is over for the client. In TLS 1.3 the server may still refuse the client's
 /// certificate: it counts when the server has answered something.
-pub(super) struct Unanswered {
+pub struct Unanswered {
     handshakes: Arc<Handshakes>,
     client: Identity,
     server: Identity,
@@ -67,7 +67,8 @@ pub(super) struct Unanswered {
 }
 
 impl Unanswered {
-    pub(super) fn new(handshakes: Arc<Handshakes>, client: Identity, server: Identity) -> Self {
+    /// Of a client with a server.
+    pub fn new(handshakes: Arc<Handshakes>, client: Identity, server: Identity) -> Self {
         Self {
             handshakes,
             client,
@@ -77,7 +78,7 @@ impl Unanswered {
     }
 
     /// The server has answered.
-    pub(super) fn answered(&self) {
+    pub fn answered(&self) {
         if !self.is_counted.load(Ordering::Relaxed)
             && !self.is_counted.swap(true, Ordering::Relaxed)
         {

@@ -19,7 +19,7 @@ mod tests;
 pub use client::{OPEN_TIMEOUT, TunnelError, TunnelPool, TunnelRequest};
 pub use clients::{Clients, DEFAULT_MAX_CONNECTIONS, Place};
 pub use connection::ConnectError;
-pub use handshakes::Handshakes;
+pub use handshakes::{Handshakes, Unanswered};
 pub use refusal::Refusal;
 pub use server::{IncomingTunnel, ServeError, ServerTls, TunnelHandler, serve};
 pub use stream::TunnelStream;

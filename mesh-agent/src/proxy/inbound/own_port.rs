@@ -199,7 +199,6 @@ impl Inbound {
         let config = self.certificates.server_config_to_sidecars(own).await;
         let config = config.map_err(io::Error::other)?;
         let (stream, identity) = sidecar::accept(stream, config, trust).await?;
-        self.node.handshakes.add(&identity, own);
         let caller = Caller {
             address: client,
             identity: Some(identity),
