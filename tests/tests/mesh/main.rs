@@ -6,6 +6,7 @@ mod authorization;
 mod beside_envoy;
 mod bookinfo;
 mod bpftool;
+mod bpftool_page;
 mod bridge;
 mod ca;
 mod ca_client;
