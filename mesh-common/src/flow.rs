@@ -28,9 +28,9 @@ pub enum CloseReason {
     Reset = 3,
     /// It never came about: nobody could be reached, or the application gave up.
     Failed = 4,
-    /// The policies forbid it: it was refused at once, or the agent has ended it.
+    /// The policies forbid it: it was refused, or the agent has ended it.
     Policy = 5,
-    /// It never came about: nobody listens, or nobody is there to go to.
+    /// It never came about: nobody listens, nobody is there to go to, or no room is left for it.
     Refused = 6,
     /// The other end has not answered for as long as TCP waits.
     TimedOut = 7,
@@ -108,10 +108,12 @@ pub enum Transport {
     Hbone = 2,
     /// Plain TCP.
     Plain = 3,
-    /// None: the agent lets nothing pass to such a destination.
+    /// None: the agent refuses it, as policies or the Sidecar of either end demand.
     Blocked = 4,
     /// Mutual TLS without HBONE, as sidecars of Istio speak it.
     MutualTls = 5,
+    /// None: the agent refuses it, since as many are open as may be.
+    NoRoom = 6,
 }
 
 impl Transport {
@@ -120,6 +122,20 @@ impl Transport {
         matches!(self, Self::Hbone | Self::MutualTls)
     }
 }
+
+/// How a connection ends to which the agent has given this [`Transport`]; `None` where it has not
+/// refused it.
+#[inline(always)]
+pub const fn refusal(transport: u16) -> Option<CloseReason> {
+    match transport {
+        BLOCKED => Some(CloseReason::Policy),
+        NO_ROOM => Some(CloseReason::Refused),
+        _ => None,
+    }
+}
+
+const BLOCKED: u16 = Transport::Blocked as u16;
+const NO_ROOM: u16 = Transport::NoRoom as u16;
 
 /// What a connection carries, as far as it was recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -221,7 +237,8 @@ pub enum FlowEventKind {
     Opened = 0,
     /// It has ended.
     Closed = 1,
-    /// It was refused by a verdict, or because nobody serves the workload.
+    /// It was refused, by a verdict or by the agent, or because nobody serves the workload. One
+    /// that was open until then is also [`FlowEventKind::Closed`].
     Denied = 2,
 }
 

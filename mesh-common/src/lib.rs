@@ -23,7 +23,7 @@ pub use bridge::{Bridge, BridgeTarget, MAX_BRIDGES, bridge_index, is_read_by_age
 pub use connect::{Connect, Origin, OriginRole, Socket, Tuple, Way, connect_verdict, way};
 pub use flow::{
     COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState, Protocol,
-    Transport, beside_bytes, beside_bytes_so_far, close_reason,
+    Transport, beside_bytes, beside_bytes_so_far, close_reason, refusal,
 };
 pub use heartbeat::Heartbeat;
 pub use host::{CgroupKey, HOST_LEVELS, Host};

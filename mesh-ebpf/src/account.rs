@@ -6,13 +6,13 @@ use aya_ebpf::bindings::{BPF_SOCK_OPS_RTT_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use mesh_common::{
     CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowState, HandedOver, Ip, SocketIp,
-    Splice, VerdictKind, Workload, beside_bytes, close_reason,
+    Splice, VerdictKind, Workload, beside_bytes, close_reason, refusal,
 };
 
 use crate::context::{add, count, count_more, socket_cookie, unwatch};
 use crate::kernel;
 use crate::listener::works;
-use crate::maps::{FLOW_EVENTS, FLOWS};
+use crate::maps::{FLOW_EVENTS, FLOW_PATHS, FLOWS};
 
 /// `rtt_min` before the first measurement.
 const NO_RTT: u32 = u32::MAX;
@@ -108,17 +108,42 @@ pub fn closed(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, before: u32) {
         return;
     };
     let now = measure(raw, flow, kernel::is_read_to_the_end(sk));
+    let refusal = refused_by_agent(cookie, flow);
     // SAFETY: as above.
     let (netns_cookie, verdict, remote) = unsafe {
         let is_heard = (*flow).segments_received > 0;
-        let reason = close_reason(before, is_heard, kernel::has_timed_out(sk));
+        let reason = match refusal {
+            Some(refusal) => refusal,
+            None => close_reason(before, is_heard, kernel::has_timed_out(sk)),
+        };
+        if refusal.is_some() {
+            (*flow).verdict = VerdictKind::Deny as u32;
+        }
         (*flow).closed_ns = now;
         (*flow).state = FlowState::Closed as u32;
         (*flow).close_reason = reason as u32;
         ((*flow).netns_cookie, (*flow).verdict, (*flow).remote)
     };
+    if refusal.is_some() {
+        count(Counter::Denied);
+        let what = (FlowEventKind::Denied, verdict);
+        event(cookie, netns_cookie, now, what, &remote);
+    }
     let what = (FlowEventKind::Closed, verdict);
     event(cookie, netns_cookie, now, what, &remote);
+}
+
+/// Of a connection that went to the agent: why that has let nothing pass.
+#[inline(always)]
+fn refused_by_agent(cookie: u64, flow: *const Flow) -> Option<CloseReason> {
+    // SAFETY: a value of the map; nobody but this socket's callbacks writes these fields.
+    let (verdict, inbound) = unsafe { ((*flow).verdict, (*flow).inbound) };
+    if verdict != VerdictKind::Proxy as u32 || inbound != 0 {
+        return None;
+    }
+    // SAFETY: values are written whole.
+    let path = unsafe { FLOW_PATHS.get(cookie) }?;
+    refusal(path.transport)
 }
 
 /// Writes what an end has handed over to the records of both ends. An end that

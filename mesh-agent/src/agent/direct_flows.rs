@@ -97,6 +97,7 @@ fn decide<'a>(
     };
     let caller = Caller {
         address: client,
+        flow: None,
         identity: identity.or_else(of_client),
         transport: Transport::SameNode,
         is_probe: false,

@@ -86,13 +86,13 @@ impl FlowKeeper {
                 refused += 1;
                 if refused <= MAX_REFUSED_LINES {
                     let destination: std::net::SocketAddr = event.remote.into();
-                    tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused in the kernel");
+                    tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused");
                 }
             }
         });
         if refused > MAX_REFUSED_LINES {
             let more = refused - MAX_REFUSED_LINES;
-            tracing::info!(more, "connections refused in the kernel");
+            tracing::info!(more, "connections refused");
         }
         let now = datapath.now_ns();
         if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {

@@ -302,8 +302,7 @@ impl Agent {
         } else {
             (record.local, record.remote)
         };
-        let is_blocked =
-            (record.path.as_ref()).is_some_and(|path| path.transport == Transport::Blocked);
+        let refused = (record.path.as_ref()).filter(|path| path.is_refused());
         let client = ClientView::of(&local.workload);
         let port = destination.port();
         let of_client = |service: &Service| snapshot.routes.sees(&client, service, port);
@@ -315,7 +314,10 @@ impl Agent {
         let service = match asked_for {
             Some((service, _)) => Some(service.host.clone()),
             None if record.inbound => accepted.services(record, local),
-            None => is_blocked.then(|| Service::black_hole(port).host),
+            // No endpoint was asked.
+            None => refused
+                .filter(|path| path.endpoint.is_none())
+                .map(|_| Service::black_hole(port).host),
         };
         let spoken = match (&record.path, asked_for) {
             (Some(path), _) => path.protocol,
@@ -358,7 +360,7 @@ impl Agent {
             verdict: match record.verdict {
                 VerdictKind::Pass => "pass",
                 // The agent's own verdict, which the kernel has only carried out in part.
-                VerdictKind::Proxy if is_blocked => "deny",
+                VerdictKind::Proxy if refused.is_some() => "deny",
                 VerdictKind::Proxy => "proxy",
                 VerdictKind::Direct => "direct",
                 VerdictKind::Deny => "deny",
@@ -485,7 +487,7 @@ fn security(transport: Transport) -> Security {
         Transport::SameNode => Security::SameNode,
         Transport::Hbone | Transport::MutualTls => Security::MutualTls,
         Transport::Plain => Security::Plaintext,
-        Transport::Unknown | Transport::Blocked => Security::Unknown,
+        Transport::Unknown | Transport::Blocked | Transport::NoRoom => Security::Unknown,
     }
 }
 

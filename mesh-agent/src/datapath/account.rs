@@ -1,18 +1,26 @@
 //! The maps of the kernel's account: flows, what the agent knows of them,
-//! events and counters.
+//! events and counters. What the agent refuses before there is a socket to count it, it adds itself.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use mesh_common::{COUNTERS, CloseReason, Flow, FlowEvent, FlowPath, FlowState};
+use mesh_common::{
+    COUNTERS, CloseReason, Counter, Flow, FlowEvent, FlowEventKind, FlowPath, FlowState,
+    VerdictKind,
+};
 use parking_lot::Mutex;
+use socket2::{Domain, Socket, Type};
 
 use super::DatapathError;
 use super::bpf;
 use super::flows::{FlowRecord, monotonic_ns};
 use super::identities::Identities;
+use super::marks::Caller;
 
 /// Events that are taken at once: nearly as many as the ring has room for.
 const MAX_EVENTS: usize = 16_384;
@@ -27,9 +35,97 @@ pub(super) struct Account {
     pub(super) events: Mutex<RingBuf<MapData>>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) identities: Arc<Identities>,
+    pub(super) refusals: Refusals,
+}
+
+/// A connection to a workload that the agent refuses.
+pub struct Refusal<'a> {
+    /// Cookie of the workload's namespace.
+    pub netns_cookie: u64,
+    /// What was asked for.
+    pub application: SocketAddr,
+    /// Whose it is.
+    pub identity: &'a str,
+    /// Who asked.
+    pub caller: &'a Caller,
+    /// The end that asked has a record of its own on this node.
+    pub is_counted: bool,
+    /// How it ends, as [`mesh_common::refusal`] says.
+    pub reason: CloseReason,
+}
+
+/// What the agent has refused without a kernel program's knowing.
+#[derive(Default)]
+pub(super) struct Refusals {
+    events: Mutex<VecDeque<FlowEvent>>,
+    denied: AtomicU64,
+    without_record: AtomicU64,
+    without_event: AtomicU64,
+}
+
+impl Refusals {
+    /// What is to be added to a counter of the kernel.
+    fn counted(&self, counter: u32) -> u64 {
+        let counters = [
+            (Counter::Denied, &self.denied),
+            (Counter::FlowsDropped, &self.without_record),
+            (Counter::EventsDropped, &self.without_event),
+        ];
+        let own = counters.iter().find(|(own, _)| *own as u32 == counter);
+        own.map_or(0, |(_, count)| count.load(Relaxed))
+    }
+}
+
+/// The cookie that no other socket has had or will have: that of one that serves for nothing else.
+fn new_cookie() -> io::Result<u64> {
+    Socket::new(Domain::UNIX, Type::STREAM, None)?.cookie()
 }
 
 impl Account {
+    /// Leaves a record of a connection that has no socket at the workload, and tells of it.
+    pub(super) fn refused(&self, refusal: &Refusal<'_>) -> io::Result<()> {
+        if !refusal.is_counted {
+            self.refusals.denied.fetch_add(1, Relaxed);
+        }
+        let (cookie, now) = (new_cookie()?, monotonic_ns());
+        let (caller, verdict) = (refusal.caller, VerdictKind::Deny);
+        let source = caller.identity.as_deref();
+        let flow = Flow {
+            netns_cookie: refusal.netns_cookie,
+            opened_ns: now,
+            updated_ns: now,
+            closed_ns: now,
+            state: FlowState::Closed as u32,
+            close_reason: refusal.reason as u32,
+            inbound: 1,
+            verdict: verdict as u32,
+            source_identity: source.map_or(0, |uri| self.identities.number(uri)),
+            destination_identity: self.identities.number(refusal.identity),
+            transport: caller.transport as u32,
+            local: refusal.application.into(),
+            remote: caller.address.into(),
+            ..Flow::default()
+        };
+        if let Err(error) = bpf::insert(self.flows.as_fd(), cookie, &flow) {
+            self.refusals.without_record.fetch_add(1, Relaxed);
+            return Err(error);
+        }
+        let mut events = self.refusals.events.lock();
+        if events.len() == MAX_EVENTS {
+            self.refusals.without_event.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        events.push_back(FlowEvent {
+            flow: cookie,
+            netns_cookie: flow.netns_cookie,
+            at_ns: now,
+            kind: FlowEventKind::Denied as u16,
+            verdict: verdict as u16,
+            remote: flow.remote,
+        });
+        Ok(())
+    }
+
     /// The records that `wanted` picks.
     pub(super) fn flows(&self, wanted: impl Fn(&Flow) -> bool) -> Vec<FlowRecord> {
         let record = self.records();
@@ -136,6 +232,8 @@ impl Account {
     /// Takes events that have come since the last time; not all, where they come faster than
     /// they are taken.
     pub(super) fn events(&self, mut each: impl FnMut(FlowEvent)) {
+        let own = std::mem::take(&mut *self.refusals.events.lock());
+        own.into_iter().for_each(&mut each);
         let mut events = self.events.lock();
         for _ in 0..MAX_EVENTS {
             let Some(item) = events.next() else { break };
@@ -149,7 +247,8 @@ impl Account {
     pub(super) fn counters(&self) -> [u64; COUNTERS] {
         std::array::from_fn(|index| {
             let values = self.counters.get(&(index as u32), 0);
-            values.map_or(0, |values| values.iter().sum())
+            let own = self.refusals.counted(index as u32);
+            own + values.map_or(0, |values| values.iter().sum::<u64>())
         })
     }
 }

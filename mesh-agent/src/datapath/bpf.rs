@@ -147,11 +147,21 @@ pub(super) fn lookup<V: Pod + Default>(map: BorrowedFd<'_>, key: u64) -> io::Res
 /// Replaces the value of a key that is in the map.
 pub(super) fn replace<V: Pod>(map: BorrowedFd<'_>, key: u64, value: &V) -> io::Result<()> {
     const BPF_EXIST: u64 = 2;
+    update(map, key, value, BPF_EXIST)
+}
+
+/// Adds a key that is not in the map.
+pub(super) fn insert<V: Pod>(map: BorrowedFd<'_>, key: u64, value: &V) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    update(map, key, value, BPF_NOEXIST)
+}
+
+fn update<V: Pod>(map: BorrowedFd<'_>, key: u64, value: &V, flags: u64) -> io::Result<()> {
     let mut attribute = ElementAttribute {
         map: raw(map),
         key: (&raw const key) as u64,
         value: std::ptr::from_ref(value) as u64,
-        flags: BPF_EXIST,
+        flags,
         ..ElementAttribute::default()
     };
     call(BPF_MAP_UPDATE_ELEM, &mut attribute).map(drop)

@@ -114,6 +114,11 @@ impl FlowRecord {
 }
 
 impl FlowPath {
+    /// Whether the agent lets nothing pass.
+    pub fn is_refused(&self) -> bool {
+        mesh_common::refusal(self.transport as u16).is_some()
+    }
+
     pub(super) fn new(path: mesh_common::FlowPath, identity: Option<String>) -> Self {
         Self {
             endpoint: (!path.endpoint.ip.is_unspecified()).then(|| path.endpoint.into()),
@@ -140,6 +145,7 @@ pub(super) fn transport(number: u32) -> Transport {
         Transport::Plain,
         Transport::Blocked,
         Transport::MutualTls,
+        Transport::NoRoom,
     ]
     .into_iter()
     .find(|transport| *transport as u32 == number)

@@ -16,7 +16,7 @@ use mesh_common::{
 };
 use parking_lot::Mutex;
 
-use super::account::Account;
+use super::account::{Account, Refusals};
 use super::bridges::Bridges;
 use super::host::HostWorkloads;
 use super::identities::Identities;
@@ -80,6 +80,7 @@ impl Maps {
                 events: Mutex::new(take(object, "flow_events")?),
                 counters: take(object, "counters")?,
                 identities: identities.clone(),
+                refusals: Refusals::default(),
             },
             knobs: Mutex::new(take(object, "knobs")?),
             identities,

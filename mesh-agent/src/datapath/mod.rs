@@ -29,6 +29,7 @@ mod short_circuit;
 mod tune;
 mod verdicts;
 
+pub use account::Refusal;
 pub use bridges::{Bridge, Bridges, Bridging};
 pub use cgroup::{cgroup2_mount, own_cgroup};
 pub use enrolled::{Enrolled, ListenerPorts};
@@ -478,6 +479,14 @@ impl Datapath {
     /// What the kernel has counted, by [`mesh_common::Counter`].
     pub fn counters(&self) -> [u64; mesh_common::COUNTERS] {
         self.maps.account.counters()
+    }
+
+    /// Adds a connection to the account that the agent has refused, of which no socket tells.
+    ///
+    /// # Errors
+    /// Where the account has no room.
+    pub fn refused(&self, refusal: &Refusal<'_>) -> io::Result<()> {
+        self.maps.account.refused(refusal)
     }
 
     /// Takes the events that have come since the last time.

@@ -142,6 +142,7 @@ impl Counted {
         let at = if record.inbound {
             let caller = Caller {
                 address: record.remote,
+                flow: None,
                 identity: (record.source_identity.as_deref()).and_then(|uri| uri.parse().ok()),
                 transport: Transport::SameNode,
                 is_probe: false,

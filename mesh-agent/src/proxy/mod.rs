@@ -34,10 +34,11 @@ mod writes_to;
 pub(crate) use originate::{Originator, Server};
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use mesh_common::{Protocol, Transport};
 use tokio_util::task::TaskTracker;
 
 use crate::datapath::{Datapath, FlowPath};
@@ -76,6 +77,24 @@ pub struct Node {
 }
 
 impl Node {
+    /// Says of a flow that nothing passes, and why not, before its connection ends: the kernel has it
+    /// in the record then.
+    pub(crate) fn note_refused(
+        &self,
+        flow: u64,
+        why: Transport,
+        endpoint: Option<SocketAddr>,
+        protocol: Protocol,
+    ) {
+        let path = FlowPath {
+            endpoint,
+            destination_identity: None,
+            transport: why,
+            protocol,
+        };
+        self.note_path(flow, &path);
+    }
+
     /// Adds to the kernel's record of a flow what only the agent knows. It is
     /// for people: where it fails, the connection goes on.
     pub(crate) fn note_path(&self, flow: u64, path: &FlowPath) {

@@ -143,17 +143,6 @@ impl Outbound {
         self.node.note_path(flow, &path);
     }
 
-    /// Nothing has passed.
-    pub(super) fn note_blocked(&self, flow: u64, protocol: Recognised) {
-        let path = FlowPath {
-            endpoint: None,
-            destination_identity: None,
-            transport: Transport::Blocked,
-            protocol,
-        };
-        self.node.note_path(flow, &path);
-    }
-
     /// TLS of the application: passed through, to where the server name leads.
     async fn tls(
         &self,
@@ -204,10 +193,10 @@ impl Outbound {
             HttpVersion::Http2 => Recognised::Http2,
         };
         self.note_protocol(connection.flow, recognised);
-        let (flow, is_blocked) = (
-            connection.flow,
-            connection.service.resolution == Resolution::Nowhere,
-        );
+        let passage = self.passage(connection.flow, recognised);
+        if connection.service.resolution == Resolution::Nowhere {
+            passage.refused(Transport::Blocked, None);
+        }
         let context = Arc::new(ConnectionContext {
             client: self.local.workload.clone(),
             client_address: connection.client,
@@ -218,20 +207,23 @@ impl Outbound {
             drain: self.drain.clone(),
             recent: http::Recent::default(),
             interim: Arc::default(),
+            passage,
             telemetry: self.node.telemetry.clone(),
         });
         let reset = ResetWatch::of(stream.get_ref())?;
         // The stream outlives the exchange where protocols are switched.
         let stream = stream.counted(self.node.connections.token());
-        let served = tokio::select! {
+        tokio::select! {
             biased;
-            served = http::serve(stream, version, context.clone()) => served.map_err(io::Error::other),
+            served = http::serve(stream, version, context) => served.map_err(io::Error::other),
             error = reset.reset() => Err(error),
-        };
-        if is_blocked && context.recent.is_none() {
-            self.note_blocked(flow, recognised);
         }
-        served
+    }
+
+    /// Tells the account of a connection of which nothing passes.
+    fn passage(&self, flow: u64, protocol: Recognised) -> http::Passage {
+        let node = self.node.clone();
+        http::Passage::new(move |why, endpoint| node.note_refused(flow, why, endpoint, protocol))
     }
 
     /// No protocol is declared: the first bytes tell, whoever sends them.

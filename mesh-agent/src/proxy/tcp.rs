@@ -9,14 +9,14 @@ use std::time::Duration;
 use ::http::Method;
 use tokio::io::AsyncReadExt;
 
-use mesh_common::Protocol;
+use mesh_common::{Protocol, Transport};
 use tokio::time::Instant;
 
 use super::copy::{Duplex, Transferred, copy_both};
 use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
 use super::upstream::Io;
-use super::{connect_tunnel, post_tunnel, tcp_record};
+use super::{application, connect_tunnel, post_tunnel, tcp_record};
 use crate::balance::{Active, Choice, Destination, EndpointAddress, Member, Report, Slot, hash_of};
 use crate::datapath::FlowPath;
 use crate::registry::{Resolution, Service};
@@ -61,15 +61,19 @@ pub(super) struct Unconnected {
     /// What was tried.
     pub(super) cluster: Option<Arc<HttpCluster>>,
     pub(super) endpoint: Option<EndpointAddress>,
+    /// Why it was refused, where nothing has failed.
+    refused: Option<Transport>,
 }
 
 impl Unconnected {
     fn new(flag: Flag, to: &Choosing, reason: String) -> Self {
+        let is_full = flag == Flag::UpstreamOverflow;
         Self {
             error: io::Error::other(reason),
             flags: flag.into(),
             cluster: Some(to.cluster.clone()),
             endpoint: None,
+            refused: is_full.then_some(Transport::NoRoom),
         }
     }
 }
@@ -81,6 +85,7 @@ impl From<Unroutable> for Unconnected {
             error: io::Error::other(unroutable),
             cluster: None,
             endpoint: None,
+            refused: None,
         }
     }
 }
@@ -113,8 +118,17 @@ pub(super) async fn give_up(
             () = connection.outbound.drain.cancelled() => {}
         }
     }
-    if connection.service.resolution == Resolution::Nowhere {
-        (connection.outbound).note_blocked(connection.flow, Protocol::Tcp);
+    let is_nowhere = connection.service.resolution == Resolution::Nowhere;
+    let refused = unconnected
+        .refused
+        .or(is_nowhere.then_some(Transport::Blocked));
+    if let Some(why) = refused {
+        let endpoint = match unconnected.endpoint {
+            Some(EndpointAddress::Socket(address)) => Some(address),
+            _ => None,
+        };
+        let node = &connection.outbound.node;
+        node.note_refused(connection.flow, why, endpoint, Protocol::Tcp);
     }
     stream.abort();
     tcp_record::unconnected(connection, &unconnected);
@@ -224,6 +238,7 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
             let target = Target {
                 client: outbound.local.workload.clone(),
                 client_address: connection.client,
+                flow: Some(connection.flow),
                 original_destination: connection.destination,
                 service: to.service.clone(),
                 endpoint: member.endpoint.clone(),
@@ -276,6 +291,10 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
         // What a policy of the destination forbids is no failure of the endpoint.
         let denied =
             error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none();
+        let refused = match application::is_overflow(&error) {
+            true => Some(Transport::NoRoom),
+            false => denied.then_some(Transport::Blocked),
+        };
         if !denied {
             http::report(&to.cluster, &member, report);
         }
@@ -283,7 +302,8 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
         let reason = format!("cannot connect to {address}: {error}");
         tried.push(address.clone());
         let attempts = MAX_ATTEMPTS.min(to.service.endpoints.len().max(1));
-        if tried.len() == attempts {
+        // As with requests: no other endpoint is asked for what this one's policies forbid.
+        if denied || tried.len() == attempts {
             let mut flags = Flags::default();
             if !denied {
                 flags.add(Flag::UpstreamConnectionFailure);
@@ -294,6 +314,7 @@ pub(super) async fn connect(connection: &Connection<'_>) -> Result<(Io, Counted)
                 flags,
                 cluster: Some(to.cluster.clone()),
                 endpoint: Some(address),
+                refused,
             });
         }
     }

@@ -157,6 +157,7 @@ impl Upstream {
     ) -> io::Result<Application> {
         let caller = Caller {
             address: target.client_address,
+            flow: target.flow,
             identity,
             transport,
             is_probe: false,

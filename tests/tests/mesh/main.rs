@@ -51,6 +51,7 @@ mod outliers;
 mod peer_modes;
 mod prometheus;
 mod protocols;
+mod refused;
 mod resolvers;
 mod resumption;
 mod routing;

@@ -301,6 +301,7 @@ mod tests {
     fn caller(identity: Option<&str>) -> Caller {
         Caller {
             address: "10.0.0.9:4000".parse().unwrap(),
+            flow: None,
             identity: identity.map(|identity| identity.parse().unwrap()),
             transport: Transport::Plain,
             is_probe: false,

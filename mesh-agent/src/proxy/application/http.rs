@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_common::Transport;
 use tokio::io::copy_bidirectional;
 
 use super::admissions::{Admission, Head};
@@ -60,6 +62,8 @@ struct Filter {
     arrived: Option<Arc<Arrived>>,
     /// Informational responses on their way to a caller that speaks HTTP/1.
     interim: Arc<Interim>,
+    /// A request was let through, or the account has it that none was.
+    is_accounted: AtomicBool,
 }
 
 /// Serves a connection until it ends, or policies forbid it altogether.
@@ -82,6 +86,7 @@ pub(super) async fn serve(
         kept,
         arrived,
         interim: interim.clone(),
+        is_accounted: AtomicBool::new(false),
     });
     let service = service_fn(move |request| answer(filter.clone(), request));
     match version {
@@ -199,6 +204,7 @@ async fn answer(
         }
         sent => sent?,
     };
+    filter.is_accounted.store(true, Relaxed);
     if let Some(counting) = &counting {
         counting.answered(response.status().as_u16(), response.headers());
     }
@@ -237,6 +243,15 @@ impl Filter {
         )
     }
 
+    /// A connection of which nothing has been let through so far was refused, as far as the
+    /// application knows.
+    fn refused(&self, why: Transport) {
+        if !self.is_accounted.swap(true, Relaxed) {
+            let (kept, to) = (&self.kept, self.kept.application);
+            super::refused(&kept.node, &kept.local, &kept.caller, to, why);
+        }
+    }
+
     /// Tells of a request that was answered by so many bytes instead of forwarded.
     fn denied(&self, head: &Head, reason: &Reason, length: u64) {
         let kept = &self.kept;
@@ -248,6 +263,7 @@ impl Filter {
             length,
         };
         record::request(kept, head, &why);
+        self.refused(Transport::Blocked);
         tracing::debug!(
             workload = %kept.local.workload.name,
             client = %kept.caller.address,
@@ -285,6 +301,7 @@ impl Filter {
             length: answer.body().size_hint().exact().unwrap_or_default(),
         };
         record::request(&self.kept, head, &why);
+        self.refused(Transport::NoRoom);
         tracing::debug!(
             workload = %self.kept.local.workload.name,
             client = %self.kept.caller.address,

@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_common::Transport;
+use mesh_common::{CloseReason, Protocol, Transport};
 
 pub use admissions::Admissions;
 pub use closed_ports::ClosedPorts;
@@ -36,7 +36,7 @@ use crate::balance::Overflow;
 use crate::identity::Identity;
 use crate::netns::Sockets;
 use crate::policy::authorization::{Connection, Decision, Reason, Verdict};
-use crate::registry::{Protocol, Workload};
+use crate::registry::{Protocol as Declared, Workload};
 use crate::route::{ClientView, InboundPort};
 use crate::snapshot::Snapshot;
 use crate::telemetry::callers::{Arrived, Counted, Source};
@@ -47,6 +47,8 @@ use crate::telemetry::{Flag, Flags};
 pub struct Caller {
     /// The client's address, which the application sees.
     pub address: SocketAddr,
+    /// Its connection in the account of this node, where this one carries nothing else.
+    pub flow: Option<u64>,
     /// Who it is, where that is known.
     pub identity: Option<Identity>,
     /// How the bytes came.
@@ -56,6 +58,15 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// As the kernel knows it.
+    fn seen(&self) -> crate::datapath::Caller {
+        crate::datapath::Caller {
+            address: self.address,
+            identity: self.identity.as_ref().map(ToString::to_string),
+            transport: self.transport,
+        }
+    }
+
     /// The connection as policies see it.
     pub(super) fn connection(&self, destination: SocketAddr) -> Connection<'_> {
         Connection {
@@ -152,7 +163,7 @@ fn counts_requests(snapshot: &Snapshot, local: &Local, application: SocketAddr) 
     inbound.is_some_and(|inbound| inbound.limits.is_some())
         && !matches!(
             snapshot.authorization.protocol(workload, port),
-            Protocol::Tcp | Protocol::Tls | Protocol::Udp
+            Declared::Tcp | Declared::Tls | Declared::Udp
         )
 }
 
@@ -248,13 +259,8 @@ async fn connect(
         endpoint, limits, ..
     } = inbound(node, local, application);
     let to = endpoint.map_or(application, |endpoint| endpoint.behind(application));
-    let seen = crate::datapath::Caller {
-        address: caller.address,
-        identity: caller.identity.as_ref().map(ToString::to_string),
-        transport: caller.transport,
-    };
     // A socket of IPv4 cannot have a peer of IPv6.
-    let seen = Some(seen).filter(|seen| seen.address.is_ipv4() || to.is_ipv6());
+    let seen = Some(caller.seen()).filter(|seen| seen.address.is_ipv4() || to.is_ipv6());
     let connecting = local.sockets.connect(Some(to.ip()), to, seen);
     let connected = match limits.as_ref().and_then(|limits| limits.connect_timeout) {
         Some(limit) => tokio::time::timeout(limit, connecting).await?,
@@ -287,6 +293,7 @@ fn overflowed(node: &Node, local: &Local, caller: &Caller, to: SocketAddr) {
     );
     let flags = Flag::UpstreamOverflow.into();
     record::connection(node, &local.workload, caller, to, flags, None);
+    refused(node, local, caller, to, Transport::NoRoom);
 }
 
 /// Counts a refusal, and says so.
@@ -302,8 +309,36 @@ fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &
     let details = reason.details();
     let flags = Flags::default();
     record::connection(node, &local.workload, caller, to, flags, Some(&details));
+    refused(node, local, caller, to, Transport::Blocked);
     let reason = reason.to_string();
     report(node, &local.workload, caller, to, Event::Denied, reason);
+}
+
+/// Puts a connection into the account that is refused: `why` is one of the transports that are none.
+pub(super) fn refused(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, why: Transport) {
+    if let Some(flow) = caller.flow {
+        node.note_refused(flow, why, Some(to), Protocol::Tcp);
+    }
+    let refusal = crate::datapath::Refusal {
+        netns_cookie: local.sockets.namespace().cookie(),
+        application: to,
+        identity: &local.workload.identity.to_string(),
+        caller: &caller.seen(),
+        is_counted: caller.flow.is_some(),
+        reason: mesh_common::refusal(why as u16).unwrap_or(CloseReason::Refused),
+    };
+    // It is for people: where it fails, that is counted.
+    if let Err(error) = node.datapath.refused(&refusal) {
+        tracing::debug!(workload = %local.workload.name, %error, "a refused connection is not recorded");
+    }
+}
+
+/// Whether a connection was refused since as many are open as the workload's Sidecar lets be.
+pub(super) fn is_overflow(error: &io::Error) -> bool {
+    let refused = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<Refused>());
+    matches!(refused, Some(Refused::Overflow(_)))
 }
 
 /// Reports what policies that only report have to say.

@@ -18,6 +18,8 @@ pub struct Target {
     pub client: Arc<Workload>,
     /// Address of the client's connection to us.
     pub client_address: SocketAddr,
+    /// That connection in the kernel's account, where the one that is wanted carries nothing else.
+    pub flow: Option<u64>,
     /// Address that the client asked for.
     pub original_destination: SocketAddr,
     /// Service that was chosen.

@@ -105,12 +105,18 @@ pub(super) async fn answer<C: Connector>(
         };
         let mut response = match exchange.run(request).await {
             Ok(mut forwarded) => {
+                context.passage.passed();
                 forwarded.extended_connect = extended_connect;
                 forwarded.into_response(plan, exchange.record)
             }
-            Err(failure) => refuse(exchange.record, failure, grpc, |headers| {
-                plan.edit_response(headers);
-            }),
+            Err(failure) => {
+                if let Some(why) = failure.refused {
+                    context.passage.refused(why, exchange.endpoint());
+                }
+                refuse(exchange.record, failure, grpc, |headers| {
+                    plan.edit_response(headers);
+                })
+            }
         };
         decision.share_response(response.headers_mut());
         return Ok(response);
@@ -173,11 +179,12 @@ fn refuse(
     grpc: bool,
     edit: impl FnOnce(&mut HeaderMap),
 ) -> Response<Answer> {
+    let is_overload = failure.is_overload();
     record.flags(failure.flags);
     record.details(failure.details);
     record.reason(&failure.reason);
     let mut response = answer::error(failure.status, &failure.reason, grpc);
-    if failure.overloaded {
+    if is_overload {
         let yes = HeaderValue::from_static("true");
         response.headers_mut().insert(OVERLOADED, yes);
     }

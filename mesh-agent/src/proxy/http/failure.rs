@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::StatusCode;
+use mesh_common::Transport;
 
 use super::message::BadRequest;
 use super::upstream::ConnectError;
@@ -16,8 +17,8 @@ pub(super) struct Failure {
     /// Envoy's word for it.
     pub(super) details: Cow<'static, str>,
     pub(super) reason: String,
-    /// A bound of the DestinationRule is reached: the answer says so by `x-envoy-overloaded`.
-    pub(super) overloaded: bool,
+    /// Why it was refused, where nothing has failed: a transport that is none.
+    pub(super) refused: Option<Transport>,
 }
 
 impl From<&Unroutable> for Failure {
@@ -44,7 +45,7 @@ impl Failure {
             flags: flags.into(),
             details: details.into(),
             reason,
-            overloaded: false,
+            refused: None,
         }
     }
 
@@ -89,20 +90,28 @@ impl Failure {
     pub(super) fn overflow() -> Self {
         let details = "upstream_reset_before_response_started{overflow}";
         Self {
-            overloaded: true,
+            refused: Some(Transport::NoRoom),
             ..Self::unavailable(Flag::UpstreamOverflow, details, &"reset reason: overflow")
         }
+    }
+
+    /// Whether a bound of the DestinationRule is reached.
+    pub(super) fn is_overload(&self) -> bool {
+        self.refused == Some(Transport::NoRoom)
     }
 
     /// As if the destination had looked at the request and answered.
     pub(super) fn denied() -> Self {
         let reason = "RBAC: access denied".to_owned();
-        Self::new(
-            StatusCode::FORBIDDEN,
-            Flags::default(),
-            "rbac_access_denied",
-            reason,
-        )
+        Self {
+            refused: Some(Transport::Blocked),
+            ..Self::new(
+                StatusCode::FORBIDDEN,
+                Flags::default(),
+                "rbac_access_denied",
+                reason,
+            )
+        }
     }
 
     pub(super) fn no_endpoint() -> Self {

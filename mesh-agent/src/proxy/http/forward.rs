@@ -75,6 +75,14 @@ struct Attempts<'a> {
 }
 
 impl<C: Connector> Exchange<'_, C> {
+    /// The address that was asked last.
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        match &self.at.as_ref()?.host.address {
+            EndpointAddress::Socket(address) => Some(*address),
+            EndpointAddress::Name(..) => None,
+        }
+    }
+
     /// Sends the request until an answer has begun, or nothing is left to try.
     pub(super) async fn run(
         &mut self,
@@ -138,7 +146,7 @@ impl<C: Connector> Exchange<'_, C> {
         let now = || Instant::now().into_std();
         if let (Some(in_route), Err(failure)) = (&in_route, &result) {
             // What a bound refuses, and whom a policy, says nothing of the destination.
-            if failure.status.is_server_error() && !failure.overloaded {
+            if failure.status.is_server_error() && !failure.is_overload() {
                 in_route.report(true, now);
             }
         }
@@ -327,6 +335,7 @@ impl<C: Connector> Exchange<'_, C> {
         let target = |address: SocketAddr| Target {
             client: Arc::clone(&context.client),
             client_address: context.client_address,
+            flow: None,
             original_destination: context.original_destination,
             service: Arc::clone(plan.service),
             endpoint: Arc::clone(&member.endpoint),

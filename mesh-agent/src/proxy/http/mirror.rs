@@ -114,6 +114,7 @@ impl<C: Connector> Copy<C> {
         let target = |address: SocketAddr| Target {
             client: Arc::clone(&self.context.client),
             client_address: self.context.client_address,
+            flow: None,
             original_destination: self.context.original_destination,
             service: Arc::clone(&self.service),
             endpoint: Arc::clone(&member.endpoint),

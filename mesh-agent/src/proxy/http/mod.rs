@@ -12,6 +12,7 @@ pub(super) mod interim;
 pub(super) mod message;
 mod mirror;
 mod outgoing;
+mod passage;
 mod pool;
 mod record;
 mod request_body;
@@ -24,6 +25,7 @@ pub use answer::AnswerError;
 pub(super) use answer::grpc_status;
 pub use connector::{Connector, Target};
 use interim::{Interim, WithInterim};
+pub use passage::Passage;
 pub use pool::HttpPool;
 pub use request_body::BodyError;
 pub(super) use upstream::report;
@@ -95,6 +97,8 @@ pub struct ConnectionContext<C> {
     pub recent: Recent,
     /// Informational responses on their way to a client of HTTP/1.
     pub interim: Arc<Interim>,
+    /// Whether any of them has passed.
+    pub passage: Passage,
     /// Who is told of its requests.
     pub telemetry: Arc<Telemetry>,
 }
@@ -117,11 +121,6 @@ impl<C> ConnectionContext<C> {
 pub struct Recent(Mutex<Option<Arc<HttpCluster>>>);
 
 impl Recent {
-    /// Whether no request has been forwarded yet.
-    pub fn is_none(&self) -> bool {
-        self.0.lock().is_none()
-    }
-
     fn get(
         &self,
         clusters: &Clusters<HttpPool>,

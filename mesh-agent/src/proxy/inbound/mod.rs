@@ -126,6 +126,7 @@ impl TunnelHandler for Inbound {
             }
             let caller = Caller {
                 address: tunnel.forwarded_for.unwrap_or(tunnel.peer_address),
+                flow: None,
                 identity: Some(tunnel.peer_identity),
                 transport: Transport::Hbone,
                 is_probe: false,

@@ -80,6 +80,7 @@ impl Inbound {
         let application = stream.local_addr()?;
         let mut caller = Caller {
             address: client,
+            flow: None,
             identity: None,
             transport: Transport::Plain,
             is_probe: false,
@@ -103,6 +104,13 @@ impl Inbound {
         }
         let snapshot = self.node.snapshot.load();
         if let Err(policy) = takes_plaintext(&snapshot, workload, application.port()) {
+            application::refused(
+                &self.node,
+                &self.local,
+                &caller,
+                application,
+                Transport::Blocked,
+            );
             stream.abort();
             tracing::info!(
                 workload = %workload.name,
@@ -201,6 +209,7 @@ impl Inbound {
         let (stream, identity) = sidecar::accept(stream, config, trust).await?;
         let caller = Caller {
             address: client,
+            flow: None,
             identity: Some(identity),
             transport: Transport::MutualTls,
             is_probe: false,

@@ -100,6 +100,7 @@ impl Mesh<'_> {
                     drain: drain.clone(),
                     recent: Recent::default(),
                     interim: Arc::default(),
+                    passage: Passage::default(),
                     telemetry: Arc::default(),
                 });
                 // Clients of some tests leave in the middle.
