@@ -64,6 +64,7 @@ mod sockets;
 mod spliced_sockets;
 mod strict;
 mod takeover;
+mod takeover_direct;
 mod telemetry;
 mod traffic;
 mod trust;
