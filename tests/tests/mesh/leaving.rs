@@ -1,5 +1,6 @@
 //! Without an agent: what passes, what is left behind, and how it all goes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use mesh_tests::{
     Agent, Lab, Node, Process, Workload, eventually, outcome, wait_until, workload_entries,
 };
+
+use serde_json::Value;
 
 use crate::bookinfo::{Bookinfo, VIP4};
 use crate::bpftool::bpftool;
@@ -346,33 +349,142 @@ fn maps_of_another_layout_are_refused_in_one_clear_line() {
     mesh.until_reachable();
 }
 
-/// Ids of all links of the machine.
-fn link_ids() -> Vec<u64> {
-    let links = bpftool(&["link", "show"]);
-    let links = links.as_array().cloned().unwrap_or_default();
-    links
-        .iter()
-        .filter_map(|link| link["id"].as_u64())
-        .collect()
+/// Kinds of kernel objects, as bpftool and /proc/PID/fdinfo name them.
+const OBJECTS: [(&str, &str); 4] = [
+    ("prog", "prog_id"),
+    ("map", "map_id"),
+    ("link", "link_id"),
+    ("btf", "btf_id"),
+];
+
+/// Kernel objects, by kind and id.
+type Objects = BTreeSet<(&'static str, u64)>;
+
+/// All of the machine.
+fn objects() -> Objects {
+    let of_kind = |kind| {
+        let all = bpftool(&[kind, "list"]).as_array().cloned();
+        let ids = all.into_iter().flatten();
+        ids.filter_map(move |object| Some((kind, object["id"].as_u64()?)))
+    };
+    OBJECTS.iter().flat_map(|(kind, _)| of_kind(kind)).collect()
 }
 
-fn of_folder(folder: &Path) -> Vec<u64> {
-    let entries = fs::read_dir(folder.join("links")).expect("links are pinned");
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.path();
-            bpftool(&["link", "show", "pinned", path.to_str()?])["id"].as_u64()
-        })
-        .collect()
+/// Those that a process has open.
+fn held_by(pid: u32) -> Objects {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("it runs");
+    let texts = entries.flatten().map(|entry| entry.path());
+    let texts = texts.filter_map(|path| fs::read_to_string(path).ok());
+    let lines: Vec<_> = texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let mut held = Objects::new();
+    for line in &lines {
+        let Some((name, id)) = line.split_once(':') else {
+            continue;
+        };
+        let kind = OBJECTS.iter().find(|(_, field)| *field == name.trim());
+        held.extend(kind.and_then(|(kind, _)| Some((*kind, id.trim().parse().ok()?))));
+    }
+    held
+}
+
+/// Those that are pinned, and what they keep: the programs of links, the maps of programs.
+fn pinned(folder: &Path) -> Objects {
+    let mut objects = Objects::new();
+    let show = |kind, path: &Path| {
+        let path = path.to_str().expect("text");
+        bpftool(&[kind, "show", "pinned", path])
+    };
+    let files = |folder: &Path| {
+        let entries = fs::read_dir(folder).expect("a folder of pins").flatten();
+        let paths = entries.map(|entry| entry.path());
+        paths.filter(|path| !path.is_dir()).collect::<Vec<_>>()
+    };
+    for link in files(&folder.join("links")) {
+        let link = show("link", &link);
+        objects.extend(link["id"].as_u64().map(|id| ("link", id)));
+        objects.extend(link["prog_id"].as_u64().map(|id| ("prog", id)));
+    }
+    for map in files(folder) {
+        objects.extend(show("map", &map)["id"].as_u64().map(|id| ("map", id)));
+    }
+    let programs: Vec<_> = objects.iter().filter(|(kind, _)| *kind == "prog").collect();
+    let programs: Vec<_> = programs.iter().map(|(_, id)| id.to_string()).collect();
+    for program in programs {
+        let program = bpftool(&["prog", "show", "id", &program]);
+        let maps = program["map_ids"].as_array().into_iter().flatten();
+        objects.extend(maps.filter_map(|id| Some(("map", id.as_u64()?))));
+        objects.extend(program["btf_id"].as_u64().map(|id| ("btf", id)));
+    }
+    objects
+}
+
+/// What a namespace is like, as far as the mesh could have changed it: settings, rules, routes,
+/// sockets that listen.
+fn state(workload: &Workload) -> BTreeSet<String> {
+    let said = |program: &str, arguments: &[&str]| workload.run(program, arguments).success();
+    // Counts of the moment are none.
+    let settings = workload
+        .run("sysctl", &["-a", "--pattern", "^net[.]"])
+        .stdout;
+    let settings = settings.lines().filter(|line| !line.contains("_count"));
+    let mut state: BTreeSet<_> = settings.map(str::to_owned).collect();
+    assert!(state.len() > 100, "settings of a namespace: {state:?}");
+    let rest = [
+        workload.packet_filter(),
+        said("ip", &["rule", "show"]),
+        said("ip", &["route", "show", "table", "all"]),
+        said("ip", &["address", "show"]),
+        said("tc", &["qdisc", "show"]),
+        said("ss", &["-Hltun"]),
+    ];
+    let lines = rest.iter().flat_map(|text| text.lines());
+    // Link-local addresses come by themselves, a while after the interface.
+    let lines = lines.filter(|line| !line.contains("fe80::"));
+    state.extend(lines.map(str::to_owned));
+    state
+}
+
+/// Programs that are attached to the lab's control groups, and below them.
+fn attached(lab: &Lab) -> Value {
+    let root = lab.cgroup(Node::A);
+    let root = root
+        .parent()
+        .expect("the lab's own")
+        .to_str()
+        .expect("text");
+    bpftool(&["cgroup", "tree", root])
 }
 
 #[test]
 fn uninstall_leaves_nothing_behind() {
-    let mut mesh = Bookinfo::start();
+    let mut before = None;
+    let mut mesh = Bookinfo::start_with(|lab| before = Some(attached(lab)));
+    let before = before.expect("it was called");
     let folder = mesh.lab.bpffs(Node::A);
-    let links = of_folder(&folder);
-    assert!(links.len() > 10, "{links:?}");
+    mesh.b.stop();
+    assert_eq!(mesh.b.uninstall(&[]).code, 0);
+    // A workload that the agent finds and leaves shows what namespaces are like without it.
+    let late = mesh.lab.workload(Node::A, "late", &[]);
+    let untouched = state(&late);
+    let all = workload_entries(&[&mesh.sleep, &late, &mesh.v1, &mesh.v2]);
+    mesh.lab.configure("workloads.yaml", &all);
+    eventually(
+        BACK,
+        "the late workload is enrolled",
+        || match tcp_tw_reuse(&late).as_str() {
+            "1" => Ok(()),
+            other => Err(other.to_owned()),
+        },
+    );
+    assert_ne!(state(&late), untouched, "what can be seen of enrolment");
+    assert_ne!(attached(&mesh.lab), before);
+    let ours: Objects = &held_by(mesh.a.id()) | &pinned(&folder);
+    for (kind, at_least) in [("prog", 12), ("map", 20), ("link", 13), ("btf", 1)] {
+        let count = ours.iter().filter(|(of, _)| *of == kind).count();
+        assert!(count >= at_least, "{count} of {kind}: {ours:?}");
+    }
     let socket = mesh.a.socket().to_owned();
     let takeover = socket.with_extension("sock.takeover");
     assert!(takeover.exists());
@@ -380,11 +492,7 @@ fn uninstall_leaves_nothing_behind() {
     let said = mesh.a.uninstall(&[]);
     assert_ne!(said.code, 0, "an agent runs: {said:?}");
     assert!(said.stderr.contains("--force"), "{said:?}");
-    assert_eq!(
-        mesh.sleep.curl(&["http://reviews/"]).status,
-        200,
-        "nothing has happened"
-    );
+    assert_eq!(tcp_tw_reuse(&late), "1", "nothing has happened");
 
     // A crash leaves more than a stop does.
     mesh.a.kill();
@@ -392,10 +500,16 @@ fn uninstall_leaves_nothing_behind() {
     let said = mesh.a.uninstall(&[]);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(!folder.exists() && !socket.exists() && !takeover.exists());
-    assert!(
-        wait_until(BACK, || !link_ids().iter().any(|id| links.contains(id))),
-        "every link is gone"
-    );
+    eventually(BACK, "every object of the kernel is gone", || {
+        let left: Objects = &objects() & &ours;
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{left:?}")),
+        }
+    });
+    assert_eq!(attached(&mesh.lab), before);
+    let left = &state(&late) ^ &untouched;
+    assert!(left.is_empty(), "{left:?}");
     assert_eq!(tcp_tw_reuse(&mesh.sleep), "2");
     assert!(
         fs::read_dir(mesh.lab.ca())
@@ -411,7 +525,6 @@ fn uninstall_leaves_nothing_behind() {
     assert_eq!(mesh.a.uninstall(&[]).code, 0);
 
     mesh.a.restart();
-    mesh.until_reachable();
     let said = mesh.a.uninstall(&["--force"]);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(!folder.exists());
