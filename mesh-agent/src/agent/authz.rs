@@ -8,7 +8,7 @@ use super::Agent;
 use crate::admin::authz::{
     AuthzAnswer, AuthzEvent, AuthzOpinion, AuthzQuestion, AuthzReport, AuthzVerdict,
 };
-use crate::identity::Identity;
+use crate::identity::{Identity, ParseIdentityError};
 use crate::policy::MtlsMode;
 use crate::policy::authorization::{Connection, Payload, Request, Verdict, remote_ip};
 use crate::policy::tls_check::find_workload;
@@ -144,12 +144,21 @@ fn source(
     question: &AuthzQuestion,
 ) -> Result<(Option<Identity>, Option<IpAddr>), String> {
     let from = question.from.as_str();
-    if from.starts_with("spiffe://") {
-        let identity = from
-            .parse::<Identity>()
-            .map_err(|error| error.to_string())?;
+    let identity: Option<Identity> = if from.starts_with("spiffe://") {
+        Some(
+            from.parse()
+                .map_err(|error: ParseIdentityError| error.to_string())?,
+        )
+    } else {
+        // As policies write principals.
+        format!("spiffe://{from}").parse().ok()
+    };
+    if let Some(identity) = identity {
+        let mut workloads = snapshot.registry.workloads.iter();
+        let its = workloads.find(|workload| workload.identity == identity);
+        let address = its.and_then(|workload| workload.addresses.first().copied());
         let unknown = IpAddr::from([0, 0, 0, 0]);
-        return Ok((Some(identity), Some(unknown)));
+        return Ok((Some(identity), Some(address.unwrap_or(unknown))));
     }
     if let Ok(address) = from.parse::<IpAddr>() {
         // An address that is a workload's is that workload.
@@ -255,6 +264,19 @@ spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: tcp, port: 90}
             reason.contains("strict/default takes mutual TLS only"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn an_identity_may_be_written_as_policies_do_and_has_its_workloads_address() {
+        let sleep = "cluster.local/ns/default/sa/sleep";
+        for from in [sleep, &format!("spiffe://{sleep}")] {
+            let answer = ask(question(from, Some(("GET", "/")))).unwrap();
+            assert_eq!(answer.verdict, AuthzVerdict::Allowed, "{from}");
+            assert_eq!(answer.source, Some(format!("spiffe://{sleep}")));
+            assert_eq!(answer.source_ip, IpAddr::from([10, 0, 0, 2]));
+        }
+        let nobody = ask(question("cluster.local/ns/default/sa/nobody", None)).unwrap();
+        assert_eq!(nobody.source_ip, IpAddr::from([0, 0, 0, 0]));
     }
 
     #[test]

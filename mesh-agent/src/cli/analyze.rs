@@ -166,11 +166,12 @@ fn text(issues: &[Issue], place: &str) -> String {
     for Issue { level, finding } in issues {
         let code = finding.code.as_deref();
         let code = code.map_or(String::new(), |code| format!(" [{code}]"));
-        let _ = write!(
-            text,
-            "{level:?}{code} ({} {}:{})",
-            finding.object, finding.file, finding.document
-        );
+        let place = match finding.document {
+            // What is seen stands in no file.
+            0 => String::new(),
+            document => format!(" {}:{document}", finding.file),
+        };
+        let _ = write!(text, "{level:?}{code} ({}{place})", finding.object);
         if !finding.field.is_empty() {
             let _ = write!(text, " {}", finding.field);
         }
@@ -182,6 +183,7 @@ fn text(issues: &[Issue], place: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::samples;
 
     fn analyzed(yaml: &str) -> String {
         let directory = tempfile::tempdir().expect("a directory");
@@ -374,6 +376,20 @@ mod tests {
             text.starts_with("Error [IST0106] (Service default/a a.yaml:1)"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn who_speaks_plaintext_is_told_with_what_lets_it() {
+        let seen = samples::plaintext();
+        let permitted = plaintext::permitted(&seen, &samples::config());
+        let issues: Vec<_> = permitted.into_iter().map(Issue::of).collect();
+        let text = text(&issues, "here");
+        for begin in [
+            "Warning (WorkloadEntry default/reviews-v1): PERMISSIVE is in force: STRICT would cut off sleep.legacy,",
+            "Warning (PeerAuthentication shop/default): DISABLE is in force: STRICT would cut off 10.0.3.4,",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(begin)), "{text}");
+        }
     }
 
     #[test]

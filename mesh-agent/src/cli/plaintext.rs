@@ -121,7 +121,10 @@ pub(super) fn permitted(seen: &[PlaintextView], config: &ConfigView) -> Vec<Find
         .map(|one| FindingView {
             file: config.source.clone(),
             document: 0,
-            object: format!("PeerAuthentication {}", one.authn_policy),
+            object: match one.authn_policy.split_once('/') {
+                Some((name, namespace)) => format!("PeerAuthentication {namespace}/{name}"),
+                None => format!("WorkloadEntry {}/{}", one.namespace, one.workload),
+            },
             field: String::new(),
             reason: format!("{} is in force: {}", one.mode, reason(one)),
             code: None,
