@@ -205,7 +205,7 @@ def zerocopy():
 def sendfile():
     connection = connect("count")
     with tempfile.TemporaryFile() as file:
-        file.truncate(256 * MiB)
+        file.truncate(1024 * MiB)
         print("sent", connection.sendfile(file))
     connection.shutdown(socket.SHUT_WR)
     print("bytes", read_line(connection).strip())
@@ -288,6 +288,16 @@ def churn():
     for thread in threads:
         thread.join()
     print("ended", len(ended), "wrong", wrong)
+
+
+def calls():
+    """A thousand questions of 100 bytes, with answers of 900."""
+    connection = connect("rpc")
+    for _ in range(1000):
+        connection.sendall(bytes(100))
+        read_exactly(connection, 900)
+    print("calls 1000")
+    connection.close()
 
 
 def farewell():

@@ -54,6 +54,11 @@ def serve(connection):
     elif command == "echo":
         while chunk := connection.recv(1 << 16):
             connection.sendall(chunk)
+    elif command == "rpc":
+        # Answers each 100 bytes with 900.
+        while connection.recv(1, socket.MSG_PEEK):
+            read_exactly(connection, 100)
+            connection.sendall(bytes(900))
     elif command == "farewell":
         for _ in range(numbers[0]):
             connection.sendall(b"0123456789")

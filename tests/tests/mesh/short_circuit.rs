@@ -231,9 +231,23 @@ fn a_writer_hears_that_its_reader_is_gone() {
     everywhere("unread", "told True\n");
 }
 
+/// How much more memory an agent may have needed at its most than before, for a file that passes it.
+const MEMORY_FOR_A_FILE_KIB: u64 = 16 << 10;
+
 #[test]
-fn a_file_is_sent_whole() {
-    everywhere("sendfile", "sent 268435456\nbytes 268435456\n");
+fn a_file_is_sent_whole_and_fills_no_memory() {
+    for direct in [true, false] {
+        let pair = pair(direct, "on");
+        let before = pair.agent.memory_kib("VmHWM");
+        assert_eq!(
+            pair.sees("sendfile"),
+            "sent 1073741824\nbytes 1073741824\n",
+            "direct: {direct}"
+        );
+        assert!(pair.handed_over() > 0, "{:?}", pair.counters());
+        let more = pair.agent.memory_kib("VmHWM") - before;
+        assert!(more < MEMORY_FOR_A_FILE_KIB, "{more} KiB, direct: {direct}");
+    }
 }
 
 #[test]
@@ -245,6 +259,15 @@ fn who_sends_without_copies_hears_when_the_pages_are_free() {
             "completion True\nbytes 100000\n",
             "direct: {direct}"
         );
+        // "count\n" was handed over before; what is to be heard of goes by TCP.
+        let flows = pair.agent.meshctl_json(&["flows"]);
+        let mut all = flows.as_array().into_iter().flatten();
+        let flow = all.find(|flow| flow["direction"] == "outbound");
+        let flow = flow.unwrap_or_else(|| panic!("{flows}"));
+        let [sent, handed_over] =
+            ["bytes_sent", "short_circuit_sent"].map(|field| flow[field].as_u64());
+        assert_eq!(sent, Some(100_006), "{flow}");
+        assert!(handed_over <= Some(6), "{flow}");
     }
 }
 
@@ -376,6 +399,30 @@ fn the_account_is_exact_when_the_server_closes_first_after_many_messages() {
         let (back, there) = (10_000.into(), 14.into());
         assert_eq!(counted("inbound"), Some((back, there)), "{flows}");
         assert!(pair.handed_over() > 0);
+    }
+}
+
+/// However they travel: a thousand calls of 100 and 900 bytes, and the line that asks for them.
+#[test]
+fn every_byte_of_a_thousand_calls_is_in_the_account_of_both_ends() {
+    for (direct, short_circuit) in [(true, "on"), (true, "off"), (false, "on"), (false, "off")] {
+        let pair = pair(direct, short_circuit);
+        assert_eq!(pair.sees("calls"), "calls 1000\n");
+        let flows = pair.agent.meshctl_json(&["flows"]);
+        let (there, back) = (100_004.into(), 900_000.into());
+        for (direction, sent, received) in [("outbound", &there, &back), ("inbound", &back, &there)]
+        {
+            let mut all = flows.as_array().into_iter().flatten();
+            let flow = all.find(|flow| flow["direction"] == direction);
+            let flow = flow.unwrap_or_else(|| panic!("no {direction} flow: {flows}"));
+            assert_eq!(
+                (&flow["bytes_sent"], &flow["bytes_received"]),
+                (sent, received),
+                "{short_circuit}: {flow}"
+            );
+            let handed_over = flow["short_circuit_sent"].as_u64();
+            assert_eq!(handed_over > Some(0), short_circuit == "on", "{flow}");
+        }
     }
 }
 
