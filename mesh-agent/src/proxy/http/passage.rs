@@ -44,7 +44,8 @@ impl Passage {
 
     /// A request has an answer of an endpoint.
     pub(super) fn passed(&self) {
-        if self.so_far.swap(PASSED, AcqRel) == REFUSED {
+        // Each request of a connection comes here, and the first decides.
+        if self.so_far.load(Acquire) != PASSED && self.so_far.swap(PASSED, AcqRel) == REFUSED {
             self.tell(Transport::Unknown, None);
         }
     }
