@@ -180,6 +180,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),
+        refusals: Default::default(),
         clients: Arc::new(Clients::new(options.max_client_connections)),
         telemetry: telemetry.clone(),
     });

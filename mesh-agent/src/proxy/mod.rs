@@ -24,6 +24,7 @@ mod replay;
 mod reset_watch;
 mod sidecar;
 pub mod sniff;
+pub mod sparse_log;
 mod tcp;
 mod tcp_record;
 mod turn;
@@ -72,6 +73,8 @@ pub struct Node {
     pub telemetry: Arc<Telemetry>,
     /// Handshakes of the last minute.
     pub handshakes: Arc<hbone::Handshakes>,
+    /// Bounds the lines about connections that are refused.
+    pub refusals: sparse_log::SparseLog,
     /// Who has tunnels to its workloads.
     pub clients: Arc<hbone::Clients>,
 }

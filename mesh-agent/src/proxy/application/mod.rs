@@ -298,14 +298,17 @@ fn overflowed(node: &Node, local: &Local, caller: &Caller, to: SocketAddr) {
 
 /// Counts a refusal, and says so.
 fn denied(node: &Node, local: &Local, caller: &Caller, to: SocketAddr, reason: &Reason) {
-    tracing::info!(
-        workload = %local.workload.name,
-        client = %caller.address,
-        identity = caller.identity.as_ref().map(tracing::field::display),
-        port = to.port(),
-        %reason,
-        "connection denied"
-    );
+    if let Some(line) = node.refusals.line() {
+        tracing::info!(
+            workload = %local.workload.name,
+            client = %caller.address,
+            identity = caller.identity.as_ref().map(tracing::field::display),
+            port = to.port(),
+            %reason,
+            left_out = line.left_out,
+            "connection denied"
+        );
+    }
     let details = reason.details();
     let flags = Flags::default();
     record::connection(node, &local.workload, caller, to, flags, Some(&details));

@@ -112,13 +112,16 @@ impl Inbound {
                 Transport::Blocked,
             );
             stream.abort();
-            tracing::info!(
-                workload = %workload.name,
-                %client,
-                port = application.port(),
-                policy = policy.as_deref().unwrap_or("-"),
-                "plaintext refused"
-            );
+            if let Some(line) = self.node.refusals.line() {
+                tracing::info!(
+                    workload = %workload.name,
+                    %client,
+                    port = application.port(),
+                    policy = policy.as_deref().unwrap_or("-"),
+                    left_out = line.left_out,
+                    "plaintext refused"
+                );
+            }
             return Ok(());
         }
         drop(snapshot);

@@ -12,6 +12,7 @@ pub use format::{BadFormat, Format};
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -58,7 +59,12 @@ impl AccessLog {
         if file == Path::new("-") || file == Path::new("/dev/stdout") {
             return Self::to(io::stdout(), format);
         }
-        let file = OpenOptions::new().append(true).create(true).open(file)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            // Where nobody reads a FIFO that is an error, and no start without an end.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(file)?;
         Self::to(file, format)
     }
 
@@ -153,6 +159,21 @@ fn started(sink: impl Write + Send + 'static) -> io::Result<Arc<Queue>> {
 mod tests {
     use super::super::expression::Expression;
     use super::*;
+
+    #[test]
+    fn a_fifo_that_nobody_reads_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fifo = folder.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.expect("mkfifo runs").success());
+        let open = || AccessLog::open(&fifo, Format::Default(Encoding::Json));
+        assert_eq!(
+            open().err().and_then(|error| error.raw_os_error()),
+            Some(libc::ENXIO)
+        );
+        let _reader = crate::file::open(&fifo).expect("opened");
+        assert!(open().is_ok());
+    }
 
     #[test]
     fn lines_are_appended_whole_whoever_writes_them() {
