@@ -33,7 +33,7 @@ pub use command::{Outcome, Process, binary, outcome};
 pub use conversation::Conversation;
 pub use envoy::envoy;
 pub use http::Reply;
-pub use kernel::{check, is_root};
+pub use kernel::{cgroup2, check, is_root};
 pub use lab::{Lab, sweep};
 pub use resources::{ServicePort, container_entries, service, workload_entries};
 pub use wait::{eventually, wait_until};

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use mesh_tests::{
-    Agent, Capture, Lab, Node, Process, ServicePort, Workload, contains, eventually, outcome,
-    service, workload_entries,
+    Agent, Capture, Lab, Node, Process, ServicePort, Workload, cgroup2, contains, eventually,
+    outcome, service, workload_entries,
 };
 
 use crate::bookinfo::{VIP4, VIP6};
@@ -31,14 +31,9 @@ struct Host {
 }
 
 pub fn unit_entry(unit: &Workload, name: &str) -> String {
-    let root = Path::new("/sys/fs/cgroup");
-    let mount = unit.cgroup().ancestors().find(|path| {
-        path.parent().is_some_and(|parent| parent == root) && path.join("cgroup.procs").exists()
-    });
-    let below = unit
-        .cgroup()
-        .strip_prefix(mount.unwrap_or(root))
-        .expect("the lab's group is in the hierarchy");
+    let mount = cgroup2().expect("cgroup2 is mounted");
+    let below = unit.cgroup().strip_prefix(mount);
+    let below = below.expect("the lab's group is in the hierarchy");
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  annotations:\n    \
          undermesh.io/cgroup: /{}\n    undermesh.io/node: a\n    undermesh.io/addresses: \"{}\"\n\
