@@ -11,10 +11,13 @@ use anyhow::{Context, Result};
 use super::{Kernel, fresh, quietly, said};
 use crate::shell;
 
-/// What the laboratory and the smoke test run.
+/// What the laboratory and the tests run.
 const PROGRAMS: &[&str] = &[
+    "bash",
     "bpftool",
     "cat",
+    "chmod",
+    "cp",
     "curl",
     "depmod",
     "dig",
@@ -23,21 +26,32 @@ const PROGRAMS: &[&str] = &[
     "head",
     "ip",
     "ip6tables-save",
+    "iptables",
     "iptables-save",
+    "ln",
+    "ls",
     "md5sum",
     "mkdir",
+    "mkfifo",
     "modprobe",
     "mount",
+    "mv",
     "nft",
     "nghttp",
     "openssl",
     "/usr/bin/python3",
     "redis-cli",
     "redis-server",
+    "rm",
     "sh",
     "sleep",
+    "ss",
+    "sysctl",
+    "tail",
     "tcpdump",
     "timeout",
+    "touch",
+    "wc",
 ];
 
 /// Folders and files as they are here, where they are here.
