@@ -185,6 +185,8 @@ fn what_was_handed_over_does_not_hide_what_came_by_tcp_from_the_agent() {
 /// What may wait at a receiver that does not read beside what TCP holds: `MAX_WAITING_BYTES` in mesh-common, and a
 /// message beyond it.
 const HANDED_OVER_AT_MOST: u64 = (2 << 20) + (1 << 19);
+/// No writer gets rid of more on kernels whose TCP takes less by itself (Linux 6.1's may not).
+const WHERE_TCP_TAKES_LESS: u64 = 12 << 20;
 
 /// TCP's own buffers on the way grow to other sizes on other kernels and in other moments: how much
 /// they take is seen in the same run, with the short-circuit switched off.
@@ -209,9 +211,13 @@ fn a_reader_that_stops_holds_its_writer_back_and_goes_on_in_time() {
         pair.set_knob(0, 0);
         let accepted = stopped();
         assert!(pair.handed_over() > 0, "{:?}", pair.counters());
+        let mut most = by_tcp + HANDED_OVER_AT_MOST;
+        if by_tcp < WHERE_TCP_TAKES_LESS {
+            most = most.min(WHERE_TCP_TAKES_LESS);
+        }
         assert!(
-            accepted <= by_tcp + HANDED_OVER_AT_MOST,
-            "direct: {direct}: {accepted} bytes, and {by_tcp} by TCP"
+            accepted <= most,
+            "direct: {direct}: {accepted} bytes, {most} at most, and {by_tcp} by TCP"
         );
     }
 }
