@@ -62,6 +62,7 @@ use crate::proxy::hbone::{Clients, TunnelPool};
 use crate::proxy::http::Upstreams;
 use crate::proxy::node_probes::NodeProbes;
 use crate::proxy::notes::Notes;
+use crate::proxy::sparse_log::SparseLog;
 use crate::proxy::upstream::Upstream;
 use crate::snapshot::{Compiler, Snapshot};
 use crate::source::directory;
@@ -100,6 +101,9 @@ struct Agent {
     /// Whether the kernel ends connections that a new policy forbids.
     ends_connections: bool,
 }
+
+/// Lines about connections that are refused, in ten seconds.
+const MAX_REFUSAL_LINES: u32 = 100;
 
 /// `mesh-agent run`: until SIGTERM or SIGINT, or until another agent has taken over.
 ///
@@ -180,7 +184,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         plaintext: Default::default(),
         connections: TaskTracker::new(),
         handshakes: Arc::default(),
-        refusals: Default::default(),
+        refusals: SparseLog::of(MAX_REFUSAL_LINES),
         clients: Arc::new(Clients::new(options.max_client_connections)),
         telemetry: telemetry.clone(),
     });

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// So many lines are written in [`INTERVAL`].
-const MAX_LINES: u32 = 100;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bounds lines of one kind.
-#[derive(Debug, Default)]
-pub struct SparseLog(Mutex<Lines>);
+#[derive(Debug)]
+pub struct SparseLog {
+    max: u32,
+    lines: Mutex<Lines>,
+}
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -27,19 +28,27 @@ pub struct Line {
 }
 
 impl SparseLog {
+    /// So many lines at most in ten seconds.
+    pub fn of(max: u32) -> Self {
+        Self {
+            max,
+            lines: Mutex::default(),
+        }
+    }
+
     /// Room for one more line; where there is none, it is counted.
     pub fn line(&self) -> Option<Line> {
         self.line_at(Instant::now())
     }
 
     fn line_at(&self, now: Instant) -> Option<Line> {
-        let mut lines = self.0.lock();
+        let mut lines = self.lines.lock();
         let is_over = |since: Instant| now.duration_since(since) >= INTERVAL;
         if lines.since.is_none_or(is_over) {
             lines.since = Some(now);
             lines.written = 0;
         }
-        if lines.written == MAX_LINES {
+        if lines.written == self.max {
             lines.left_out += 1;
             return None;
         }
@@ -57,9 +66,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_told_with_the_next_line() {
-        let log = SparseLog::default();
+        let log = SparseLog::of(3);
         let start = Instant::now();
-        for _ in 0..MAX_LINES {
+        for _ in 0..3 {
             assert_eq!(log.line_at(start), Some(Line { left_out: None }));
         }
         for _ in 0..7 {

@@ -5,18 +5,16 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::identity::Identity;
+use crate::proxy::sparse_log::SparseLog;
 
 /// Connections of one client that are accepted unless the operator says otherwise. An agent makes one
 /// to each workload that it calls, and one more for each hundred tunnels; an Envoy one for each of
 /// its threads.
 pub const DEFAULT_MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
-/// How often refusals are told.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A proven identity and the address that it comes from: replicas have one identity.
 type Client = (Identity, IpAddr);
@@ -27,7 +25,7 @@ pub struct Clients {
     max: usize,
     open: Mutex<HashMap<Client, usize>>,
     refused: AtomicU64,
-    told: Mutex<Option<Instant>>,
+    log: SparseLog,
 }
 
 /// One connection; it counts until this is dropped.
@@ -44,7 +42,7 @@ impl Clients {
             max: max.get(),
             open: Mutex::default(),
             refused: AtomicU64::new(0),
-            told: Mutex::default(),
+            log: SparseLog::of(1),
         }
     }
 
@@ -72,15 +70,12 @@ impl Clients {
 
     fn refuse(&self, (identity, address): &Client) {
         let refused = 1 + self.refused.fetch_add(1, Ordering::Relaxed);
-        let mut told = self.told.lock();
-        if told.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
-            return;
+        if self.log.line().is_some() {
+            tracing::warn!(
+                %identity, %address, max = self.max, refused,
+                "client has too many connections, more are refused (--max-client-connections)"
+            );
         }
-        *told = Some(Instant::now());
-        tracing::warn!(
-            %identity, %address, max = self.max, refused,
-            "client has too many connections, more are refused (--max-client-connections)"
-        );
     }
 }
 
