@@ -285,10 +285,12 @@ pub enum Counter {
     FellBackOther = 7,
     /// Messages handed over past the agent, over a bridge; part of [`Counter::HandedOver`].
     Bridged = 8,
+    /// Messages of streams that TCP carried because it was faster.
+    FellBackSlower = 9,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 9;
+pub const COUNTERS: usize = 10;
 
 #[cfg(test)]
 mod tests {

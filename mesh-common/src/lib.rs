@@ -14,6 +14,7 @@ mod inbound;
 mod kernel;
 mod knob;
 mod nameserver;
+mod pace;
 mod splice;
 mod verdict;
 mod workload;
@@ -32,6 +33,7 @@ pub use inbound::{ListenerKey, ListenerKind, ListeningPort, Steer, steer};
 pub use kernel::KernelLayout;
 pub use knob::{KNOBS, Knob};
 pub use nameserver::{Nameserver, alias_of, is_alias};
+pub use pace::Pace;
 pub use splice::{
     Guard, HandOver, HandedOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction,
 };
@@ -56,7 +58,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 #[cfg(feature = "user")]
 macro_rules! pod {

@@ -8,6 +8,7 @@
 
 use crate::assert_layout;
 use crate::bridge::BridgeTarget;
+use crate::pace::Pace;
 
 /// Bits of [`Origin::splice`](crate::Origin::splice): which end of a
 /// connection may hand its bytes over.
@@ -41,11 +42,13 @@ pub struct Splice {
     pub bridge: BridgeTarget,
     /// What has gone over the bridge, and stands in no record yet.
     pub bridged: HandedOver,
+    /// Which way is faster, where it is a stream.
+    pub pace: Pace,
     /// Zero.
     pub reserved: u32,
 }
 
-assert_layout!(Splice, size = 88, align = 8);
+assert_layout!(Splice, size = 112, align = 8);
 
 /// What one end has handed over since it was last recorded. It stands beside
 /// the socket, since both ends' records are far away: each message would move
@@ -137,6 +140,8 @@ pub enum HandOver {
     InFlight,
     /// Through TCP, because the sender's own end of the connection is closed.
     Closing,
+    /// Through TCP, because a stream is faster that way at present ([`Pace`]).
+    Slower,
 }
 
 /// At most this much is handed over to a receiver that does not read, and one

@@ -79,8 +79,9 @@ pub fn state_of(sock: u64) -> Option<u32> {
     read::<u8>(sock, offset!(state)).map(u32::from)
 }
 
-/// Looks at a socket's lock, at most: some ten microseconds, as long as 128 KiB take to be copied.
-const LOOKS_AT_LOCK: u32 = 400;
+/// Looks at a socket's lock, at most: some fifty to a hundred microseconds. A large message is copied in
+/// that time on a slow machine, too, and a virtual processor that sleeps takes as long to be woken.
+const LOOKS_AT_LOCK: u32 = 3000;
 
 /// Waits a moment while somebody reads from that socket. Who hands a message over takes its lock: as long
 /// as a large one is being read that is with the reader, and to sleep and to be woken takes both longer.

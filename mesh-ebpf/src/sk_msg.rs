@@ -5,6 +5,7 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_INGRESS, sk_msg_md};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use mesh_common::{Counter, HandOver, Knob, decide, is_read_by_agent};
@@ -28,6 +29,7 @@ pub fn um_splice(ctx: SkMsgContext) -> u32 {
         HandOver::Queued => count(Counter::FellBackQueued),
         HandOver::InFlight => count(Counter::FellBackInFlight),
         HandOver::Closing => count(Counter::FellBackOther),
+        HandOver::Slower => count(Counter::FellBackSlower),
     }
     SK_PASS
 }
@@ -66,6 +68,8 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     if splice.sends == 0 {
         return HandOver::Closing;
     }
+    // SAFETY: a helper without arguments.
+    splice.pace.count(size, || unsafe { bpf_ktime_get_ns() });
     // SAFETY: a field of the checked socket.
     let state = unsafe { ptr::read_volatile(&raw const (*sk).state) };
     let Some(guard) = kernel::guard(sk, state, splice.peer_sock) else {
@@ -87,6 +91,10 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     {
         bridge::passed(bridge, splice, size);
         return HandOver::Peer;
+    }
+    // Who has a bridge gets back to it only by what is handed over to the agent.
+    if splice.bridge.receiver == 0 && splice.pace.is_slower_handed_over() {
+        return HandOver::Slower;
     }
     if !redirect(ctx, size, splice.peer, splice.peer_sock) {
         // The other end is gone: TCP tells the sender.

@@ -98,6 +98,17 @@ def half_close():
     print("end once", connection.recv(1) == b"")
 
 
+def stream():
+    """Half a gigabyte as fast as it goes."""
+    connection = connect("digest")
+    digest, content = hashlib.sha256(), os.urandom(MiB)
+    for _ in range(512):
+        digest.update(content)
+        connection.sendall(content)
+    connection.shutdown(socket.SHUT_WR)
+    print("whole", read_line(connection).strip() == digest.hexdigest())
+
+
 def early():
     """Two writes at once: with TCP_DEFER_ACCEPT, before the server's socket exists."""
     wrong = 0

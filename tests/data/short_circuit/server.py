@@ -36,6 +36,12 @@ def serve(connection):
             digest.update(chunk)
             count += len(chunk)
         connection.sendall(digest.hexdigest().encode() + b"\n" + bytes(count))
+    elif command == "digest":
+        # Reads to the end, and answers with the digest.
+        digest = hashlib.sha256()
+        while chunk := connection.recv(1 << 20):
+            digest.update(chunk)
+        connection.sendall(digest.hexdigest().encode() + b"\n")
     elif command == "unread":
         # Goes away with bytes unread.
         time.sleep(numbers[0] / 1000)

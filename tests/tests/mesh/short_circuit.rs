@@ -150,6 +150,15 @@ fn every_byte_arrives_once_and_in_order_both_ways_at_once() {
 }
 
 #[test]
+fn a_stream_tries_which_way_is_faster_and_arrives_whole() {
+    let pair = pair(true, "on");
+    assert_eq!(pair.sees("stream"), "whole True\n");
+    let counters = pair.counters();
+    let by_tcp = counters[9];
+    assert!(pair.handed_over() > 0 && by_tcp > 0, "{counters:?}");
+}
+
+#[test]
 fn what_was_handed_over_does_not_hide_what_came_by_tcp_from_the_agent() {
     let pair = pair(false, "on");
     let log = pair.lab.folder().join("by-both.log");
