@@ -13,7 +13,7 @@ use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -137,9 +137,15 @@ pub(super) fn chain(trust: &Trust, chain: &[CertificateDer<'_>], of: Side) -> Re
     }
 }
 
-/// The provider of all of the mesh's cryptography; it prefers X25519MLKEM768.
+/// The provider of all of the mesh's cryptography. It prefers X25519MLKEM768, and AES-128 to AES-256:
+/// that has the strength of the certificates' curve (P-256) and costs a fifth less of the processor.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    (provider.cipher_suites).sort_by_key(|suite| match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => 0,
+        _ => 1,
+    });
+    Arc::new(provider)
 }
 
 fn algorithms() -> WebPkiSupportedAlgorithms {
