@@ -166,7 +166,7 @@ fn servers_may_share_a_port_and_one_of_them_may_leave() {
 }
 
 #[test]
-fn a_workload_without_ipv6_is_served_over_ipv4() {
+fn workloads_without_ipv6_are_served_over_ipv4_and_one_line_says_so() {
     let lab = Lab::new();
     let client = lab.workload(Node::A, "client", &[]);
     let server = lab.workload(Node::A, "server", &[("app", "server")]);
@@ -177,14 +177,38 @@ fn a_workload_without_ipv6_is_served_over_ipv4() {
     let _server = server.serve(9080, "bookinfo", &["reviews", "--listen", "0.0.0.0:9080"]);
     lab.configure("server.yaml", &http("server", 41));
     lab.configure("workloads.yaml", &workload_entries(&[&client, &server]));
-    let agent = Agent::start(&lab, Node::A);
-    let reply = client.curl(&["http://server/peer"]);
-    assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(reply.body.contains(&client.v4.to_string()), "{reply:?}");
+    let mut agent = Agent::start(&lab, Node::A);
+    let works = |agent: &Agent| {
+        let reply = client.curl(&["http://server/peer"]);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(reply.body.contains(&client.v4.to_string()), "{reply:?}");
+        let log = agent.log();
+        let lines = log.lines().filter(|line| line.contains("IPv6 is off"));
+        let of = |workload: &Workload| {
+            let name = format!("workload={}.default", workload.name);
+            lines.clone().filter(|line| line.contains(&name)).count()
+        };
+        assert_eq!([of(&client), of(&server)], [1, 1], "{log}");
+        assert!(!log.contains("ERROR"), "{log}");
+    };
+    works(&agent);
     let flows = agent.meshctl_json(&["flows"]);
     let flows = flows.as_array().cloned().unwrap_or_default();
     assert!(
         flows.iter().any(|flow| flow["verdict"] == "proxy"),
         "{flows:?}"
     );
+    // In the clear, from outside of the mesh.
+    let outside = lab.workload(Node::Outside, "outside", &[]);
+    let reply = outside.curl(&[&format!("http://{}:9080/peer", server.v4)]);
+    assert!(reply.body.contains(&outside.v4.to_string()), "{reply:?}");
+
+    // Not again with each change, and once by the agent that takes over.
+    let generation = || agent.meshctl_json(&["config"])["generation"].as_u64();
+    let before = generation();
+    lab.configure("other.yaml", &http("other", 42));
+    assert!(wait_until(LIVE, || generation() > before));
+    works(&agent);
+    let _first = agent.take_over(&[]);
+    works(&agent);
 }

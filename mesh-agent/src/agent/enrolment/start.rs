@@ -1,5 +1,6 @@
 //! The agent's sockets in a workload's namespace, and what serves them.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -75,8 +76,13 @@ impl Enrolment {
         for (family, dns_before) in [(&Family::V4, before.dns4), (&Family::V6, before.dns6)] {
             let listener = match listeners.tcp(family.outbound) {
                 Ok(listener) => listener,
-                // IPv6 can be off in a namespace.
-                Err(_) if family == &Family::V6 => continue,
+                Err(error) if family == &Family::V6 && is_off(&error) => {
+                    tracing::info!(
+                        workload = %local.workload.name,
+                        "IPv6 is off in its network namespace: it is served over IPv4 alone"
+                    );
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             let questions = listeners.udp(family.dns, dns_before)?;
@@ -152,6 +158,12 @@ impl Enrolment {
             drain,
         })
     }
+}
+
+/// Whether the address family is, and not the socket at fault ([`WorkloadSockets::listen`]).
+fn is_off(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(code, Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
 }
 
 /// What an address family's sockets are for.
