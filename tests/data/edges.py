@@ -54,7 +54,8 @@ def epoll_connect(s, to):
 
 def connect(how):
     protocol = IPPROTO_MPTCP if how == "mptcp" else 0
-    s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    s = socket.socket(family, socket.SOCK_STREAM, protocol)
     s.settimeout(float(more[0]) if how == "timeout" else 5)
     if how == "bind":
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,8 +76,8 @@ def connect(how):
 began = time.monotonic()
 try:
     s = connect(how)
-    print("local", *s.getsockname())
-    print("peer", *s.getpeername())
+    print("local", *s.getsockname()[:2])
+    print("peer", *s.getpeername()[:2])
     s.sendall(b"GET /peer HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n")
     answer = b""
     while chunk := s.recv(65536):

@@ -33,6 +33,7 @@ const SMOKE: &[&str] = &[
     "protocols::a_server_may_speak_first",
     "lifetime::when_the_clients_agent_is_killed_connections_are_refused_and_nothing_passes_in_the_clear",
     "edges::every_way_to_connect_is_captured",
+    "edges::no_mptcp_socket_gets_around_the_agent",
     "kernels::by_default_an_application_may_have_the_kernel_do_its_tls",
     "meshctl::check_has_a_tick_for_everything_that_is_well",
     "bpftool::every_pinned_map_has_btf_and_dumps_named_fields",
