@@ -7,6 +7,8 @@ use mesh_tests::{Agent, Lab, Node, Workload, eventually, workload_entries};
 use crate::bookinfo::{Bookinfo, VIP4, VIP6};
 use crate::bpftool::bpftool;
 use crate::leaving::pin;
+use crate::prometheus::{curl, free_address};
+use crate::telemetry::counter;
 
 /// Connects as told by its arguments (socket family, address, port) and prints
 /// what the application is told: its peer, and the original destination.
@@ -122,6 +124,80 @@ fn a_server_sees_the_true_address_of_its_client() {
             "over {address}: {seen} is not {clients:?}"
         );
     }
+}
+
+/// Says from where each connection comes, as accept(2) tells it, and gives back a word.
+const ACCEPTS: &str = r#"
+import socket, sys
+listener = socket.create_server(("", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    connection, peer = listener.accept()
+    print(f"accepted [{peer[0]}]:{peer[1]}", flush=True)
+    connection.sendall(connection.recv(100))
+    connection.close()
+"#;
+
+/// Says a word, hears it, and prints its own address.
+const CALLS: &str = r#"
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+connection.sendall(b"word")
+assert connection.recv(100) == b"word"
+print("[%s]:%d" % connection.getsockname()[:2])
+"#;
+
+#[test]
+fn the_agent_accepts_a_connection_from_outside_once_and_the_application_sees_whose_it_is() {
+    let lab = Lab::new();
+    let server = lab.workload(Node::A, "server", &[("app", "server")]);
+    let clients = [(Node::Outside, "outside"), (Node::A, "neighbour")]
+        .map(|(node, name)| lab.workload(node, name, &[]));
+    lab.configure("workloads.yaml", &workload_entries(&[&server]));
+    let serving = server.serve(7000, "/usr/bin/python3", &["-c", ACCEPTS, "7000"]);
+    let metrics = free_address();
+    let agent = Agent::start_with(&lab, Node::A, &["--metrics-address", &metrics]);
+    let level = agent.meshctl(&["kernel-log", "debug"]).success();
+    assert_eq!(level, "debug\n");
+
+    let (v4, v6) = (server.v4.to_string(), server.v6.to_string());
+    let calls = clients
+        .iter()
+        .flat_map(|client| [&v4, &v6].map(|address| (client, address)));
+    let callers: Vec<String> = calls
+        .map(|(client, address)| {
+            python(client, CALLS, &[address, "7000"])
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    let accepted: Vec<String> = serving
+        .log()
+        .lines()
+        .filter_map(|line| line.strip_prefix("accepted "))
+        .map(|peer| peer.replace("::ffff:", ""))
+        .collect();
+    assert_eq!(accepted, callers);
+
+    // One that the agent makes itself would come back to it, and so on.
+    let once = callers.len();
+    eventually(Duration::from_secs(5), "all are accounted for", || {
+        let metrics = curl(&[&format!("http://{metrics}/metrics")]);
+        let by_server = [("reporter", "destination")];
+        let opened = counter(&metrics, "istio_tcp_connections_opened_total", &by_server);
+        let log = agent.log();
+        let steered = log
+            .lines()
+            .filter(|line| line.contains("to port 7000: to the agent"))
+            .count();
+        let flows = agent.meshctl_json(&["flows"]);
+        let flows = flows.as_array().map_or(0, Vec::len);
+        match [opened as usize, steered, flows] == [once; 3] {
+            true => Ok(()),
+            false => Err(format!(
+                "{opened} accepted, {steered} steered, {flows} flows"
+            )),
+        }
+    });
 }
 
 #[test]
