@@ -138,6 +138,25 @@ impl Agent {
         self.memory_kib("VmRSS")
     }
 
+    /// The most memory that it has held, since its start or since [`forget_peak`](Self::forget_peak).
+    ///
+    /// # Panics
+    ///
+    /// Where it does not run.
+    pub fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM")
+    }
+
+    /// The peak counts from here (proc(5)).
+    ///
+    /// # Panics
+    ///
+    /// Where it does not run.
+    pub fn forget_peak(&self) {
+        let path = format!("/proc/{}/clear_refs", self.id());
+        std::fs::write(&path, "5").unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
     /// A line of `/proc/PID/status` that is in kibibytes.
     ///
     /// # Panics

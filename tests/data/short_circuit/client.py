@@ -61,6 +61,18 @@ def ten():
     print("equal")
 
 
+def ten_by_splice():
+    """The same, read by splice(2)."""
+    connection = connect(f"exchange 1 {10 * MiB} {1 << 17}", blocking=True)
+    read, write = os.pipe()
+
+    def receive(count):
+        return os.read(read, os.splice(connection.fileno(), write, count))
+
+    exchange(connection, 1, 2, 10 * MiB, 1 << 17, receive)
+    print("equal")
+
+
 def stopped():
     """Writes without end to a reader that has stopped: must be told to wait, and go on in time."""
     connection = connect(f"stop {3000 * PATIENCE}")
@@ -207,21 +219,29 @@ def raw_recv(connection):
 def zerocopy():
     connection = connect("count")
     connection.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
-    connection.sendall(bytes(100_000), MSG_ZEROCOPY)
+    content = os.urandom(100_000)
+    connection.sendall(content, MSG_ZEROCOPY)
     poll = select.poll()
     poll.register(connection, 0)
     print("completion", bool(poll.poll(5000)) and bool(connection.recvmsg(1, 1000, socket.MSG_ERRQUEUE)[1]))
     connection.shutdown(socket.SHUT_WR)
-    print("bytes", read_line(connection).strip())
+    print("arrived", read_line(connection).strip() == f"{len(content)} {hashlib.sha256(content).hexdigest()}")
 
 
 def sendfile():
     connection = connect("count")
+    digest, random = hashlib.sha256(), os.urandom(MiB - 8)
     with tempfile.TemporaryFile() as file:
-        file.truncate(1024 * MiB)
-        print("sent", connection.sendfile(file))
+        # No two pieces are equal: none may be missing, come twice or in the place of another.
+        for number in range(1024):
+            piece = struct.pack("=Q", number) + random
+            digest.update(piece)
+            file.write(piece)
+        file.seek(0)
+        sent = connection.sendfile(file)
+    print("sent", sent)
     connection.shutdown(socket.SHUT_WR)
-    print("bytes", read_line(connection).strip())
+    print("arrived", read_line(connection).strip() == f"{sent} {digest.hexdigest()}")
 
 
 def hold():

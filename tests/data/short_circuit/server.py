@@ -47,10 +47,11 @@ def serve(connection):
         time.sleep(numbers[0] / 1000)
     elif command == "count":
         # Counts to the end of what comes, by plain recv.
-        count = 0
+        digest, count = hashlib.sha256(), 0
         while chunk := connection.recv(1 << 20):
+            digest.update(chunk)
             count += len(chunk)
-        connection.sendall(f"{count}\n".encode())
+        connection.sendall(f"{count} {digest.hexdigest()}\n".encode())
     elif command == "by-both":
         connection.sendall(b"ready\n")
         connection.sendall(read_line(connection).encode())

@@ -31,14 +31,15 @@ def send_by_both(connection):
     connection.sendall(b"by TCP\n")
 
 
-def exchange(connection, seed, other_seed, total, largest):
+def exchange(connection, seed, other_seed, total, largest, receive=None):
     """Sends `total` bytes in writes of random sizes up to `largest`, while as many
-    are read with random pauses. Both ends check that what came is what was sent."""
+    are read, by `receive`, with random pauses. Both ends check that what came is what was sent."""
+    receive = receive or connection.recv
     sender = threading.Thread(target=send, args=(connection, seed, total, largest))
     sender.start()
     numbers, digest, left = random.Random(-other_seed), hashlib.sha256(), total
     while left:
-        chunk = connection.recv(min(left, numbers.randint(1, 1 << numbers.randint(1, 20))))
+        chunk = receive(min(left, numbers.randint(1, 1 << numbers.randint(1, 20))))
         if not chunk:
             raise EOFError(f"{left} bytes are missing")
         digest.update(chunk)

@@ -8,6 +8,7 @@ mod bookinfo;
 mod bpftool;
 mod bpftool_page;
 mod bridge;
+mod by_splice;
 mod ca;
 mod ca_client;
 mod ca_kubernetes;

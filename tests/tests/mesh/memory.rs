@@ -1,7 +1,6 @@
 //! What an agent keeps in memory when nothing happens.
 
 use std::fmt::Write;
-use std::fs;
 use std::time::Duration;
 
 use mesh_tests::{Agent, eventually};
@@ -17,7 +16,7 @@ const TAKES_KIB: u64 = 2 * 1024;
 fn what_a_start_a_change_traffic_and_answers_take_for_a_while_is_given_back() {
     let bookinfo = Bookinfo::start();
     let agent = &bookinfo.a;
-    let start = peak_kib(agent);
+    let start = agent.peak_kib();
     eventually(PATIENCE, "rest after the start", || {
         match agent.resident_kib() {
             kib if kib < start / 2 => Ok(()),
@@ -68,11 +67,9 @@ fn has_many(agent: &Agent, are_there: bool) -> Result<(), String> {
 /// Most of what `something` takes is there again afterwards.
 fn gives_back(agent: &Agent, name: &str, something: impl FnOnce()) {
     let before = agent.resident_kib();
-    // The peak counts from here (proc(5)).
-    let path = format!("/proc/{}/clear_refs", agent.id());
-    fs::write(&path, "5").unwrap_or_else(|error| panic!("{path}: {error}"));
+    agent.forget_peak();
     something();
-    let peak = peak_kib(agent);
+    let peak = agent.peak_kib();
     assert!(
         peak > before + TAKES_KIB,
         "{name} takes nothing: {before} KiB, then {peak}"
@@ -81,9 +78,4 @@ fn gives_back(agent: &Agent, name: &str, something: impl FnOnce()) {
         kib if kib < before + (peak - before) / 3 => Ok(()),
         kib => Err(format!("{kib} KiB; {before} before, {peak} meanwhile")),
     });
-}
-
-/// The most that it has held.
-fn peak_kib(agent: &Agent) -> u64 {
-    agent.memory_kib("VmHWM")
 }

@@ -13,8 +13,6 @@ use crate::held::Held;
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/client.py");
 const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/server.py");
-/// A proxy of its own, behind another service.
-const PROXY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/proxy.py");
 /// What there is to be noticed.
 const NOTICED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/short_circuit/noticed.py");
 pub const VIP: &str = "10.96.0.40";
@@ -69,7 +67,8 @@ pub fn pair_with(
 }
 
 impl Pair {
-    fn run(&self, scenario: &str, address: &str) -> Outcome {
+    /// A scenario of the client with what is at this address.
+    pub fn run(&self, scenario: &str, address: &str) -> Outcome {
         self.client.run("python3", &[CLIENT, scenario, address])
     }
 
@@ -253,14 +252,15 @@ const MEMORY_FOR_A_FILE_KIB: u64 = 16 << 10;
 fn a_file_is_sent_whole_and_fills_no_memory() {
     for direct in [true, false] {
         let pair = pair(direct, "on");
-        let before = pair.agent.memory_kib("VmHWM");
+        let before = pair.agent.resident_kib();
+        pair.agent.forget_peak();
         assert_eq!(
             pair.sees("sendfile"),
-            "sent 1073741824\nbytes 1073741824\n",
+            "sent 1073741824\narrived True\n",
             "direct: {direct}"
         );
         assert!(pair.handed_over() > 0, "{:?}", pair.counters());
-        let more = pair.agent.memory_kib("VmHWM") - before;
+        let more = pair.agent.peak_kib().saturating_sub(before);
         assert!(more < MEMORY_FOR_A_FILE_KIB, "{more} KiB, direct: {direct}");
     }
 }
@@ -271,7 +271,7 @@ fn who_sends_without_copies_hears_when_the_pages_are_free() {
         let pair = pair(direct, "on");
         assert_eq!(
             pair.sees("zerocopy"),
-            "completion True\nbytes 100000\n",
+            "completion True\narrived True\n",
             "direct: {direct}"
         );
         // "count\n" was handed over before; what is to be heard of goes by TCP.
@@ -282,7 +282,7 @@ fn who_sends_without_copies_hears_when_the_pages_are_free() {
         let [sent, handed_over] =
             ["bytes_sent", "short_circuit_sent"].map(|field| flow[field].as_u64());
         assert_eq!(sent, Some(100_006), "{flow}");
-        assert!(handed_over <= Some(6), "{flow}");
+        assert!(matches!(handed_over, Some(0..=6)), "{flow}");
     }
 }
 
@@ -313,44 +313,6 @@ fn by_default_an_application_sees_what_it_sees_without_the_mesh() {
     assert!(without.contains("restart b'after the signal'"), "{without}");
     for pair in through {
         assert_eq!(pair.sees("recv-flags"), without);
-    }
-}
-
-#[test]
-fn a_proxy_that_moves_bytes_by_splice_works_by_default() {
-    for direct in [false, true] {
-        let pair = pair(direct, "auto");
-        let mut proxy = pair.lab.workload(Node::A, "proxy", &[("app", "proxy")]);
-        if direct {
-            proxy = proxy.annotated("undermesh.io/direct", "true");
-        }
-        let _process = proxy.serve(7100, "python3", &[PROXY, "7100", VIP]);
-        let port = ServicePort {
-            name: "tcp",
-            port: 80,
-            target: 7100,
-        };
-        pair.lab
-            .configure("proxy.yaml", &service("proxy", 41, &[port]));
-        let all = [&pair.client, &pair.server, &proxy];
-        pair.lab
-            .configure("workloads.yaml", &workload_entries(&all));
-        let enrolled = mesh_tests::wait_until(std::time::Duration::from_secs(5), || {
-            let workloads = pair.agent.meshctl_json(&["workloads"]);
-            let all = workloads.as_array().cloned().unwrap_or_default();
-            all.len() == 3 && all.iter().all(|workload| workload["state"] == "enrolled")
-        });
-        assert!(enrolled, "{}", pair.agent.log());
-        let said = pair.run("ten", "10.96.0.41").success();
-        assert_eq!(said, "equal\n", "direct: {direct}");
-        let flows = pair.agent.meshctl_json(&["flows"]);
-        let flows = flows.as_array().cloned().unwrap_or_default();
-        let verdict = if direct { "direct" } else { "proxy" };
-        let large = flows.iter().filter(|flow| {
-            flow["verdict"] == verdict && flow["bytes_sent"].as_u64() >= Some(10 << 20)
-        });
-        // Both hops, at both ends.
-        assert_eq!(large.count(), 4, "{flows:?}");
     }
 }
 
