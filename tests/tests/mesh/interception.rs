@@ -164,11 +164,7 @@ fn the_agent_accepts_a_connection_from_outside_once_and_the_application_sees_who
         .iter()
         .flat_map(|client| [&v4, &v6].map(|address| (client, address)));
     let callers: Vec<String> = calls
-        .map(|(client, address)| {
-            python(client, CALLS, &[address, "7000"])
-                .trim()
-                .to_owned()
-        })
+        .map(|(client, address)| python(client, CALLS, &[address, "7000"]).trim().to_owned())
         .collect();
     let accepted: Vec<String> = serving
         .log()

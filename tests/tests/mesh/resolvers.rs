@@ -9,6 +9,7 @@ use mesh_tests::{Process, Workload, wait_until};
 
 use crate::bookinfo::{Bookinfo, VIP4};
 use crate::bpftool::bpftool;
+use crate::dns::dnsmasq;
 use crate::leaving::pin;
 
 const RESOLVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/resolver.py");
@@ -153,17 +154,7 @@ fn answers_come_from_the_server_that_was_asked_also_when_one_socket_asks_two() {
     let outside = mesh.lab.nameserver();
     let second = mesh.lab.workload(mesh_tests::Node::Outside, "second", &[]);
     let serve = |workload: &Workload, says: &str| {
-        let address = format!("--address=/from.test/{says}");
-        let fixed = [
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "--user=root",
-            "--pid-file=",
-        ];
-        let arguments = [&fixed[..], &[&*address]].concat();
-        workload.serve(53, "dnsmasq", &arguments)
+        dnsmasq(workload, &[&format!("--address=/from.test/{says}")])
     };
     let _servers = [serve(&outside, "192.0.2.1"), serve(&second, "192.0.2.2")];
     for prefix in ["", "::ffff:"] {
