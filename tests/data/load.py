@@ -1,26 +1,31 @@
-"""Load that counts what fails: load.py ADDRESS HTTP_PORT TCP_PORT STOP_FILE
+"""Load that counts what fails: load.py ADDRESS HTTP_PORT TCP_PORT NEW_PER_SECOND STOP_FILE
 
-New connections all the time (HTTP, and echo over TCP), and long ones of both
-kinds. Ends when STOP_FILE is there, and prints one line of JSON.
+So many new connections a second, or as many as the machine can (HTTP, and echo over TCP), and two hundred long
+ones of both kinds. Says every now and then how many new ones there were. Ends when STOP_FILE is there, and prints
+one line of JSON.
 """
-import json, os, socket, sys, threading, time
+import itertools, json, multiprocessing, os, socket, sys, threading, time
 
-address, http_port, tcp_port, stop_file = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+address, stop_file = sys.argv[1], sys.argv[5]
+http_port, tcp_port, new_per_second = map(int, sys.argv[2:5])
 TIMEOUT_S = 15
-lock = threading.Lock()
-counts = {"http_new": 0, "tcp_new": 0, "http_long": 0, "tcp_long": 0, "reopened": 0}
-failures = []
-stopping = False
+# New ones of each kind, where they take long.
+AT_ONCE = 16
+# Of each kind, and between what is said on each.
+LONG, PAUSE_S = 100, 0.5
+KINDS = ["http_new", "tcp_new", "long", "http_long", "tcp_long", "reopened"]
+counts = {kind: multiprocessing.Value("Q") for kind in KINDS}
+failures = multiprocessing.SimpleQueue()
+stopping = multiprocessing.Event()
 
 
 def count(what):
-    with lock:
-        counts[what] += 1
+    with counts[what].get_lock():
+        counts[what].value += 1
 
 
 def failed(what, error):
-    with lock:
-        failures.append(f"{time.time():.3f} {what}: {error!r}")
+    failures.put(f"{time.time():.3f} {what}: {error!r}")
 
 
 def connect(port):
@@ -50,39 +55,46 @@ GET = b"GET / HTTP/1.1\r\nHost: reviews\r\n\r\n"
 GET_ONE = b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n"
 
 
-def http_new():
-    while not stopping:
-        try:
-            with connect(http_port) as s:
-                s.sendall(GET_ONE)
-                read_answer(s.makefile("rb"))
-            count("http_new")
-        except OSError as error:
-            failed("http_new", error)
+def http_new(number):
+    with connect(http_port) as s:
+        s.sendall(GET_ONE)
+        read_answer(s.makefile("rb"))
 
 
-def tcp_new():
-    number = 0
-    while not stopping:
-        number += 1
-        said = b"%d\n" % number
-        try:
-            with connect(tcp_port) as s:
-                s.sendall(said)
-                s.shutdown(socket.SHUT_WR)
-                got = b""
-                while chunk := s.recv(100):
-                    got += chunk
-                if got != said:
-                    raise OSError(f"echo of {said!r} is {got!r}")
-            count("tcp_new")
-        except OSError as error:
-            failed("tcp_new", error)
+def tcp_new(number):
+    said = b"%d\n" % number
+    with connect(tcp_port) as s:
+        s.sendall(said)
+        s.shutdown(socket.SHUT_WR)
+        got = b""
+        while chunk := s.recv(100):
+            got += chunk
+        if got != said:
+            raise OSError(f"echo of {said!r} is {got!r}")
+
+
+def again_and_again(one):
+    """Half of the new ones: as often as is due, and no faster than the machine."""
+    began, numbers = time.monotonic(), itertools.count()
+
+    def work():
+        while not stopping.is_set():
+            number = next(numbers)
+            time.sleep(max(0, began + number * 2 / new_per_second - time.monotonic()))
+            try:
+                one(number)
+                count(one.__name__)
+            except OSError as error:
+                failed(one.__name__, error)
+
+    at_once([work] * AT_ONCE)
 
 
 def http_long():
-    s = None
-    while not stopping:
+    s = connect(http_port)
+    stream = s.makefile("rb")
+    count("long")
+    while not stopping.is_set():
         try:
             if s is None:
                 s = connect(http_port)
@@ -95,7 +107,7 @@ def http_long():
                 s.close()
                 s = None
                 count("reopened")
-            time.sleep(0.05)
+            time.sleep(PAUSE_S)
         except OSError as error:
             failed("http_long", error)
             s = None
@@ -104,16 +116,17 @@ def http_long():
 def tcp_long():
     try:
         with connect(tcp_port) as s:
+            count("long")
             stream = s.makefile("rb")
             number = 0
-            while not stopping:
+            while not stopping.is_set():
                 number += 1
                 said = b"line %d\n" % number
                 s.sendall(said)
                 if (got := stream.readline()) != said:
                     raise OSError(f"echo of {said!r} is {got!r}")
                 count("tcp_long")
-                time.sleep(0.05)
+                time.sleep(PAUSE_S)
             s.shutdown(socket.SHUT_WR)
             if stream.read() != b"":
                 raise OSError("more than was sent")
@@ -121,22 +134,46 @@ def tcp_long():
         failed("tcp_long", error)
 
 
-kinds = [(http_new, 4), (tcp_new, 4), (http_long, 10), (tcp_long, 20)]
-threads = [threading.Thread(target=run) for run, many in kinds for _ in range(many)]
+def at_once(works):
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def new_ones():
+    return counts["http_new"].value + counts["tcp_new"].value
+
+
+processes = [
+    multiprocessing.Process(target=target, args=(argument,))
+    for target, argument in [
+        (again_and_again, http_new),
+        (again_and_again, tcp_new),
+        (at_once, [http_long] * LONG + [tcp_long] * LONG),
+    ]
+]
 began = time.time()
-for thread in threads:
-    thread.start()
-print("loading", flush=True)
-while not os.path.exists(stop_file):
+for process in processes:
+    process.start()
+said, seen = -1, []
+while any(process.is_alive() for process in processes):
+    if os.path.exists(stop_file):
+        stopping.set()
+    while not failures.empty():
+        seen.append(failures.get())
+    if counts["long"].value == 2 * LONG and new_ones() > said:
+        said = new_ones()
+        print("new", said, flush=True)
     time.sleep(0.05)
-stopping = True
-for thread in threads:
-    thread.join()
+while not failures.empty():
+    seen.append(failures.get())
 seconds = time.time() - began
 print(json.dumps({
-    **counts,
+    **{kind: count.value for kind, count in counts.items()},
     "seconds": round(seconds, 1),
-    "new_per_second": round((counts["http_new"] + counts["tcp_new"]) / seconds),
-    "failures": failures[:20],
-    "failed": len(failures),
+    "new_per_second": round(new_ones() / seconds),
+    "failures": seen[:20],
+    "failed": len(seen),
 }), flush=True)

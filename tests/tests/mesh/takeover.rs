@@ -14,8 +14,12 @@ use crate::held::Held;
 
 /// Within which an agent that drains ends, once its last connection has.
 const DRAINED: Duration = Duration::from_secs(10);
-/// How long the load runs between the steps.
+/// How long connections are made before and after a change.
 const A_WHILE: Duration = Duration::from_secs(2);
+/// How many new connections the load makes between the steps: within two seconds where the machine is up to it.
+const BETWEEN: u64 = 2000;
+/// How long they may take on any other.
+const LOADED: Duration = Duration::from_secs(60);
 /// The service that echoes.
 const ECHO_PORT: u16 = 7;
 
@@ -53,18 +57,34 @@ struct Load {
 }
 
 impl Load {
-    /// Runs `load.py` in `sleep`.
-    fn start(mesh: &Bookinfo) -> Self {
+    /// Runs `load.py` in `sleep`, and waits until its long connections are open.
+    fn start(mesh: &Bookinfo, new_per_second: u32) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/load.py");
         let stop = mesh.lab.folder().join("load.stop");
         let mut command = mesh.sleep.command("/usr/bin/python3");
         command
-            .args([script, VIP4, "80", &ECHO_PORT.to_string()])
+            .args([script, VIP4, "80"])
+            .args([ECHO_PORT.to_string(), new_per_second.to_string()])
             .arg(&stop);
         let log = mesh.lab.folder().join("load.log");
         let process = Process::spawn(&mut command, log).expect("python starts");
-        assert!(wait_until(DRAINED, || process.log().contains("loading")));
+        let began = wait_until(LOADED, || process.log().contains("new "));
+        assert!(began, "{}", process.log());
         Self { process, stop }
+    }
+
+    /// New connections since its start.
+    fn new_ones(&self) -> u64 {
+        let log = self.process.log();
+        let said = log.lines().rev().find_map(|line| line.strip_prefix("new "));
+        said.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits for [`BETWEEN`] more.
+    fn goes_on(&self) {
+        let before = self.new_ones();
+        let more = wait_until(LOADED, || self.new_ones() >= before + BETWEEN);
+        assert!(more, "{}", self.process.log());
     }
 
     /// Ends the load and gives what it has counted.
@@ -106,16 +126,16 @@ fn links(mesh: &Bookinfo, node: Node) -> Vec<(String, u64)> {
 fn under_load_no_connection_is_refused_or_reset() {
     let (mut mesh, _servers) = with_echo();
     let before = [Node::A, Node::B].map(|node| links(&mesh, node));
-    let load = Load::start(&mesh);
-    std::thread::sleep(A_WHILE);
+    let load = Load::start(&mesh, 1000);
+    load.goes_on();
     // The client's agent and the server's, then the client's again.
     let mut drained = Vec::new();
     drained.push(mesh.a.take_over(&[]));
-    std::thread::sleep(A_WHILE);
+    load.goes_on();
     drained.push(mesh.b.take_over(&[]));
-    std::thread::sleep(A_WHILE);
+    load.goes_on();
     drained.push(mesh.a.take_over(&[]));
-    std::thread::sleep(A_WHILE);
+    load.goes_on();
     assert_eq!(
         [Node::A, Node::B].map(|node| links(&mesh, node)),
         before,
@@ -124,8 +144,9 @@ fn under_load_no_connection_is_refused_or_reset() {
     let said = load.stop();
     println!("{said}");
     assert_eq!(said["failed"], 0, "{said}");
+    assert_eq!(said["long"], 200, "{said}");
     for kind in ["http_new", "tcp_new", "http_long", "tcp_long", "reopened"] {
-        assert!(said[kind].as_u64() > Some(0), "{kind}: {said}");
+        assert!(said[kind].as_u64() > Some(100), "{kind}: {said}");
     }
     // The long connections have ended, and with them those who carried them.
     for (number, mut agent) in drained.into_iter().enumerate() {
@@ -418,7 +439,7 @@ fn a_drain_has_an_end() {
         "{}",
         first.log()
     );
-    let load = Load::start(&mesh);
+    let load = Load::start(&mesh, 20);
     let mut second = mesh.a.take_over(&[]);
     assert!(
         wait_until(DRAINED, || !second.is_running()),
@@ -431,7 +452,7 @@ fn a_drain_has_an_end() {
         second.log()
     );
     let said = load.stop();
-    // All twenty long ones of TCP; nothing else.
+    // All hundred long ones of TCP; nothing else.
     let failures = said["failures"].as_array().expect("a list");
     assert!(
         failures.iter().all(|failure| failure
@@ -439,5 +460,5 @@ fn a_drain_has_an_end() {
             .is_some_and(|text| text.contains("tcp_long"))),
         "{said}"
     );
-    assert_eq!(said["failed"], 20, "{said}");
+    assert_eq!(said["failed"], 100, "{said}");
 }
