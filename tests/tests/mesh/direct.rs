@@ -12,42 +12,53 @@ use mesh_tests::{
 
 use crate::held::{HELD, Held};
 
+/// Of the service.
+pub const VIP: &str = "10.96.0.40";
 /// How long a connection may outlive the policy that forbids it.
 const END: Duration = Duration::from_secs(1);
 const LIVE: Duration = Duration::from_secs(5);
 
-struct Direct {
-    agent: Agent,
-    friend: Workload,
-    stranger: Workload,
-    server: Workload,
+/// `friend` and `stranger` go straight to `server`, by the service at [`VIP`].
+pub struct Direct {
+    pub agent: Agent,
+    pub friend: Workload,
+    pub stranger: Workload,
+    pub server: Workload,
     serving: Process,
     lab: Lab,
 }
 
 impl Direct {
     fn start(short_circuit: &str) -> Self {
+        Self::start_with(short_circuit, "python3", &[HELD, "serve", "7000"], &[])
+    }
+
+    /// With this program as the server, on port 7000, and more arguments for the agent.
+    pub fn start_with(
+        short_circuit: &str,
+        program: &str,
+        arguments: &[&str],
+        more: &[&str],
+    ) -> Self {
         let lab = Lab::new();
-        let client = |name| {
+        let workload = |name| {
             lab.workload(Node::A, name, &[("app", name)])
-                .annotated("undermesh.io/direct", "true")
                 .annotated("undermesh.io/short-circuit", short_circuit)
         };
-        let (friend, stranger) = (client("friend"), client("stranger"));
-        let server = lab
-            .workload(Node::A, "server", &[("app", "server")])
-            .annotated("undermesh.io/short-circuit", short_circuit);
-        let serving = server.serve(7000, "python3", &[HELD, "serve", "7000"]);
+        let [friend, stranger] = ["friend", "stranger"]
+            .map(|name| workload(name).annotated("undermesh.io/direct", "true"));
+        let server = workload("server");
+        let serving = server.serve(7000, program, arguments);
         let all = [&friend, &stranger, &server];
         lab.configure("workloads.yaml", &workload_entries(&all));
-        let ports = [ServicePort {
+        let port = ServicePort {
             name: "tcp",
             port: 80,
             target: 7000,
-        }];
-        lab.configure("server.yaml", &service("server", 40, &ports));
+        };
+        lab.configure("server.yaml", &service("server", 40, &[port]));
         Self {
-            agent: Agent::start(&lab, Node::A),
+            agent: Agent::start_with(&lab, Node::A, more),
             friend,
             stranger,
             server,
@@ -75,6 +86,16 @@ impl Direct {
         assert!(wait_until(LIVE, || self.generation() > before));
     }
 
+    /// A policy that lets `stranger` go nowhere comes into force.
+    pub fn forbid_stranger(&self) {
+        self.change(
+            "deny.yaml",
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
+             spec: {selector: {matchLabels: {app: server}}, action: DENY, \
+             rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]}\n",
+        );
+    }
+
     /// All entries of a map, as the kernel has them.
     fn entries(&self, map: &str) -> BTreeSet<String> {
         let pin = self.lab.bpffs(Node::A).join(map);
@@ -97,14 +118,7 @@ fn a_change_of_policy_ends_open_direct_connections_that_it_forbids_and_no_other(
         for flow in flows.as_array().expect("flows") {
             assert_eq!(flow["verdict"], "direct", "{flow}");
         }
-        let before = mesh.generation();
-        mesh.lab.configure(
-            "deny.yaml",
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
-             spec: {selector: {matchLabels: {app: server}}, action: DENY, \
-             rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]}\n",
-        );
-        assert!(wait_until(LIVE, || mesh.generation() > before));
+        mesh.forbid_stranger();
         let acknowledged = Instant::now();
         let left = || END.saturating_sub(acknowledged.elapsed());
         for held in &mut forbidden {

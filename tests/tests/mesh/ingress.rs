@@ -104,6 +104,19 @@ impl Mesh {
         becomes_true(|| self.generation() > before);
     }
 
+    /// The service has this port alone, and does not say what it speaks.
+    fn without_protocol(&self, port: u16, target: u16) {
+        let before = self.generation();
+        let undeclared = ServicePort {
+            name: "web",
+            port,
+            target,
+        };
+        let text = service("web", 50, &[undeclared]);
+        self.lab.configure("service.yaml", &text);
+        self.in_force(before);
+    }
+
     fn pool(&self, pool: &str) {
         let before = self.generation();
         self.lab.configure(
@@ -344,15 +357,7 @@ print(connection.recv(100).decode().split(" ")[1])
 #[test]
 fn requests_of_a_client_that_asks_late_are_bounded_where_no_protocol_is_declared() {
     let mesh = backend();
-    let before = mesh.generation();
-    let undeclared = ServicePort {
-        name: "web",
-        port: 80,
-        target: 8080,
-    };
-    mesh.lab
-        .configure("service.yaml", &service("web", 50, &[undeclared]));
-    mesh.in_force(before);
+    mesh.without_protocol(80, 8080);
     mesh.pool("{http: {http2MaxRequests: 1}}");
     let v4 = mesh.web.v4.to_string();
     for client in [&mesh.near, &mesh.far, &mesh.outside] {
@@ -395,15 +400,7 @@ except ConnectionResetError:
 fn a_reset_before_the_first_word_is_a_reset_where_no_protocol_is_declared() {
     let mesh = backend();
     let _resets = mesh.web.serve(8081, PYTHON, &["-c", RESETS]);
-    let before = mesh.generation();
-    let undeclared = ServicePort {
-        name: "web",
-        port: 81,
-        target: 8081,
-    };
-    mesh.lab
-        .configure("service.yaml", &service("web", 50, &[undeclared]));
-    mesh.in_force(before);
+    mesh.without_protocol(81, 8081);
     mesh.pool("{http: {http2MaxRequests: 1}}");
     let v4 = mesh.web.v4.to_string();
     for client in [&mesh.near, &mesh.far, &mesh.outside] {

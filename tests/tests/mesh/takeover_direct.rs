@@ -4,18 +4,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_tests::{
-    Agent, Lab, Node, Process, ServicePort, Workload, eventually, service, wait_until,
-    workload_entries,
-};
+use mesh_tests::{Process, eventually, wait_until};
 use serde_json::Value;
 
+use crate::direct::{Direct, VIP};
 use crate::held::Held;
 use crate::prometheus::{curl, free_address};
 use crate::telemetry::counter;
 
 const LOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/direct_load.py");
-const VIP: &str = "10.96.0.40";
 /// Within which the load has begun, or ended, and a change is in force.
 const SOON: Duration = Duration::from_secs(20);
 /// How long a connection may outlive the policy that forbids it.
@@ -23,58 +20,29 @@ const END: Duration = Duration::from_secs(2);
 /// How long the load runs between the steps.
 const A_WHILE: Duration = Duration::from_secs(2);
 
-/// `client` and `stranger` go straight to `server`.
 struct Mesh {
-    agent: Agent,
-    client: Workload,
-    stranger: Workload,
+    direct: Direct,
     metrics: String,
-    _serving: Process,
-    lab: Lab,
 }
 
 impl Mesh {
     fn start(short_circuit: &str) -> Self {
-        let lab = Lab::new();
-        let workload = |name| {
-            lab.workload(Node::A, name, &[("app", name)])
-                .annotated("undermesh.io/direct", "true")
-                .annotated("undermesh.io/short-circuit", short_circuit)
-        };
-        let (client, stranger, server) =
-            (workload("client"), workload("stranger"), workload("server"));
-        let serving = server.serve(7000, "bookinfo", &["echo", "--listen", "[::]:7000"]);
-        let all = [&client, &stranger, &server];
-        lab.configure("workloads.yaml", &workload_entries(&all));
-        let port = ServicePort {
-            name: "tcp",
-            port: 80,
-            target: 7000,
-        };
-        lab.configure("server.yaml", &service("server", 40, &[port]));
         let metrics = free_address();
-        let agent = Agent::start_with(&lab, Node::A, &["--metrics-address", &metrics]);
+        let echo = ["echo", "--listen", "[::]:7000"];
+        let flags = ["--metrics-address", &metrics];
         Self {
-            agent,
-            client,
-            stranger,
+            direct: Direct::start_with(short_circuit, "bookinfo", &echo, &flags),
             metrics,
-            _serving: serving,
-            lab,
         }
     }
 
-    fn generation(&self) -> Option<u64> {
-        self.agent.meshctl_json(&["config"])["generation"].as_u64()
-    }
-
-    /// Connections of the client, opened and closed, as the agent that is in charge counts them.
+    /// Connections of `friend`, opened and closed, as the agent that is in charge counts them.
     fn counted(&self) -> [u64; 2] {
         let metrics = curl(&[&format!("http://{}/metrics", self.metrics)]);
-        let of_client = [("source_workload", "client"), ("reporter", "source")];
+        let of_friend = [("source_workload", "friend"), ("reporter", "source")];
         ["opened", "closed"].map(|what| {
             let name = format!("istio_tcp_connections_{what}_total");
-            counter(&metrics, &name, &of_client)
+            counter(&metrics, &name, &of_friend)
         })
     }
 }
@@ -86,9 +54,9 @@ struct Load {
 
 impl Load {
     fn start(mesh: &Mesh) -> Self {
-        let log = mesh.client.file("load.log", "");
+        let log = mesh.direct.friend.file("load.log", "");
         let stop = log.with_extension("stop");
-        let mut command = mesh.client.command("/usr/bin/python3");
+        let mut command = mesh.direct.friend.command("/usr/bin/python3");
         command.args([LOAD, VIP, "80"]).arg(&stop);
         let process = Process::spawn(&mut command, log).expect("python starts");
         assert!(wait_until(SOON, || process.log().contains("loading")));
@@ -110,25 +78,18 @@ fn under_load_no_direct_connection_notices() {
     for short_circuit in ["off", "on"] {
         let mut mesh = Mesh::start(short_circuit);
         let load = Load::start(&mesh);
-        let mut forbidden = Held::open(&mesh.stranger, "v4", VIP, 80);
+        let mut forbidden = Held::open(&mesh.direct.stranger, "v4", VIP, 80);
         std::thread::sleep(A_WHILE);
-        let first = mesh.agent.take_over(&[]);
+        let first = mesh.direct.agent.take_over(&[]);
         std::thread::sleep(A_WHILE);
-        let second = mesh.agent.take_over(&[]);
+        let second = mesh.direct.agent.take_over(&[]);
 
         // Policies that come at once hold for what is open, and for what comes.
         forbidden.echoes("second");
-        let before = mesh.generation();
-        mesh.lab.configure(
-            "deny.yaml",
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n\
-             spec: {selector: {matchLabels: {app: server}}, action: DENY, \
-             rules: [{from: [{source: {serviceAccounts: [stranger]}}]}]}\n",
-        );
-        assert!(wait_until(SOON, || mesh.generation() > before));
+        mesh.direct.forbid_stranger();
         forbidden.is_cut(END);
         let connect = "import socket, sys; socket.create_connection((sys.argv[1], 80), 5)";
-        let refused = mesh.stranger.run("python3", &["-c", connect, VIP]);
+        let refused = mesh.direct.stranger.run("python3", &["-c", connect, VIP]);
         assert!(
             refused.stderr.contains("ConnectionRefusedError"),
             "{refused:?}"
@@ -154,10 +115,10 @@ fn records_are_complete(mesh: &Mesh, said: &Value, is_on: bool) {
     assert!(!streams.is_empty(), "{said}");
     for stream in streams {
         let (port, bytes) = (&stream[0], &stream[1]);
-        let source = format!("{}:{port}", mesh.client.v4);
+        let source = format!("{}:{port}", mesh.direct.friend.v4);
         let what = format!("both records of the stream from {source}");
         eventually(SOON, &what, || {
-            let flows = mesh.agent.meshctl_json(&["flows"]);
+            let flows = mesh.direct.agent.meshctl_json(&["flows"]);
             let all = flows.as_array().into_iter().flatten();
             let ends = all.filter(|flow| {
                 flow["source"] == source
