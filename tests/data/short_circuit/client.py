@@ -244,17 +244,6 @@ def sendfile():
     print("arrived", read_line(connection).strip() == f"{sent} {digest.hexdigest()}")
 
 
-def hold():
-    """Talks every tenth of a second until the input ends."""
-    connection = connect("echo")
-    print("open", flush=True)
-    while not select.select([sys.stdin], [], [], 0.1)[0]:
-        connection.sendall(b"still there?")
-        if read_exactly(connection, 12) != b"still there?":
-            print("wrong", flush=True)
-    print("done", flush=True)
-
-
 def hundred():
     """A hundred words in ten seconds, then waits for the end."""
     connection = connect("echo")

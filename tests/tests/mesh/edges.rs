@@ -4,14 +4,13 @@
 use std::time::{Duration, Instant};
 
 use mesh_tests::{
-    Capture, Node, Process, ServicePort, Workload, contains, eventually, service, wait_until,
-    workload_entries,
+    Agent, Capture, Lab, Node, Process, ServicePort, Workload, contains, eventually, service,
+    wait_until, workload_entries,
 };
 
 use crate::bookinfo::{Bookinfo, VIP4, VIP6, peer_authentication};
 
 const EDGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/edges.py");
-const HOLD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/hold.py");
 /// Within which a change of the configuration is in force.
 const LIVE: Duration = Duration::from_secs(5);
 
@@ -128,8 +127,8 @@ fn a_socket_that_is_bound_to_a_device_is_captured_or_refused_at_once() {
 /// Answers datagrams with the address that they came from.
 const UDP_SERVER: &str = r#"
 import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind(("0.0.0.0", int(sys.argv[1])))
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", int(sys.argv[1])))
 print("ready", flush=True)
 while True:
     data, peer = s.recvfrom(2048)
@@ -139,13 +138,14 @@ while True:
 const UDP_CLIENT: &str = r#"
 import socket, sys
 to = (sys.argv[1], int(sys.argv[2]))
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s = socket.socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(3)
 s.sendto(b"unconnected", to)
-print(*s.recvfrom(2048))
+answer, sender = s.recvfrom(2048)
+print(answer.decode(), *sender[:2])
 s.connect(to)
 s.send(b"connected")
-print(s.recv(2048), *s.getpeername())
+print(s.recv(2048).decode(), *s.getpeername()[:2])
 "#;
 
 #[test]
@@ -156,19 +156,23 @@ fn datagrams_pass_untouched_connected_or_not() {
     server.args(["-c", UDP_SERVER, "5000"]);
     let server = Process::spawn(&mut server, log).expect("python starts");
     assert!(wait_until(LIVE, || server.log().contains("ready")));
-    let (to, own) = (mesh.v1.v4.to_string(), mesh.sleep.v4.to_string());
-    let said = mesh
-        .sleep
-        .run("/usr/bin/python3", &["-c", UDP_CLIENT, &to, "5000"])
-        .success();
-    assert!(
-        said.contains(&format!("b'unconnected {own}' ('{to}', 5000)")),
-        "{said}"
+    let (own4, own6) = (
+        format!("::ffff:{}", mesh.sleep.v4),
+        mesh.sleep.v6.to_string(),
     );
-    assert!(
-        said.contains(&format!("b'connected {own}' {to} 5000")),
-        "{said}"
-    );
+    let mapped = format!("::ffff:{}", mesh.v1.v4);
+    for (to, own) in [
+        (mesh.v1.v4.to_string(), &own4),
+        (mapped, &own4),
+        (mesh.v1.v6.to_string(), &own6),
+    ] {
+        let said = mesh
+            .sleep
+            .run("/usr/bin/python3", &["-c", UDP_CLIENT, &to, "5000"])
+            .success();
+        let line = |kind: &str| format!("{kind} {own} {to} 5000\n");
+        assert_eq!(said, line("unconnected") + &line("connected"));
+    }
 }
 
 #[test]
@@ -245,26 +249,42 @@ fn a_dead_destination_looks_as_it_would_without_the_mesh() {
 
 #[test]
 fn a_workload_calls_its_own_service() {
-    let mesh = Bookinfo::start_with(|lab| {
-        let http = ServicePort {
-            name: "http",
-            port: 80,
+    for (direct, verdict) in [("false", "proxy"), ("true", "direct")] {
+        let lab = Lab::new();
+        let own = lab
+            .workload(Node::A, "own", &[("app", "own")])
+            .annotated("undermesh.io/direct", direct)
+            .annotated("undermesh.io/short-circuit", "on");
+        let _server = own.serve(9080, "bookinfo", &["reviews", "--version", "own"]);
+        lab.configure("workloads.yaml", &workload_entries(&[&own]));
+        let ports = [("http", 80), ("tcp", 81)].map(|(name, port)| ServicePort {
+            name,
+            port,
             target: 9080,
-        };
-        lab.configure("sleep.yaml", &service("sleep", 30, &[http]));
-    });
-    let _server = mesh
-        .sleep
-        .serve(9080, "bookinfo", &["reviews", "--version", "own"]);
-    let reply = mesh.sleep.curl(&["http://sleep/peer"]);
-    assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(
-        reply.body.contains(&mesh.sleep.v4.to_string())
-            || reply.body.contains(&mesh.sleep.v6.to_string()),
-        "{reply:?}"
-    );
-    let ten = mesh.sleep.curl_many(10, "http://sleep/", &[]);
-    assert!(ten.iter().all(|body| body.contains("own")), "{ten:?}");
+        });
+        lab.configure("own.yaml", &service("own", 30, &ports));
+        let agent = Agent::start(&lab, Node::A);
+        for url in ["http://own", "http://own:81"] {
+            let reply = own.curl(&[&format!("{url}/peer")]);
+            assert_eq!(reply.status, 200, "{reply:?}");
+            let is_own = [own.v4.to_string(), own.v6.to_string()]
+                .iter()
+                .any(|address| reply.body.contains(address));
+            assert!(is_own, "{reply:?}");
+            let ten = own.curl_many(10, &format!("{url}/"), &[]);
+            assert!(ten.iter().all(|body| body.contains("own")), "{ten:?}");
+        }
+        let flows = agent.meshctl_json(&["flows"]);
+        let mut flows = flows.as_array().into_iter().flatten();
+        let of_tcp = flows.find(|flow| {
+            flow["direction"] == "outbound"
+                && flow["destination"]
+                    .as_str()
+                    .is_some_and(|to| to.ends_with(":81"))
+        });
+        let of_tcp = of_tcp.expect("it has called");
+        assert_eq!(of_tcp["verdict"], verdict, "{of_tcp}");
+    }
 }
 
 #[test]
@@ -332,94 +352,6 @@ fn containers_of_one_namespace_and_nested_groups_are_one_workload() {
         &["plain", VIP4, "80"],
         &mesh.sleep.v4.to_string(),
     );
-}
-
-fn hold(mesh: &Bookinfo, from: &Workload, address: &str, port: &str, name: &str) -> Process {
-    let mut command = from.command("/usr/bin/python3");
-    command
-        .args([HOLD, address, port])
-        .arg(mesh.lab.folder().join(format!("{name}.stop")));
-    let log = mesh.lab.folder().join(format!("{name}.log"));
-    let process = Process::spawn(&mut command, log).expect("python starts");
-    assert!(
-        wait_until(LIVE, || process.log().contains("held")),
-        "{}",
-        process.log()
-    );
-    process
-}
-
-fn end(mesh: &Bookinfo, mut process: Process, name: &str) -> String {
-    let stop = mesh.lab.folder().join(format!("{name}.stop"));
-    std::fs::write(stop, "").expect("the lab's folder is writable");
-    assert!(
-        wait_until(LIVE, || !process.is_running()),
-        "{}",
-        process.log()
-    );
-    process.log()
-}
-
-#[test]
-fn open_connections_survive_enrolment_and_removal() {
-    let echo = ServicePort {
-        name: "tcp-echo",
-        port: 7,
-        target: 7,
-    };
-    let mesh = Bookinfo::start_with(|lab| {
-        lab.configure(
-            "echo.yaml",
-            &service("reviews-echo", 40, &[echo]).replace("app: reviews-echo", "app: reviews"),
-        );
-    });
-    let _echo = mesh
-        .v1
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
-    let _echo2 = mesh
-        .v2
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
-    let late = mesh.lab.workload(Node::A, "late", &[("app", "late")]);
-    let v1 = mesh.v1.v4.to_string();
-    let all = [&mesh.sleep, &mesh.v1, &mesh.v2, &late];
-    // Of a namespace that is not enrolled, and is now.
-    let early = hold(&mesh, &late, &v1, "7", "early");
-    mesh.lab
-        .configure("workloads.yaml", &workload_entries(&all));
-    eventually(LIVE, "it is enrolled", || {
-        match late.curl(&["http://reviews/"]).status {
-            200 => Ok(()),
-            status => Err(format!("status {status}")),
-        }
-    });
-    // Through the mesh, of a namespace that leaves.
-    let open = hold(&mesh, &late, "10.96.0.40", "7", "open");
-    // Tuned while it is enrolled; what it was comes back.
-    let tuned = |workload: &Workload| {
-        let said = workload.run("cat", &["/proc/sys/net/ipv4/tcp_tw_reuse"]);
-        said.success().trim().to_owned()
-    };
-    assert_eq!(tuned(&late), "1");
-    mesh.lab
-        .configure("workloads.yaml", &workload_entries(&all[..3]));
-    eventually(LIVE, "it has left", || match tuned(&late).as_str() {
-        "2" => Ok(()),
-        other => Err(other.to_owned()),
-    });
-    std::thread::sleep(Duration::from_secs(1));
-    let said = end(&mesh, early, "early");
-    assert!(
-        said.contains("whole") && said.contains(&format!("{v1} 7")),
-        "{said}"
-    );
-    let said = end(&mesh, open, "open");
-    assert!(
-        said.contains("whole") && said.contains("peer 10.96.0.40 7"),
-        "{said}"
-    );
-    // New ones are its own affair again.
-    let plain = late.curl(&[&format!("http://{v1}:9080/peer")]);
-    assert!(plain.body.contains(&late.v4.to_string()), "{plain:?}");
 }
 
 /// Connects, says a word, hears it again, and closes, as often as told.

@@ -1,127 +1,63 @@
 //! Envoy as the peer of our agent: both speak HBONE, both check the other's
 //! SPIFFE identity.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mesh_tests::{
     Agent, Lab, Node, ServicePort, Workload, envoy, eventually, service, workload_entries,
 };
+use serde_json::{Value, json};
+
+use crate::envoy_config::{
+    address, bootstrap, client_tls, cluster, http_proxy, listener, mutual_tls, server_tls, speaks,
+    tcp_proxy, with,
+};
 
 /// TLS as both Envoys below have it, with the peer's only permitted identity.
-fn tls(kind: &str, (chain, key): (&Path, &Path), lab: &Lab, peer: &str) -> String {
-    format!(
-        r#"name: tls
-typed_config:
-  "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}
-  common_tls_context:
-    alpn_protocols: [h2]
-    tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}
-    tls_certificates:
-    - certificate_chain: {{filename: {chain}}}
-      private_key: {{filename: {key}}}
-    validation_context:
-      trusted_ca: {{filename: {root}}}
-      match_typed_subject_alt_names:
-      - san_type: URI
-        matcher: {{exact: "spiffe://cluster.local/ns/default/sa/{peer}"}}
-"#,
-        chain = chain.display(),
-        key = key.display(),
-        root = lab.ca().join("root-cert.pem").display(),
-    )
-}
-
-fn indented(text: &str, by: usize) -> String {
-    let pad = " ".repeat(by);
-    text.lines().map(|line| format!("{pad}{line}\n")).collect()
+fn tls(lab: &Lab, certificate: &(PathBuf, PathBuf), peer: &str) -> Value {
+    mutual_tls(lab, certificate, peer, &["h2"], "TLSv1_3")
 }
 
 /// Listens on 127.0.0.1:`port` and tunnels to `server`, which must be `peer`.
 fn client(lab: &Lab, place: &Workload, server: &Workload, listeners: &[(u16, &str)]) -> String {
-    let (chain, key) = lab.certificate("envoy", place);
-    let mut text = "static_resources:\n  listeners:\n".to_owned();
-    for (port, peer) in listeners {
-        text += &format!(
-            r#"  - name: to-{peer}
-    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: tcp
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: {peer}
-          cluster: {peer}
-          tunneling_config: {{hostname: "{address}:9080"}}
-"#,
-            address = server.v4,
-        );
-    }
-    text += "  clusters:\n";
-    for (_, peer) in listeners {
-        text += &format!(
-            r#"  - name: {peer}
-    type: STATIC
-    load_assignment:
-      cluster_name: {peer}
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {address}, port_value: 15008}}}}}}}}]}}]
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    transport_socket:
-{tls}"#,
-            address = server.v4,
-            tls = indented(&tls("UpstreamTlsContext", (&chain, &key), lab, peer), 6),
-        );
-    }
-    text
+    let certificate = lab.certificate("envoy", place);
+    let tunnel = format!("{}:9080", server.v4);
+    let listener = |(port, peer): &(u16, &str)| {
+        let tunnelled = json!({"cluster": peer, "tunneling_config": {"hostname": tunnel}});
+        listener(peer, address("127.0.0.1", *port), tcp_proxy(tunnelled))
+    };
+    let cluster = |(_, peer): &(u16, &str)| {
+        let tls = client_tls(tls(lab, &certificate, peer), json!({}));
+        let fields = with(speaks("http2_protocol_options"), tls);
+        cluster(peer, address(server.v4, 15008), fields)
+    };
+    bootstrap(
+        &listeners.iter().map(listener).collect::<Vec<_>>(),
+        &listeners.iter().map(cluster).collect::<Vec<_>>(),
+    )
 }
 
 /// Terminates HBONE at the workload's own address for the application on port 9080.
 fn server(lab: &Lab, place: &Workload, peer: &str) -> String {
-    let (chain, key) = lab.certificate(place.service_account(), place);
-    format!(
-        r#"static_resources:
-  listeners:
-  - name: hbone
-    address: {{socket_address: {{address: {address}, port_value: 15008}}}}
-    filter_chains:
-    - transport_socket:
-{tls}      filters:
-      - name: http
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: hbone
-          codec_type: HTTP2
-          http2_protocol_options: {{allow_connect: true}}
-          upgrade_configs: [{{upgrade_type: CONNECT}}]
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {{connect_matcher: {{}}}}
-                route:
-                  cluster: application
-                  upgrade_configs: [{{upgrade_type: CONNECT, connect_config: {{}}}}]
-          http_filters:
-          - name: router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: application
-    type: STATIC
-    load_assignment:
-      cluster_name: application
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 9080}}}}}}}}]}}]
-"#,
-        address = place.v4,
-        tls = indented(
-            &(tls("DownstreamTlsContext", (&chain, &key), lab, peer)
-                + "  require_client_certificate: true\n"),
-            8
-        ),
-    )
+    let connect = json!({"upgrade_type": "CONNECT", "connect_config": {}});
+    let http = http_proxy(
+        json!({
+            "match": {"connect_matcher": {}},
+            "route": {"cluster": "application", "upgrade_configs": [connect]},
+        }),
+        json!({
+            "codec_type": "HTTP2",
+            "http2_protocol_options": {"allow_connect": true},
+            "upgrade_configs": [{"upgrade_type": "CONNECT"}],
+        }),
+    );
+    let certificate = lab.certificate(place.service_account(), place);
+    let tls = server_tls(tls(lab, &certificate, peer));
+    let mut hbone = listener("hbone", address(place.v4, 15008), http);
+    hbone["filter_chains"][0] = with(hbone["filter_chains"][0].take(), tls);
+    let application = cluster("application", address("127.0.0.1", 9080), json!({}));
+    bootstrap(&[hbone], &[application])
 }
 
 #[test]

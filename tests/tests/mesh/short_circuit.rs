@@ -317,93 +317,6 @@ fn by_default_an_application_sees_what_it_sees_without_the_mesh() {
 }
 
 #[test]
-fn the_account_of_a_direct_flow_is_exact_at_both_ends() {
-    let pair = pair(true, "on");
-    assert_eq!(pair.sees("once"), "echo 1234567890\n");
-    let flows = pair.agent.meshctl_json(&["flows"]);
-    let flow = |direction: &str| {
-        (flows.as_array().into_iter().flatten())
-            .find(|flow| flow["direction"] == direction)
-            .unwrap_or_else(|| panic!("no {direction} flow: {flows}"))
-            .clone()
-    };
-    let (out, inward) = (flow("outbound"), flow("inbound"));
-    // "echo\n" and ten bytes there, ten bytes back.
-    for (sent, received) in [(&out, &inward), (&inward, &out)] {
-        assert_eq!(sent["bytes_sent"], received["bytes_received"], "{flows}");
-        assert_eq!(
-            sent["short_circuit_sent"], received["short_circuit_received"],
-            "{flows}"
-        );
-    }
-    assert_eq!(
-        (&out["bytes_sent"], &out["bytes_received"]),
-        (&15.into(), &10.into()),
-        "{flows}"
-    );
-    assert!(out["short_circuit_sent"].as_u64() > Some(0), "{flows}");
-    for flow in [&out, &inward] {
-        assert_eq!(flow["verdict"], "direct");
-        assert_eq!(
-            flow["source_identity"],
-            "spiffe://cluster.local/ns/default/sa/client"
-        );
-        assert_eq!(
-            flow["destination_identity"],
-            "spiffe://cluster.local/ns/default/sa/server"
-        );
-        assert_eq!(flow["security"], "same_node");
-    }
-    assert_eq!(out["destination"], format!("{VIP}:80"));
-    assert_eq!(out["endpoint"], format!("{}:7000", pair.server.v4));
-    assert!(out["connect_us"].as_u64() > Some(0), "{flows}");
-}
-
-#[test]
-fn the_account_is_exact_when_the_server_closes_first_after_many_messages() {
-    for direct in [true, false] {
-        let pair = pair(direct, "on");
-        assert_eq!(pair.sees("farewell"), "farewell 10000\n");
-        let flows = pair.agent.meshctl_json(&["flows"]);
-        let counted = |direction: &str| {
-            (flows.as_array().into_iter().flatten())
-                .find(|flow| flow["direction"] == direction)
-                .map(|flow| (flow["bytes_sent"].clone(), flow["bytes_received"].clone()))
-        };
-        // "farewell 1000\n" there, a thousand messages back.
-        let (there, back) = (14.into(), 10_000.into());
-        assert_eq!(counted("outbound"), Some((there, back)), "{flows}");
-        let (back, there) = (10_000.into(), 14.into());
-        assert_eq!(counted("inbound"), Some((back, there)), "{flows}");
-        assert!(pair.handed_over() > 0);
-    }
-}
-
-/// However they travel: a thousand calls of 100 and 900 bytes, and the line that asks for them.
-#[test]
-fn every_byte_of_a_thousand_calls_is_in_the_account_of_both_ends() {
-    for (direct, short_circuit) in [(true, "on"), (true, "off"), (false, "on"), (false, "off")] {
-        let pair = pair(direct, short_circuit);
-        assert_eq!(pair.sees("calls"), "calls 1000\n");
-        let flows = pair.agent.meshctl_json(&["flows"]);
-        let (there, back) = (100_004.into(), 900_000.into());
-        for (direction, sent, received) in [("outbound", &there, &back), ("inbound", &back, &there)]
-        {
-            let mut all = flows.as_array().into_iter().flatten();
-            let flow = all.find(|flow| flow["direction"] == direction);
-            let flow = flow.unwrap_or_else(|| panic!("no {direction} flow: {flows}"));
-            assert_eq!(
-                (&flow["bytes_sent"], &flow["bytes_received"]),
-                (sent, received),
-                "{short_circuit}: {flow}"
-            );
-            let handed_over = flow["short_circuit_sent"].as_u64();
-            assert_eq!(handed_over > Some(0), short_circuit == "on", "{flow}");
-        }
-    }
-}
-
-#[test]
 fn the_operators_switch_takes_effect_on_open_connections() {
     let pair = pair(true, "on");
     pair.set_knob(0, 1);
@@ -429,27 +342,24 @@ fn a_workload_that_says_off_stays_with_tcp() {
 
 #[test]
 fn direct_connections_go_on_and_new_ones_come_about_while_no_agent_runs() {
-    let mut pair = pair(true, "on");
-    let log = pair.lab.folder().join("hold.log");
-    let mut command = pair.client.command("python3");
-    command.args([CLIENT, "hold", VIP]);
-    command.stdin(std::process::Stdio::piped());
-    let mut held = Process::spawn(&mut command, log).expect("python starts");
-    let said = |held: &Process, what: &str| held.log().contains(what);
-    assert!(
-        mesh_tests::wait_until(std::time::Duration::from_secs(10), || said(&held, "open")),
-        "{}",
-        held.log()
-    );
-    pair.agent.kill();
-    assert_eq!(pair.sees("once"), "echo 1234567890\n", "without an agent");
-    pair.agent.restart();
-    assert_eq!(
-        pair.sees("once"),
-        "echo 1234567890\n",
-        "with the next agent"
-    );
-    assert!(held.is_running() && !said(&held, "wrong"), "{}", held.log());
+    for short_circuit in ["on", "off"] {
+        let mut pair = pair(true, short_circuit);
+        let mut held = pair.hold();
+        for (how, end) in [
+            ("stopped", Agent::stop as fn(&mut Agent)),
+            ("killed", Agent::kill),
+        ] {
+            let before = pair.handed_over();
+            end(&mut pair.agent);
+            held.echoes(&format!("while-{how}"));
+            assert_eq!(pair.sees("once"), "echo 1234567890\n", "{how}");
+            let is_spliced = pair.handed_over() > before;
+            assert_eq!(is_spliced, short_circuit == "on", "{how}");
+            pair.agent.restart();
+            held.echoes(&format!("after-{how}"));
+            assert_eq!(pair.sees("once"), "echo 1234567890\n", "the next agent");
+        }
+    }
 }
 
 #[test]

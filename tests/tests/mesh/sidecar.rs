@@ -1,24 +1,27 @@
 //! Peers behind a sidecar of Istio, which speak mutual TLS to an application's own port: a real
 //! Envoy as Istio configures it, and openssl where it has to misbehave.
 
-use std::path::Path;
 use std::time::Duration;
 
 use mesh_tests::{
-    Agent, Lab, Node, Outcome, Process, ServicePort, Workload, envoy, eventually, service,
-    workload_entries,
+    Agent, Lab, Node, Outcome, Process, Workload, envoy, eventually, workload_entries,
 };
+use serde_json::json;
 
+use crate::envoy_config::{
+    address, bootstrap, client_tls, cluster, http_proxy, listener, mutual_tls, speaks, tcp_proxy,
+    with,
+};
 use crate::prometheus::{curl, free_address};
 use crate::trust::revocation_list;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens on the first port; the cluster of each has its own protocols (ALPN).
-const WAYS: [(u16, &str, &str); 3] = [
-    (10001, "tcp", "[istio-peer-exchange, istio]"),
-    (10002, "http1", "[istio-http/1.1, istio, http/1.1]"),
-    (10003, "http2", "[istio-h2, istio, h2]"),
+const WAYS: [(u16, &str, &[&str]); 3] = [
+    (10001, "tcp", &["istio-peer-exchange", "istio"]),
+    (10002, "http1", &["istio-http/1.1", "istio", "http/1.1"]),
+    (10003, "http2", &["istio-h2", "istio", "h2"]),
 ];
 
 /// Says its second argument to whoever connects, and then sends back what it is told.
@@ -167,76 +170,28 @@ impl Stage {
 
 /// A sidecar that is `account`, and that expects `web`.
 fn sidecar(lab: &Lab, place: &Workload, server: &Workload, account: &str) -> String {
-    let (chain, key) = lab.certificate(account, place);
-    let root = lab.ca().join("root-cert.pem");
-    let mut text = "static_resources:\n  listeners:\n".to_owned();
-    for (port, way, _) in WAYS {
+    let certificate = lab.certificate(account, place);
+    let listeners = WAYS.map(|(port, way, _)| {
+        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": way}});
         let filter = match way {
-            "tcp" => format!(
-                "- name: tcp\n        typed_config:\n          \
-                 \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy\n          \
-                 stat_prefix: tcp\n          cluster: {way}\n"
-            ),
-            _ => format!(
-                "- name: http\n        typed_config:\n          \
-                 \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          \
-                 stat_prefix: http\n          \
-                 route_config: {{virtual_hosts: [{{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: {way}}}}}]}}]}}\n          \
-                 http_filters: [{{name: router, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]\n"
-            ),
+            "tcp" => tcp_proxy(json!({"cluster": way})),
+            _ => http_proxy(route, json!({})),
         };
-        text += &format!(
-            "  - name: {way}\n    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}\n    \
-             filter_chains:\n    - filters:\n      {filter}"
+        listener(way, address("127.0.0.1", port), filter)
+    });
+    let clusters = WAYS.map(|(_, way, protocols)| {
+        let version = match way {
+            "http2" => "http2_protocol_options",
+            _ => "http_protocol_options",
+        };
+        let tls = client_tls(
+            mutual_tls(lab, &certificate, "web", protocols, "TLSv1_2"),
+            json!({"sni": "outbound_.9080_._.web.default.svc.cluster.local"}),
         );
-    }
-    text += "  clusters:\n";
-    for (_, way, protocols) in WAYS {
-        let version = if way == "http2" {
-            "http2_protocol_options"
-        } else {
-            "http_protocol_options"
-        };
-        text += &cluster(way, protocols, version, server, [&chain, &key, &root]);
-    }
-    text
-}
-
-fn cluster(
-    way: &str,
-    protocols: &str,
-    version: &str,
-    server: &Workload,
-    [chain, key, root]: [&Path; 3],
-) -> String {
-    format!(
-        r#"  - name: {way}
-    type: STATIC
-    load_assignment:
-      cluster_name: {way}
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {address}, port_value: 9080}}}}}}}}]}}]
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{{version}: {{}}}}
-    transport_socket:
-      name: tls
-      typed_config:
-        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-        sni: outbound_.9080_._.web.default.svc.cluster.local
-        common_tls_context:
-          alpn_protocols: {protocols}
-          tls_params: {{tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3}}
-          tls_certificates: [{{certificate_chain: {{filename: {chain}}}, private_key: {{filename: {key}}}}}]
-          validation_context:
-            trusted_ca: {{filename: {root}}}
-            match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "spiffe://cluster.local/ns/default/sa/web"}}}}]
-"#,
-        address = server.v4,
-        chain = chain.display(),
-        key = key.display(),
-        root = root.display(),
-    )
+        let fields = with(speaks(version), tls);
+        cluster(way, address(server.v4, 9080), fields)
+    });
+    bootstrap(&listeners, &clusters)
 }
 
 #[test]
@@ -441,127 +396,4 @@ fn an_open_connection_of_a_sidecar_ends_when_its_certificate_is_revoked() {
     says("ended");
     let again = stage.outside.run("/usr/bin/python3", &arguments);
     assert!(!again.stdout.contains("word"), "{again:?}");
-}
-
-/// The sidecar of `place`, as `account`, which serves `client` alone: port 9443 leads to the application.
-fn server(lab: &Lab, place: &Workload, account: &str, client: &str) -> String {
-    let (chain, key) = lab.certificate(account, place);
-    format!(
-        r#"static_resources:
-  listeners:
-  - name: inbound
-    address: {{socket_address: {{address: {address}, port_value: 9443}}}}
-    listener_filters:
-    - name: tls
-      typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
-    filter_chains:
-    - filter_chain_match:
-        transport_protocol: tls
-        server_names: [outbound_.80_._.web.default.svc.cluster.local]
-        application_protocols: [istio, istio-peer-exchange, istio-http/1.0, istio-http/1.1, istio-h2]
-      transport_socket:
-        name: tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          require_client_certificate: true
-          common_tls_context:
-            alpn_protocols: [istio-peer-exchange, h2, http/1.1]
-            tls_params: {{tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3}}
-            tls_certificates: [{{certificate_chain: {{filename: {chain}}}, private_key: {{filename: {key}}}}}]
-            validation_context:
-              trusted_ca: {{filename: {root}}}
-              match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "spiffe://cluster.local/ns/default/sa/{client}"}}}}]
-      filters:
-      - name: tcp
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: tcp
-          cluster: application
-  clusters:
-  - name: application
-    type: STATIC
-    load_assignment:
-      cluster_name: application
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 9080}}}}}}}}]}}]
-"#,
-        address = place.v4,
-        chain = chain.display(),
-        key = key.display(),
-        root = lab.ca().join("root-cert.pem").display(),
-    )
-}
-
-#[test]
-fn a_workload_of_ours_reaches_one_behind_a_sidecar_and_nobody_in_its_place() {
-    let Some(binary) = envoy() else { return };
-    let lab = Lab::new();
-    let sleep = lab.workload(Node::A, "sleep", &[("app", "sleep")]);
-    let other = lab.workload(Node::A, "other", &[("app", "other")]);
-    let web = lab.workload(Node::Outside, "web", &[]);
-    let _server = web.serve(9080, "bookinfo", &["details"]);
-    // As Istio describes it: no node of ours has it.
-    let entry = format!(
-        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: web}}\n\
-         spec: {{address: {}, serviceAccount: web, labels: {{app: web, security.istio.io/tlsMode: istio}}}}\n",
-        web.v4
-    );
-    lab.configure(
-        "workloads.yaml",
-        &(workload_entries(&[&sleep, &other]) + &entry),
-    );
-    let port = |name, port| ServicePort {
-        name,
-        port,
-        target: 9443,
-    };
-    lab.configure("web.yaml", &service("web", 40, &[port("http", 80)]));
-    let agent = Agent::start(&lab, Node::A);
-    let ask = |from: &Workload| from.curl(&["-4", "http://web/details/0"]);
-    let status = |from: &Workload| ask(from).status;
-
-    let mut imposter = web.envoy(&binary, 9443, &server(&lab, &web, "imposter", "sleep"));
-    assert_eq!(status(&sleep), 503);
-    imposter.kill();
-    let _envoy = web.envoy(&binary, 9443, &server(&lab, &web, "web", "sleep"));
-    eventually(PATIENCE, "sleep reaches web", || match ask(&sleep) {
-        reply if reply.status == 200 => Ok(()),
-        reply => Err(format!("{reply:?}")),
-    });
-    for _ in 0..20 {
-        assert_eq!(status(&sleep), 200);
-    }
-    assert_eq!(status(&other), 503);
-    for (client, is_served) in [("sleep", true), ("other", false)] {
-        let rows = agent.meshctl_json(&["authn", "tls-check", client, "web"]);
-        let seen = &rows[0]["observed"];
-        let proven = seen["handshakes"].as_u64() > Some(0);
-        assert!(
-            proven == is_served && seen["plaintext"] == 0,
-            "{client}: {seen}"
-        );
-    }
-    let workloads = agent.meshctl(&["workloads"]).success();
-    let line = workloads.lines().find(|line| line.contains(" web "));
-    assert!(
-        line.is_some_and(|line| line.contains("mTLS")),
-        "{workloads}"
-    );
-
-    // Bytes of any protocol, as well; and where the mesh says so, in the clear.
-    lab.configure("web.yaml", &service("web", 40, &[port("tcp", 80)]));
-    eventually(PATIENCE, "as bytes", || match status(&sleep) {
-        200 => Ok(()),
-        status => Err(status.to_string()),
-    });
-    lab.configure(
-        "rule.yaml",
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\n\
-         spec: {host: web.default.svc.cluster.local, trafficPolicy: {tls: {mode: DISABLE}}}\n",
-    );
-    eventually(PATIENCE, "in the clear it takes nothing", || {
-        match status(&sleep) {
-            0 | 503 => Ok(()),
-            status => Err(status.to_string()),
-        }
-    });
 }

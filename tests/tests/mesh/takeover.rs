@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::bookinfo::{Bookinfo, VIP4};
 use crate::held::Held;
+use crate::load::Load;
 
 /// Within which an agent that drains ends, once its last connection has.
 const DRAINED: Duration = Duration::from_secs(10);
@@ -18,8 +19,7 @@ const DRAINED: Duration = Duration::from_secs(10);
 const A_WHILE: Duration = Duration::from_secs(2);
 /// How many new connections the load makes between the steps: within two seconds where the machine is up to it.
 const BETWEEN: u64 = 2000;
-/// How long they may take on any other.
-const LOADED: Duration = Duration::from_secs(60);
+const LOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/load.py");
 /// The service that echoes.
 const ECHO_PORT: u16 = 7;
 
@@ -51,52 +51,10 @@ fn with_echo() -> (Bookinfo, Vec<Process>) {
     (mesh, servers.into())
 }
 
-struct Load {
-    process: Process,
-    stop: std::path::PathBuf,
-}
-
-impl Load {
-    /// Runs `load.py` in `sleep`, and waits until its long connections are open.
-    fn start(mesh: &Bookinfo, new_per_second: u32) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/data/load.py");
-        let stop = mesh.lab.folder().join("load.stop");
-        let mut command = mesh.sleep.command("/usr/bin/python3");
-        command
-            .args([script, VIP4, "80"])
-            .args([ECHO_PORT.to_string(), new_per_second.to_string()])
-            .arg(&stop);
-        let log = mesh.lab.folder().join("load.log");
-        let process = Process::spawn(&mut command, log).expect("python starts");
-        let began = wait_until(LOADED, || process.log().contains("new "));
-        assert!(began, "{}", process.log());
-        Self { process, stop }
-    }
-
-    /// New connections since its start.
-    fn new_ones(&self) -> u64 {
-        let log = self.process.log();
-        let said = log.lines().rev().find_map(|line| line.strip_prefix("new "));
-        said.and_then(|count| count.parse().ok()).unwrap_or(0)
-    }
-
-    /// Waits for [`BETWEEN`] more.
-    fn goes_on(&self) {
-        let before = self.new_ones();
-        let more = wait_until(LOADED, || self.new_ones() >= before + BETWEEN);
-        assert!(more, "{}", self.process.log());
-    }
-
-    /// Ends the load and gives what it has counted.
-    fn stop(mut self) -> Value {
-        std::fs::write(&self.stop, "").expect("the lab's folder is writable");
-        assert!(wait_until(Duration::from_secs(40), || !self
-            .process
-            .is_running()));
-        let log = self.process.log();
-        let line = log.lines().last().unwrap_or_default();
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {log}"))
-    }
+/// New connections to both ports of `reviews`, so many a second, and two hundred long ones, which are open.
+fn load(mesh: &Bookinfo, new_per_second: u32) -> Load {
+    let (echo, pace) = (ECHO_PORT.to_string(), new_per_second.to_string());
+    Load::start(&mesh.sleep, LOAD, &[VIP4, "80", &echo, &pace], "new ")
 }
 
 /// Ids of the links below a node's pins, by name.
@@ -126,16 +84,16 @@ fn links(mesh: &Bookinfo, node: Node) -> Vec<(String, u64)> {
 fn under_load_no_connection_is_refused_or_reset() {
     let (mut mesh, _servers) = with_echo();
     let before = [Node::A, Node::B].map(|node| links(&mesh, node));
-    let load = Load::start(&mesh, 1000);
-    load.goes_on();
+    let load = load(&mesh, 1000);
+    load.makes(BETWEEN);
     // The client's agent and the server's, then the client's again.
     let mut drained = Vec::new();
     drained.push(mesh.a.take_over(&[]));
-    load.goes_on();
+    load.makes(BETWEEN);
     drained.push(mesh.b.take_over(&[]));
-    load.goes_on();
+    load.makes(BETWEEN);
     drained.push(mesh.a.take_over(&[]));
-    load.goes_on();
+    load.makes(BETWEEN);
     assert_eq!(
         [Node::A, Node::B].map(|node| links(&mesh, node)),
         before,
@@ -439,7 +397,7 @@ fn a_drain_has_an_end() {
         "{}",
         first.log()
     );
-    let load = Load::start(&mesh, 20);
+    let load = load(&mesh, 20);
     let mut second = mesh.a.take_over(&[]);
     assert!(
         wait_until(DRAINED, || !second.is_running()),

@@ -1,14 +1,14 @@
 //! An agent takes over while connections go past it: they do not notice, and are the next one's to
 //! watch and to account for.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_tests::{Process, eventually, wait_until};
+use mesh_tests::{eventually, wait_until};
 use serde_json::Value;
 
 use crate::direct::{Direct, VIP};
 use crate::held::Held;
+use crate::load::Load;
 use crate::prometheus::{curl, free_address};
 use crate::telemetry::counter;
 
@@ -47,37 +47,11 @@ impl Mesh {
     }
 }
 
-struct Load {
-    process: Process,
-    stop: PathBuf,
-}
-
-impl Load {
-    fn start(mesh: &Mesh) -> Self {
-        let log = mesh.direct.friend.file("load.log", "");
-        let stop = log.with_extension("stop");
-        let mut command = mesh.direct.friend.command("/usr/bin/python3");
-        command.args([LOAD, VIP, "80"]).arg(&stop);
-        let process = Process::spawn(&mut command, log).expect("python starts");
-        assert!(wait_until(SOON, || process.log().contains("loading")));
-        Self { process, stop }
-    }
-
-    /// Ends the load and gives what it has counted.
-    fn stop(mut self) -> Value {
-        std::fs::write(&self.stop, "").expect("the lab's folder is writable");
-        assert!(wait_until(SOON, || !self.process.is_running()));
-        let log = self.process.log();
-        let line = log.lines().last().unwrap_or_default();
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {log}"))
-    }
-}
-
 #[test]
 fn under_load_no_direct_connection_notices() {
     for short_circuit in ["off", "on"] {
         let mut mesh = Mesh::start(short_circuit);
-        let load = Load::start(&mesh);
+        let load = Load::start(&mesh.direct.friend, LOAD, &[VIP, "80"], "loading");
         let mut forbidden = Held::open(&mesh.direct.stranger, "v4", VIP, 80);
         std::thread::sleep(A_WHILE);
         let first = mesh.direct.agent.take_over(&[]);
