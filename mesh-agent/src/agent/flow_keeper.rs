@@ -10,6 +10,7 @@ use std::time::Duration;
 use mesh_common::{FlowEventKind, VerdictKind};
 
 use crate::datapath::Datapath;
+use crate::proxy::sparse_log::SparseLog;
 
 /// How long an ended flow is remembered.
 const RETENTION: Duration = Duration::from_secs(60);
@@ -20,9 +21,9 @@ const MAX_ENDED: usize = 8_192;
 pub(super) const BUSY: Duration = Duration::from_millis(100);
 /// While none come.
 pub(super) const IDLE: Duration = Duration::from_millis(250);
-/// Refused connections that are logged one by one at a look: who tries over and over is not to
-/// keep the agent from its work.
-const MAX_REFUSED_LINES: usize = 10;
+/// Refused connections that are logged in ten seconds: who tries over and over is not to keep the
+/// agent from its work.
+const MAX_REFUSED_LINES: u32 = 100;
 /// How often the whole account is looked through, for flows whose end was lost with a dropped event.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -38,11 +39,11 @@ pub(super) struct FlowCounts {
 }
 
 /// Ended flows, the oldest first.
-#[derive(Default)]
 pub(super) struct FlowKeeper {
     ended: VecDeque<(u64, u64)>,
     swept_ns: u64,
     counts: Arc<FlowCounts>,
+    refused: SparseLog,
 }
 
 /// What a look at the events has come to.
@@ -61,8 +62,10 @@ pub(super) struct Tended {
 impl FlowKeeper {
     pub(super) fn new(counts: Arc<FlowCounts>) -> Self {
         Self {
+            ended: VecDeque::new(),
+            swept_ns: 0,
             counts,
-            ..Self::default()
+            refused: SparseLog::of(MAX_REFUSED_LINES),
         }
     }
 
@@ -70,7 +73,6 @@ impl FlowKeeper {
     /// kernel's maps.
     pub(super) fn tend(&mut self, datapath: &Datapath, is_alone: impl FnOnce() -> bool) -> Tended {
         let mut tended = Tended::default();
-        let mut refused = 0;
         datapath.events(|event| {
             tended.any = true;
             if event.verdict == VerdictKind::Direct as u16 {
@@ -83,17 +85,17 @@ impl FlowKeeper {
                 self.ended.push_back((event.at_ns, event.flow));
             } else if event.kind == FlowEventKind::Denied as u16 {
                 self.ended.push_back((event.at_ns, event.flow));
-                refused += 1;
-                if refused <= MAX_REFUSED_LINES {
+                if let Some(line) = self.refused.line() {
                     let destination: std::net::SocketAddr = event.remote.into();
-                    tracing::info!(netns_cookie = event.netns_cookie, %destination, "connection refused");
+                    tracing::info!(
+                        netns_cookie = event.netns_cookie,
+                        %destination,
+                        left_out = line.left_out,
+                        "connection refused"
+                    );
                 }
             }
         });
-        if refused > MAX_REFUSED_LINES {
-            let more = refused - MAX_REFUSED_LINES;
-            tracing::info!(more, "connections refused");
-        }
         let now = datapath.now_ns();
         if now.saturating_sub(self.swept_ns) > nanoseconds(SWEEP) {
             self.swept_ns = now;
@@ -131,7 +133,7 @@ mod tests {
     #[test]
     fn ended_flows_are_kept_for_a_while_and_not_too_many() {
         let second = 1_000_000_000;
-        let mut keeper = FlowKeeper::default();
+        let mut keeper = FlowKeeper::new(Arc::default());
         keeper.ended.extend((1..=10).map(|id| (id * second, id)));
         assert!(keeper.expired(60 * second).is_empty());
         assert_eq!(keeper.expired(63 * second), [1, 2]);

@@ -290,6 +290,10 @@ fn who_is_refused_over_and_over_holds_up_no_change() {
     two.lab.unconfigure("deny.yaml");
     // Once it is in force, they get through and are not refused any more.
     assert!(wait_until(SOON, || generation() == Some(3)));
+    // Nor do they fill the log: a hundred lines in ten seconds, of thousands.
+    let log = two.agent.log();
+    let lines = log.matches(" connection refused ").count();
+    assert!((1..=200).contains(&lines), "{lines} lines");
     drop(stubborn);
 }
 
