@@ -9,6 +9,9 @@ const AFTER_CHANGE: Duration = Duration::from_millis(500);
 /// How long after the last connection began or ended, or somebody was answered last. Longer,
 /// because the next one takes the code back page by page.
 const AFTER_TRAFFIC: Duration = Duration::from_secs(5);
+/// How long after connections began or ended, however busy the agent is, memory is given back at the latest: a burst,
+/// or a flood, may be over though others go on.
+const AFTER_TRAFFIC_AT_LATEST: Duration = Duration::from_secs(30);
 /// Who uses less than this part of a processor rests: a hundred requests or so per second.
 const AT_REST: u32 = 100;
 
@@ -46,6 +49,8 @@ impl Moment {
 pub(super) struct Rest {
     after_change: Option<Moment>,
     after_traffic: Option<Moment>,
+    /// The first traffic since memory was given back.
+    busy_since: Option<Instant>,
 }
 
 /// What is to be given back.
@@ -62,6 +67,7 @@ impl Rest {
         Self {
             after_change: Some(Moment::now()),
             after_traffic: None,
+            busy_since: None,
         }
     }
 
@@ -72,7 +78,12 @@ impl Rest {
 
     /// Connections have begun or ended, or somebody has been answered.
     pub(super) fn busy(&mut self) {
-        self.after_traffic = Some(Moment::now());
+        self.busy_at(Moment::now());
+    }
+
+    fn busy_at(&mut self, now: Moment) {
+        self.after_traffic = Some(now);
+        self.busy_since.get_or_insert(now.at);
     }
 
     /// Called regularly.
@@ -97,8 +108,13 @@ impl Rest {
         if !rests && (changed.is_some() || calm.is_some()) {
             self.after_traffic = Some(now);
         }
+        let is_late = |since| now.at.saturating_duration_since(since) >= AFTER_TRAFFIC_AT_LATEST;
+        let memory = changed.is_some() || rests || self.busy_since.is_some_and(is_late);
+        if memory {
+            self.busy_since = None;
+        }
         Due {
-            memory: changed.is_some() || rests,
+            memory,
             code: rests,
         }
     }
@@ -121,6 +137,7 @@ mod tests {
         Rest {
             after_change: Some(start),
             after_traffic: None,
+            busy_since: None,
         }
     }
 
@@ -160,6 +177,28 @@ mod tests {
         assert_eq!(rest.due(still), NOTHING);
         assert_eq!(rest.due(later(still, 4_000, 0)), NOTHING);
         assert_eq!(rest.due(later(still, 5_000, 49)), ALL);
+    }
+
+    #[test]
+    fn traffic_that_goes_on_keeps_its_code_and_gives_memory_back_in_time() {
+        let start = Moment::now();
+        let mut rest = Rest {
+            after_change: None,
+            after_traffic: None,
+            busy_since: None,
+        };
+        // Connections begin and end all the time.
+        let mut given_back = Vec::new();
+        for second in 0..100 {
+            let now = later(start, 1000 * second, 200 * second);
+            rest.busy_at(now);
+            let due = rest.due(now);
+            assert!(!due.code);
+            if due.memory {
+                given_back.push(second);
+            }
+        }
+        assert_eq!(given_back, [30, 61, 92]);
     }
 
     #[test]

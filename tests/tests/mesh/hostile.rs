@@ -7,16 +7,16 @@ use mesh_tests::{Agent, Conversation, Lab, Node, Process, Workload, eventually, 
 use crate::prometheus::{curl, free_address};
 
 /// `web` behind our agent, `outside` without one; both have certificates of the mesh.
-struct Stage {
-    agent: Agent,
+pub struct Stage {
+    pub agent: Agent,
     _server: Process,
-    web: Workload,
-    outside: Workload,
-    lab: Lab,
+    pub web: Workload,
+    pub outside: Workload,
+    pub lab: Lab,
 }
 
 impl Stage {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let lab = Lab::new();
         let web = lab.workload(Node::A, "web", &[("app", "web")]);
         let outside = lab.workload(Node::Outside, "outside", &[]);
@@ -59,7 +59,7 @@ impl Stage {
     }
 
     /// The same with tunnels to this port of `web`.
-    fn peer_of(&self, port: u16, kind: &str, (chain, key): &(String, String)) -> String {
+    pub fn peer_of(&self, port: u16, kind: &str, (chain, key): &(String, String)) -> String {
         let own = format!("{}:{port}", self.web.v4);
         let host = self.web.v4.to_string();
         let arguments = ["-c", PEER, kind, &host, chain, key, &own];
@@ -428,7 +428,7 @@ fn a_client_that_opens_connections_without_end_is_stopped_and_others_are_served(
 }
 
 /// Sends to whoever connects for as long as it takes.
-const ENDLESS: &str = r#"
+pub const ENDLESS: &str = r#"
 import socket, threading
 def send(one):
     try:
