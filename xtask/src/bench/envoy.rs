@@ -26,6 +26,8 @@ pub enum Kind {
     Tcp,
     /// A pair of TCP proxies with mutual TLS 1.3 between them.
     TcpPair,
+    /// The same, and the client's resumes no session: each connection pays a whole handshake.
+    TcpPairFull,
     /// A pair of HTTP proxies with mutual TLS 1.3, HTTP/1.1 between them.
     Http1Pair,
     /// The same with HTTP/2 between them.
@@ -277,6 +279,8 @@ fn tls(all: &Certificates, side: &str, peer: &str, accepts: bool, kind: Kind) ->
     let mut context = json!({ "common_tls_context": common });
     if accepts {
         context["require_client_certificate"] = true.into();
+    } else if kind == Kind::TcpPairFull {
+        context["max_session_keys"] = 0.into();
     }
     context
 }

@@ -171,6 +171,19 @@ pub const ALL: &[Scenario] = &[
         measured: Measured::Speed(BYTES),
     },
     Scenario {
+        name: "two-nodes-handshakes",
+        about: "new connections where Envoy pays a whole handshake for each, and where it resumes sessions",
+        two_nodes: true,
+        http: false,
+        variants: &[
+            direct(),
+            undermesh(),
+            envoy("envoy-tcp-pair-full", Kind::TcpPairFull),
+            envoy("envoy-tcp-pair", Kind::TcpPair),
+        ],
+        measured: Measured::Speed(&[Load::NewConnections]),
+    },
+    Scenario {
         name: "two-nodes-http1",
         about: "requests routed, mutual TLS between two nodes, HTTP/1.1 between Envoys",
         two_nodes: true,
