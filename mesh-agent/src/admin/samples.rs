@@ -71,6 +71,7 @@ impl Agent for SampleAgent {
             events_dropped: 3,
             denied: 4,
             clients_refused: 5,
+            tunnels_reset: 6,
             flows_opened: 20,
             flows_closed: 8,
             flows_evicted: 0,

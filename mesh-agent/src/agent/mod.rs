@@ -58,7 +58,7 @@ use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
 use crate::proxy::application::Reports;
 use crate::proxy::direct::DirectTraffic;
-use crate::proxy::hbone::{Clients, TunnelPool};
+use crate::proxy::hbone::{Clients, TunnelMemory, TunnelPool};
 use crate::proxy::http::Upstreams;
 use crate::proxy::node_probes::NodeProbes;
 use crate::proxy::notes::Notes;
@@ -186,9 +186,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         handshakes: Arc::default(),
         refusals: SparseLog::of(MAX_REFUSAL_LINES),
         clients: Arc::new(Clients::new(options.max_client_connections)),
+        tunnel_memory: Arc::new(TunnelMemory::new(options.max_tunnel_memory)),
         telemetry: telemetry.clone(),
     });
-    let tunnels = TunnelPool::new(certificates.clone(), node.handshakes.clone());
+    let tunnels = TunnelPool::new(
+        certificates.clone(),
+        node.handshakes.clone(),
+        node.tunnel_memory.clone(),
+    );
     let upstreams = Arc::new(Upstreams::new(Upstream::new(
         node.clone(),
         tunnels,

@@ -12,7 +12,7 @@ use crate::admin::metrics::MetricsAddress;
 use crate::datapath::AttachOrder;
 use crate::identity::certificate_service::ServiceOptions;
 use crate::policy::PathNormalization;
-use crate::proxy::hbone::DEFAULT_MAX_CONNECTIONS;
+use crate::proxy::hbone::{DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MIB};
 use crate::proxy::node_probes::ProbePolicy;
 use crate::registry::{ShortCircuit, WhenAgentIsDown};
 use crate::route::OutboundPolicy;
@@ -124,6 +124,10 @@ pub struct RunOptions {
     /// Connections (HBONE) that one client, an identity at an address, may have to this node
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_client_connections: NonZeroUsize,
+    /// Bytes that the tunnels of this node hold and nobody has read, all together, in MiB; above it
+    /// those of the client that holds most are reset
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MIB)]
+    pub max_tunnel_memory: NonZeroUsize,
     /// Life of workload certificates, such as 24h or 30s; renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = cert_lifetime)]
     pub cert_lifetime: Duration,

@@ -172,6 +172,7 @@ impl api::Agent for Agent {
             events_dropped: of(Counter::EventsDropped),
             denied: of(Counter::Denied),
             clients_refused: self.node.clients.refused(),
+            tunnels_reset: self.node.tunnel_memory.reset(),
             flows_opened: self.flows.opened.load(Ordering::Relaxed),
             flows_closed: self.flows.closed.load(Ordering::Relaxed),
             flows_evicted: self.flows.evicted.load(Ordering::Relaxed),

@@ -77,6 +77,8 @@ pub struct Node {
     pub refusals: sparse_log::SparseLog,
     /// Who has tunnels to its workloads.
     pub clients: Arc<hbone::Clients>,
+    /// Bounds what tunnels hold.
+    pub tunnel_memory: Arc<hbone::TunnelMemory>,
 }
 
 impl Node {

@@ -79,6 +79,18 @@ macro_rules! one_of {
                 }
             }
 
+            fn all_written(&mut self) {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::all_written(io),)+
+                }
+            }
+
+            fn broken(&self) -> Option<std::io::Error> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::broken(io),)+
+                }
+            }
+
             fn batch_bytes(&self) -> usize {
                 match self {
                     $(Self::$variant(io) => $crate::proxy::copy::Duplex::batch_bytes(io),)+

@@ -13,6 +13,7 @@ use mesh_common::{Protocol, Transport};
 use tokio::time::Instant;
 
 use super::copy::{Duplex, Transferred, copy_both};
+use super::hbone::is_overfull;
 use super::http::{self, Connector, HttpCluster, HttpPool, Target};
 use super::outbound::Outbound;
 use super::upstream::Io;
@@ -142,23 +143,28 @@ pub(super) async fn copy(
     counted: Counted,
 ) -> io::Result<()> {
     let transferred = Transferred::default();
-    let (result, too_long) = tokio::select! {
-        result = copy_both(stream, upstream, &transferred) => (result.map_err(io::Error::other), None),
+    let (result, cut) = tokio::select! {
+        result = copy_both(stream, upstream, &transferred) => {
+            let is_overfull = result.as_ref().is_err_and(|error| is_overfull(&error.source));
+            (result.map_err(io::Error::other), is_overfull.then_some(Bound::Memory))
+        }
         // Dropped, the copy aborts both streams.
         bound = too_long(&counted, &transferred) => {
             let reason = format!("{bound} is over");
             (Err(io::Error::new(io::ErrorKind::TimedOut, reason)), Some(bound))
         }
     };
-    tcp_record::complete(connection, &counted, transferred.bytes(), too_long);
+    tcp_record::complete(connection, &counted, transferred.bytes(), cut);
     result
 }
 
-/// How long a connection may last.
+/// What ends a connection that its ends would go on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bound {
     Duration,
     Idle,
+    /// Of the node's tunnels.
+    Memory,
 }
 
 impl std::fmt::Display for Bound {
@@ -166,6 +172,7 @@ impl std::fmt::Display for Bound {
         f.write_str(match self {
             Self::Duration => "maxConnectionDuration",
             Self::Idle => "idleTimeout",
+            Self::Memory => "--max-tunnel-memory",
         })
     }
 }

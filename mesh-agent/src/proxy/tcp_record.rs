@@ -11,7 +11,7 @@ pub(super) fn complete(
     connection: &Connection<'_>,
     counted: &Counted,
     (received, sent): (u64, u64),
-    too_long: Option<Bound>,
+    cut: Option<Bound>,
 ) {
     tracing::debug!(
         workload = %connection.outbound.local.workload.name,
@@ -22,14 +22,16 @@ pub(super) fn complete(
         received = sent,
         "connection complete"
     );
-    let details = too_long.map(|bound| match bound {
+    let details = cut.map(|bound| match bound {
         Bound::Duration => "max_connection_duration",
         Bound::Idle => "idle_timeout",
+        Bound::Memory => "max_tunnel_memory",
     });
     let end = Entry {
-        response_flags: match too_long {
+        response_flags: match cut {
             Some(Bound::Duration) => Flag::DurationTimeout.into(),
-            _ => Flags::default(),
+            Some(Bound::Memory) => Flag::Overload.into(),
+            Some(Bound::Idle) | None => Flags::default(),
         },
         connection_termination_details: details,
         bytes_received: received,

@@ -37,9 +37,11 @@ pub enum Flag {
     DurationTimeout,
     /// The rule's destination does not exist.
     NoClusterFound,
+    /// The node held too much that nobody read.
+    Overload,
 }
 
-const ALL: [Flag; 15] = [
+const ALL: [Flag; 16] = [
     Flag::NoHealthyUpstream,
     Flag::UpstreamRequestTimeout,
     Flag::UpstreamRemoteReset,
@@ -55,6 +57,7 @@ const ALL: [Flag; 15] = [
     Flag::UpstreamProtocolError,
     Flag::DurationTimeout,
     Flag::NoClusterFound,
+    Flag::Overload,
 ];
 
 impl Flag {
@@ -76,6 +79,7 @@ impl Flag {
             Self::UpstreamProtocolError => "UPE",
             Self::DurationTimeout => "DT",
             Self::NoClusterFound => "NC",
+            Self::Overload => "OM",
         }
     }
 }

@@ -158,6 +158,33 @@ try:
                 for one in all: one.close()
                 all = []
             print(len(all), flush=True)
+    elif kind == "stuffing":
+        # Four hundred tunnels, and as much for each as its window takes, to somebody who reads nothing;
+        # who asks is told how many of them were reset.
+        import threading
+        ends = [set() for _ in range(4)]
+        def stuff(number):
+            # The windows are those of the server's settings when these are acknowledged.
+            one = tls(); one.sendall(PREFACE + frame(4, 1, 0, b"") + b"".join(connect(2 * n + 1) for n in range(100)))
+            def listen():
+                for kind, stream, payload in frames(one):
+                    if kind == 3: ends[number].add(stream)
+            threading.Thread(target=listen, daemon=True).start()
+            full = frame(0, 0, 1, bytes(16384))
+            for _ in range(64):
+                for n in range(100): one.sendall(full[:5] + struct.pack(">I", 2 * n + 1) + full[9:])
+            return one
+        def work(number):
+            try: kept.append(stuff(number))
+            except OSError: pass
+        kept = []
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for one in threads: one.start()
+        print("on", flush=True)
+        for line in sys.stdin:
+            for one in threads: one.join()
+            time.sleep(0.5)
+            print(sum(map(len, ends)), flush=True)
     elif kind == "resets":
         connection = tls(); connection.sendall(PREFACE)
         reset = lambda stream: frame(3, 0, stream, struct.pack(">I", 8))
@@ -462,4 +489,65 @@ fn peers_that_read_nothing_of_what_they_asked_for_fill_no_memory() {
             }
         });
     }
+}
+
+/// Lets everybody connect, and reads nothing.
+const DEAF: &str = r#"
+import socket, threading
+listener = socket.create_server(("", 9090), backlog=1000)
+kept = []
+while True: kept.append(listener.accept()[0])
+"#;
+
+#[test]
+fn what_applications_do_not_read_fills_no_more_memory_than_the_operator_allows() {
+    const MAX_MIB: u64 = 32;
+    let mut stage = Stage::start();
+    stage.agent.stop();
+    let metrics = free_address();
+    let max = MAX_MIB.to_string();
+    let flags = ["--max-tunnel-memory", &max, "--metrics-address", &metrics];
+    stage.agent = Agent::start_with(&stage.lab, Node::A, &flags);
+    // The kernel would take more than a tunnel's window for an application that reads nothing.
+    let small =
+        "echo 4096 16384 65536 | tee /proc/sys/net/ipv4/tcp_wmem /proc/sys/net/ipv4/tcp_rmem";
+    stage.web.run("sh", &["-c", small]).success();
+    let _deaf = stage.web.serve(9090, "/usr/bin/python3", &["-c", DEAF]);
+    let certificate = |name: &str| {
+        let (chain, key) = stage.lab.certificate(name, &stage.outside);
+        (chain.display().to_string(), key.display().to_string())
+    };
+    let (own, other) = (certificate("client"), certificate("other"));
+    assert_eq!(stage.peer("good", &own), "88");
+    let before = stage.agent.resident_kib();
+    // The peak counts from here (proc(5)).
+    let path = format!("/proc/{}/clear_refs", stage.agent.id());
+    std::fs::write(&path, "5").expect("written");
+
+    let (host, authority) = (stage.web.v4.to_string(), format!("{}:9090", stage.web.v4));
+    let mut python = stage.outside.command("/usr/bin/python3");
+    let arguments = ["-c", PEER, "stuffing", &host, &own.0, &own.1, &authority];
+    let mut hostile = Conversation::start(python.args(arguments));
+    assert_eq!(hostile.answer(), "on");
+    for _ in 0..10 {
+        assert_eq!(stage.peer("good", &other), "88", "somebody else meanwhile");
+    }
+    let reset: u64 = hostile.ask("how many?").parse().expect("a number");
+    assert_eq!(stage.peer("good", &other), "88", "somebody else");
+    let grown = stage.agent.memory_kib("VmHWM").saturating_sub(before);
+    // What four hundred tunnels cost beside it is as much as in the test above; without a bound they hold 400 MiB.
+    let allowed = (MAX_MIB + MAX_MIB / 16) * 1024 + 64 * 1024;
+    assert!(grown < allowed, "{grown} KiB more than {before} KiB");
+    // Whoever goes on writing to what was reset may lose the connection, before all of it is told.
+    assert!(reset > 100, "{reset} tunnels were reset");
+    let text = curl(&[&format!("http://{metrics}/metrics")]);
+    let counted = (text.lines())
+        .find_map(|line| line.strip_prefix("undermesh_tunnels_reset_total "))
+        .and_then(|count| count.parse::<u64>().ok());
+    assert!(counted >= Some(reset), "{reset}: {counted:?}");
+    let log = stage.agent.log();
+    let told = (log.lines()).filter(|line| line.contains("tunnels hold too much"));
+    assert!((1..5).contains(&told.count()), "{log}");
+    assert!(log.contains("ns/default/sa/client"), "{log}");
+    assert!(!log.contains("ns/default/sa/other"), "{log}");
 }

@@ -42,6 +42,7 @@ fn of_agent(agent: &dyn Agent) -> String {
         events_dropped,
         denied,
         clients_refused,
+        tunnels_reset,
         flows_opened,
         flows_closed,
         flows_evicted,
@@ -74,6 +75,12 @@ fn of_agent(agent: &dyn Agent) -> String {
             "counter",
             "Connections (HBONE) of clients that had too many.",
             clients_refused,
+        ),
+        (
+            "tunnels_reset_total",
+            "counter",
+            "Tunnels that were reset: the node held too much that nobody reads.",
+            tunnels_reset,
         ),
         (
             "flows_opened_total",
@@ -208,6 +215,7 @@ mod tests {
             "undermesh_access_log_lines_dropped_total 2",
             "undermesh_connections_denied_total 4",
             "undermesh_client_connections_refused_total 5",
+            "undermesh_tunnels_reset_total 6",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }

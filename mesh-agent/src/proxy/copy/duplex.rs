@@ -46,6 +46,14 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
         poll_read_buf(Pin::new(self), cx, buffer).map_ok(|_| Chunk::Lent)
     }
 
+    /// All that was read by [`poll_chunk`](Self::poll_chunk) has been written elsewhere.
+    fn all_written(&mut self) {}
+
+    /// Why the stream is of no use any more, where that is found neither by reading nor by writing.
+    fn broken(&self) -> Option<io::Error> {
+        None
+    }
+
     /// How much is best written to the stream at once.
     fn batch_bytes(&self) -> usize {
         CHUNK_BYTES
@@ -113,6 +121,14 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<Chunk>> {
         (**self).poll_chunk(cx, buffer)
+    }
+
+    fn all_written(&mut self) {
+        (**self).all_written();
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        (**self).broken()
     }
 
     fn batch_bytes(&self) -> usize {

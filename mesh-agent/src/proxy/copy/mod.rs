@@ -114,6 +114,14 @@ pub fn copy_both<A: Duplex, B: Duplex>(
         let mut backward = Way::default();
         let result = std::future::poll_fn(|cx| {
             let Ends { first, second, .. } = &mut *ends;
+            for (end, other, broken) in [
+                (End::First, End::Second, first.broken()),
+                (End::Second, End::First, second.broken()),
+            ] {
+                if let Some(source) = broken {
+                    return Poll::Ready(Err(Failure::reading(source).between(end, other)));
+                }
+            }
             let a = forward
                 .poll(first, second, &transferred.first_to_second, cx)
                 .map_err(|failure| failure.between(End::First, End::Second))?;
@@ -257,26 +265,30 @@ impl Way {
         while rounds < MAX_ROUNDS {
             rounds += 1;
             match self {
-                Self::Reading { flows } => match poll_pass(*flows, reader, writer, count, cx)? {
-                    Poll::Ready(next) => {
-                        if *flows {
-                            rounds += PIECES - 1;
+                Self::Reading { flows } => {
+                    reader.all_written();
+                    match poll_pass(*flows, reader, writer, count, cx)? {
+                        Poll::Ready(next) => {
+                            if *flows {
+                                rounds += PIECES - 1;
+                            }
+                            *self = next;
                         }
-                        *self = next;
-                    }
-                    Poll::Pending => {
-                        // Nothing to read: what is on its way shall not wait for more.
-                        let _ = Pin::new(&mut *writer)
-                            .poll_flush(cx)
-                            .map_err(Failure::writing)?;
-                        if let (Some(from), Some(to)) = (reader.application(), writer.application())
-                            && let Some(bridge) = from.passed_on(to)
-                        {
-                            let _ = count.bridge.set(bridge);
+                        Poll::Pending => {
+                            // Nothing to read: what is on its way shall not wait for more.
+                            let _ = Pin::new(&mut *writer)
+                                .poll_flush(cx)
+                                .map_err(Failure::writing)?;
+                            if let (Some(from), Some(to)) =
+                                (reader.application(), writer.application())
+                                && let Some(bridge) = from.passed_on(to)
+                            {
+                                let _ = count.bridge.set(bridge);
+                            }
+                            return Poll::Pending;
                         }
-                        return Poll::Pending;
                     }
-                },
+                }
                 Self::Writing(rest) => {
                     let taken = ready!(writer.poll_give(cx, rest))
                         .and_then(taken)

@@ -14,9 +14,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{ConnectError, Connection, Key, connect};
+use super::connection::{Common, ConnectError, Connection, Key, connect};
 use super::forwarded;
 use super::handshakes::{Handshakes, Unanswered};
+use super::memory::{TunnelMemory, Tunnels};
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use crate::identity::{Certificates, Identity};
@@ -108,8 +109,7 @@ pub struct TunnelPool {
 }
 
 struct Pool {
-    certificates: Arc<Certificates>,
-    handshakes: Arc<Handshakes>,
+    common: Common,
     idle_timeout: Duration,
     /// Numbers connections in the order in which they are begun.
     next_number: AtomicU64,
@@ -132,6 +132,7 @@ struct Slot {
     sender: h2::client::SendRequest<bytes::Bytes>,
     peer_identity: Identity,
     handshake: Arc<Unanswered>,
+    tunnels: Arc<Tunnels>,
     permit: OwnedSemaphorePermit,
     connection: u64,
     /// Whether the connection was there before it was asked for.
@@ -145,26 +146,35 @@ enum Failure {
 }
 
 impl TunnelPool {
-    /// A pool whose connections use `certificates`, and whose handshakes are
-    /// noted in `handshakes`.
-    pub fn new(certificates: Arc<Certificates>, handshakes: Arc<Handshakes>) -> Self {
-        Self::of(certificates, handshakes, IDLE_TIMEOUT)
+    /// A pool whose connections use `certificates`, whose handshakes are noted in `handshakes`,
+    /// and whose tunnels hold no more than `memory` has room for.
+    pub fn new(
+        certificates: Arc<Certificates>,
+        handshakes: Arc<Handshakes>,
+        memory: Arc<TunnelMemory>,
+    ) -> Self {
+        let common = Common {
+            certificates,
+            handshakes,
+            memory,
+        };
+        Self::of(common, IDLE_TIMEOUT)
     }
 
     /// The same with another time after which unused connections are closed.
     pub fn with_idle_timeout(certificates: Arc<Certificates>, idle_timeout: Duration) -> Self {
-        Self::of(certificates, Arc::default(), idle_timeout)
+        let common = Common {
+            certificates,
+            handshakes: Arc::default(),
+            memory: Arc::default(),
+        };
+        Self::of(common, idle_timeout)
     }
 
-    fn of(
-        certificates: Arc<Certificates>,
-        handshakes: Arc<Handshakes>,
-        idle_timeout: Duration,
-    ) -> Self {
+    fn of(common: Common, idle_timeout: Duration) -> Self {
         Self {
             shared: Arc::new(Pool {
-                certificates,
-                handshakes,
+                common,
                 idle_timeout,
                 next_number: AtomicU64::new(0),
                 peers: Mutex::default(),
@@ -265,6 +275,7 @@ impl TunnelPool {
                         sender: connection.sender(),
                         peer_identity: connection.peer_identity.clone(),
                         handshake: connection.handshake.clone(),
+                        tunnels: connection.tunnels.clone(),
                         permit,
                         connection: connection.number,
                         pooled,
@@ -318,8 +329,7 @@ impl Pool {
                 number,
                 &key,
                 &*sockets,
-                &self.certificates,
-                &self.handshakes,
+                &self.common,
                 self.idle_timeout,
                 retire,
             ),
@@ -403,7 +413,7 @@ async fn connect_tunnel(request: &TunnelRequest, slot: Slot) -> Result<TunnelStr
     }
     Ok(TunnelStream::new(
         send,
-        receive,
+        slot.tunnels.receiver(receive),
         slot.peer_identity,
         Some(slot.permit),
     ))

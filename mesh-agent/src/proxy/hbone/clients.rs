@@ -17,7 +17,7 @@ use crate::proxy::sparse_log::SparseLog;
 pub const DEFAULT_MAX_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// A proven identity and the address that it comes from: replicas have one identity.
-type Client = (Identity, IpAddr);
+pub type Client = (Identity, IpAddr);
 
 /// The clients of a node, by their open connections.
 #[derive(Debug)]

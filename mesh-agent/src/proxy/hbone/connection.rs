@@ -17,6 +17,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handshakes::{Handshakes, Unanswered};
+use super::memory::{TunnelMemory, Tunnels};
+use super::metered::Metered;
 use super::read_ahead::ReadAhead;
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
@@ -98,6 +100,7 @@ pub struct Connection {
     pub number: u64,
     pub peer_identity: Identity,
     pub handshake: Arc<Unanswered>,
+    pub tunnels: Arc<Tunnels>,
     sender: SendRequest<Bytes>,
     usage: Usage,
 }
@@ -145,6 +148,15 @@ impl Usage {
     }
 }
 
+/// What all connections have in common.
+pub struct Common {
+    pub certificates: Arc<Certificates>,
+    /// Where handshakes are noted.
+    pub handshakes: Arc<Handshakes>,
+    /// Bounds what tunnels hold.
+    pub memory: Arc<TunnelMemory>,
+}
+
 /// Connects. The second value drives the connection until it is closed; it
 /// calls `retire` when no more tunnels are to be opened on it: when it was idle
 /// for `idle_timeout`, a certificate has ended or is not trusted any more, or the
@@ -153,12 +165,16 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     number: u64,
     key: &Key,
     sockets: &dyn Sockets,
-    certificates: &Certificates,
-    handshakes: &Arc<Handshakes>,
+    common: &Common,
     idle_timeout: Duration,
     retire: R,
 ) -> Result<(Connection, impl Future<Output = ()> + Send + use<R>), ConnectError> {
     let node = key.node;
+    let Common {
+        certificates,
+        handshakes,
+        memory,
+    } = common;
     let trust = certificates.watch_trust();
     let config = certificates
         .client_config(&key.source_identity, &key.expected)
@@ -192,6 +208,8 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         .peer_certificates()
         .unwrap_or_default()
         .to_vec();
+    let tunnels = memory.connection((key.source_identity.clone(), key.from));
+    let metered = Metered::new(tls, tunnels.clone(), 0);
     let (sender, mut http2) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW_BYTES)
@@ -199,7 +217,8 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
-        .handshake::<_, Bytes>(WriteTogether::new(tls))
+        .max_concurrent_reset_streams(MAX_STREAMS)
+        .handshake::<_, Bytes>(WriteTogether::new(metered))
         .await
         .map_err(|source| ConnectError::Http2 { node, source })?;
 
@@ -266,6 +285,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
             peer.identity.clone(),
         )),
         peer_identity: peer.identity,
+        tunnels,
         sender,
         usage,
     };

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use h2::Reason;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
@@ -22,6 +22,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::clients::Place;
+use super::memory::{Receiver, TunnelMemory, Tunnels};
+use super::metered::{Metered, PREFACE_BYTES};
 use super::read_ahead::ReadAhead;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
@@ -105,6 +107,9 @@ pub trait TunnelHandler: Send + Sync + 'static {
     /// its place back when it ends.
     fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place>;
 
+    /// Bounds what tunnels hold.
+    fn memory(&self) -> &Arc<TunnelMemory>;
+
     /// A tunnel that was opened has ended. Not called for tunnels that are cut
     /// off because `serve` was dropped.
     fn closed(&self, _tunnel: &IncomingTunnel, _result: Result<(), CopyError>) {}
@@ -132,12 +137,13 @@ pub async fn serve(
     handler: Arc<impl TunnelHandler>,
     drain: CancellationToken,
 ) -> Result<(), ServeError> {
-    let handshake = Box::pin(handshake(stream, tls.config));
-    let (mut http2, peer, chain) = timeout(HANDSHAKE_TIMEOUT, handshake)
+    let peer_address = forwarded::canonical(peer_address);
+    let client = peer_address.ip();
+    let handshake = Box::pin(handshake(stream, tls.config, handler.memory(), client));
+    let (mut http2, tunnels_held, peer, chain) = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
-    let peer_address = forwarded::canonical(peer_address);
-    let Some(_place) = handler.connected(&peer.identity, peer_address.ip()) else {
+    let Some(_place) = handler.connected(&peer.identity, client) else {
         http2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         let _ = timeout(HANDSHAKE_TIMEOUT, poll_fn(|cx| http2.poll_closed(cx))).await;
         return Err(ServeError::TooMany);
@@ -171,6 +177,8 @@ pub async fn serve(
                 Some(Ok((request, respond))) => {
                     idle_checks = 0;
                     let (identity, handler) = (peer.identity.clone(), handler.clone());
+                    // What comes before the answer counts, too.
+                    let request = request.map(|body| tunnels_held.receiver(body));
                     let opened = open(request, respond, identity, peer_address, handler.clone());
                     // Boxed: what opening needs is not held as long as the tunnel.
                     tunnels.spawn(opened.boxed().then(|opened| carry(opened, handler)));
@@ -216,7 +224,9 @@ pub async fn serve(
     result
 }
 
-type Http2 = h2::server::Connection<WriteTogether<TlsStream<ReadAhead<TcpStream>>>, Bytes>;
+type Http2 = h2::server::Connection<WriteTogether<Metered<Tls>>, Bytes>;
+
+type Tls = TlsStream<ReadAhead<TcpStream>>;
 
 /// The certificates of a peer, leaf first.
 type Chain = Vec<CertificateDer<'static>>;
@@ -224,7 +234,9 @@ type Chain = Vec<CertificateDer<'static>>;
 async fn handshake(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
-) -> Result<(Http2, Peer, Chain), ServeError> {
+    memory: &Arc<TunnelMemory>,
+    client: IpAddr,
+) -> Result<(Http2, Arc<Tunnels>, Peer, Chain), ServeError> {
     stream
         .set_nodelay(true)
         .and_then(|()| keep_alive::by_kernel(&stream))
@@ -241,6 +253,8 @@ async fn handshake(
     let peer = verify::peer(session.peer_certificates())
         .map_err(|error| ServeError::Tls(io::Error::other(error)))?;
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
+    let tunnels = memory.connection((peer.identity.clone(), client));
+    let metered = Metered::new(tls, tunnels.clone(), PREFACE_BYTES);
     let http2 = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -249,9 +263,11 @@ async fn handshake(
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS as u32)
         .max_pending_accept_reset_streams(MAX_GIVEN_UP)
-        .handshake(WriteTogether::new(tls))
+        // What is on its way to a tunnel that was reset is no error, were it all of them.
+        .max_concurrent_reset_streams(MAX_STREAMS)
+        .handshake(WriteTogether::new(metered))
         .await?;
-    Ok((http2, peer, chain))
+    Ok((http2, tunnels, peer, chain))
 }
 
 /// A tunnel whose CONNECT has been answered.
@@ -263,7 +279,7 @@ struct Open<A> {
 
 /// One tunnel from CONNECT to its answer; nothing, where that is no.
 async fn open<H: TunnelHandler>(
-    request: Request<RecvStream>,
+    request: Request<Receiver>,
     mut respond: SendResponse<Bytes>,
     peer_identity: Identity,
     peer_address: SocketAddr,

@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::memory::Receiver;
 use crate::identity::Identity;
 use crate::proxy::copy::{Chunk, Duplex};
 
@@ -17,10 +18,12 @@ use crate::proxy::copy::{Chunk, Duplex};
 #[derive(Debug)]
 pub struct TunnelStream {
     send: SendStream<Bytes>,
-    receive: RecvStream,
+    receive: Receiver,
     peer_identity: Identity,
     /// Received, counted against the window, not yet read.
     unread: Bytes,
+    /// Read, and counted against the window until whoever has it has passed it on.
+    in_hand: usize,
     sent_all: bool,
     received_all: bool,
     _slot: Option<OwnedSemaphorePermit>,
@@ -31,7 +34,7 @@ impl TunnelStream {
     /// when it ends.
     pub(super) fn new(
         send: SendStream<Bytes>,
-        receive: RecvStream,
+        receive: Receiver,
         peer_identity: Identity,
         slot: Option<OwnedSemaphorePermit>,
     ) -> Self {
@@ -40,6 +43,7 @@ impl TunnelStream {
             receive,
             peer_identity,
             unread: Bytes::new(),
+            in_hand: 0,
             sent_all: false,
             received_all: false,
             _slot: slot,
@@ -56,23 +60,26 @@ impl TunnelStream {
     /// Waits for something to read; nothing is left where the end was read.
     fn poll_received(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.received_all {
-            match ready!(self.receive.poll_data(cx)) {
-                Some(data) => self.unread = data.map_err(io_error)?,
+            match ready!(self.receive.poll_data(cx))? {
+                Some(data) => self.unread = data,
                 None => self.received_all = true,
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Takes what was received. The window opens only by what was read: that is the
-    /// back-pressure.
-    fn read(&mut self, bytes: usize) -> io::Result<Bytes> {
-        let read = self.unread.split_to(bytes);
-        self.receive
-            .flow_control()
-            .release_capacity(bytes)
-            .map_err(io_error)?;
-        Ok(read)
+    /// Opens the window by what was passed on: that is the back-pressure.
+    fn release(&mut self) -> io::Result<()> {
+        match std::mem::take(&mut self.in_hand) {
+            0 => Ok(()),
+            bytes => self.receive.release(bytes),
+        }
+    }
+
+    /// Takes what was received.
+    fn read(&mut self, bytes: usize) -> Bytes {
+        self.in_hand += bytes;
+        self.unread.split_to(bytes)
     }
 
     /// Waits for room in the windows, and says for how many of these bytes there is.
@@ -96,8 +103,8 @@ impl AsyncRead for TunnelStream {
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_received(cx))?;
         let bytes = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(&self.read(bytes)?);
-        Poll::Ready(Ok(()))
+        buffer.put_slice(&self.read(bytes));
+        Poll::Ready(self.release())
     }
 }
 
@@ -119,7 +126,7 @@ impl AsyncWrite for TunnelStream {
 
     /// The connection sends by itself whatever the windows allow.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.broken().map_or(Ok(()), Err))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -133,8 +140,12 @@ impl AsyncWrite for TunnelStream {
 
 impl Duplex for TunnelStream {
     fn abort(&mut self) {
+        let reason = match self.broken() {
+            Some(_) => Reason::ENHANCE_YOUR_CALM,
+            None => Reason::CANCEL,
+        };
         // Does nothing to a stream that has ended both ways and was sent.
-        self.send.send_reset(Reason::CANCEL);
+        self.send.send_reset(reason);
     }
 
     fn poll_chunk(
@@ -143,7 +154,17 @@ impl Duplex for TunnelStream {
         _buffer: &mut BytesMut,
     ) -> Poll<io::Result<Chunk>> {
         ready!(self.poll_received(cx))?;
-        Poll::Ready(self.read(self.unread.len()).map(Chunk::Owned))
+        let all = self.unread.len();
+        Poll::Ready(Ok(Chunk::Owned(self.read(all))))
+    }
+
+    fn all_written(&mut self) {
+        // Where it fails, so will the next read.
+        let _ = self.release();
+    }
+
+    fn broken(&self) -> Option<io::Error> {
+        self.receive.broken()
     }
 
     fn keeps(&self) -> bool {
@@ -189,7 +210,7 @@ fn reset(reason: Reason) -> io::Error {
     )
 }
 
-fn io_error(error: h2::Error) -> io::Error {
+pub(super) fn io_error(error: h2::Error) -> io::Error {
     match error.reason() {
         Some(reason) if error.is_reset() => reset(reason),
         _ if error.is_io() => match error.into_io() {

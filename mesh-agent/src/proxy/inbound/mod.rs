@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::application::{self, Application, Caller, Refused};
-use super::hbone::{self, IncomingTunnel, Place, Refusal, ServerTls, TunnelHandler};
+use super::hbone::{self, IncomingTunnel, Place, Refusal, ServerTls, TunnelHandler, TunnelMemory};
 use super::{Local, Node};
 use crate::identity::{Certificates, Identity};
 use crate::netns::BoxFuture;
@@ -112,6 +112,10 @@ impl TunnelHandler for Inbound {
 
     fn connected(&self, peer: &Identity, address: IpAddr) -> Option<Place> {
         self.node.clients.place(peer, address)
+    }
+
+    fn memory(&self) -> &Arc<TunnelMemory> {
+        &self.node.tunnel_memory
     }
 
     fn open(&self, tunnel: IncomingTunnel) -> BoxFuture<'_, Result<Application, Refusal>> {

@@ -70,7 +70,7 @@ async fn revoked_certificates_are_refused_on_both_sides() {
 
     // A client that knows of the list, and a server with a certificate on it.
     let certificates = Arc::new(Certificates::new(with_list.clone(), HOUR));
-    let pool = TunnelPool::new(certificates, Arc::default());
+    let pool = TunnelPool::new(certificates, Arc::default(), Arc::default());
     let error = patient(pool.open(mesh.request())).await.unwrap_err();
     assert!(error.to_string().contains("Revoked"), "{error}");
     assert!(mesh.server.end().await.is_err());
@@ -80,7 +80,7 @@ async fn revoked_certificates_are_refused_on_both_sides() {
     mesh.server = Server::start(&trust.certificates, "server").await;
     let error = knock(&mut mesh, client(&trust, &TLS13, Some(bad))).await;
     assert!(error.to_string().contains("Revoked"), "{error}");
-    mesh.pool = TunnelPool::new(trust.certificates.clone(), Arc::default());
+    mesh.pool = TunnelPool::new(trust.certificates.clone(), Arc::default(), Arc::default());
     mesh.tunnel().await;
 }
 
@@ -91,7 +91,7 @@ async fn a_revocation_cuts_open_connections_at_either_side() {
         let trust = Trust::new();
         let of_client = Arc::new(Certificates::new(trust.authority.clone(), HOUR));
         let mut mesh = Mesh::of(&trust).await;
-        mesh.pool = TunnelPool::new(of_client.clone(), Arc::default());
+        mesh.pool = TunnelPool::new(of_client.clone(), Arc::default(), Arc::default());
         let (mut tunnel, mut accepted) = mesh.tunnel().await;
         let theirs = Trust {
             certificates: if name == "client" {
@@ -131,7 +131,7 @@ async fn when_a_root_is_gone_open_tunnels_go_on_and_new_ones_take_new_connection
     let (trust, other) = (Trust::new(), Trust::new());
     let of_client = Arc::new(Certificates::new(trust.authority.clone(), HOUR));
     let mut mesh = Mesh::of(&trust).await;
-    mesh.pool = TunnelPool::new(of_client.clone(), Arc::default());
+    mesh.pool = TunnelPool::new(of_client.clone(), Arc::default(), Arc::default());
     let (mut tunnel, mut accepted) = mesh.tunnel().await;
     trust.certificates.replace(other.authority.clone());
     // The server says so, and the next tunnel proves again who it is of.

@@ -1,6 +1,7 @@
 //! Real TLS over loopback: a client's pool, a server, and applications behind it.
 
 mod hostile;
+mod memory;
 mod pool;
 mod servers;
 mod together;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Clients, IncomingTunnel, Place, Refusal, ServeError, ServerTls, TunnelError, TunnelHandler,
-    TunnelPool, TunnelRequest, TunnelStream, serve,
+    TunnelMemory, TunnelPool, TunnelRequest, TunnelStream, is_overfull, serve,
 };
 use crate::identity::{Authority, Certificates, Identity};
 use crate::netns::{BoxFuture, HostSockets};
@@ -71,6 +72,7 @@ async fn bind() -> (TcpListener, SocketAddr) {
 /// Connects to the authority asked for, and keeps a record.
 struct Handler {
     clients: Arc<Clients>,
+    memory: Arc<TunnelMemory>,
     opened: Mutex<Vec<IncomingTunnel>>,
     closed: Mutex<Vec<Result<(), CopyError>>>,
 }
@@ -103,6 +105,10 @@ impl TunnelHandler for Handler {
         self.clients.place(peer, address)
     }
 
+    fn memory(&self) -> &Arc<TunnelMemory> {
+        &self.memory
+    }
+
     fn closed(&self, _tunnel: &IncomingTunnel, result: Result<(), CopyError>) {
         self.closed.lock().push(result);
     }
@@ -124,11 +130,25 @@ impl Server {
     }
 
     async fn on(listener: TcpListener, certificates: &Certificates, name: &str) -> Self {
+        Self::with(listener, Arc::default(), certificates, name).await
+    }
+
+    async fn holding(memory: Arc<TunnelMemory>, certificates: &Certificates, name: &str) -> Self {
+        Self::with(bind().await.0, memory, certificates, name).await
+    }
+
+    async fn with(
+        listener: TcpListener,
+        memory: Arc<TunnelMemory>,
+        certificates: &Certificates,
+        name: &str,
+    ) -> Self {
         let trust = certificates.watch_trust();
         let config = certificates.server_config(&identity(name)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = Arc::new(Handler {
             clients: Arc::new(Clients::new(MAX_CONNECTIONS)),
+            memory,
             opened: Mutex::default(),
             closed: Mutex::default(),
         });
@@ -209,7 +229,7 @@ impl Mesh {
 
     async fn of(trust: &Trust) -> Self {
         Self {
-            pool: TunnelPool::new(trust.certificates.clone(), Arc::default()),
+            pool: TunnelPool::new(trust.certificates.clone(), Arc::default(), Arc::default()),
             server: Server::start(&trust.certificates, "server").await,
             application: bind().await.0,
         }

@@ -52,7 +52,7 @@ async fn another_root_is_refused_by_both_sides() {
     let (ours, theirs) = (Trust::new(), Trust::new());
     // The same names everywhere: only the root differs.
     let mut mesh = Mesh::of(&ours).await;
-    mesh.pool = TunnelPool::new(theirs.certificates.clone(), Arc::default());
+    mesh.pool = TunnelPool::new(theirs.certificates.clone(), Arc::default(), Arc::default());
     let error = refused(&mesh, mesh.request()).await;
     // Both roots bear one name, so it is the signature that tells.
     assert!(

@@ -54,7 +54,7 @@ async fn ipv6_works_as_ipv4_does() {
     let trust = Trust::new();
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let mesh = Mesh {
-        pool: TunnelPool::new(trust.certificates.clone(), Arc::default()),
+        pool: TunnelPool::new(trust.certificates.clone(), Arc::default(), Arc::default()),
         server: Server::on(listener, &trust.certificates, "server").await,
         application: TcpListener::bind("[::1]:0").await.unwrap(),
     };
