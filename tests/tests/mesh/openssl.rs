@@ -170,10 +170,7 @@ fn our_agent_as_a_client_offers_openssl_post_quantum_groups_and_its_certificate(
         "{log}"
     );
     // Openssl takes what the client likes best.
-    assert!(
-        log.contains("Ciphersuite: TLS_AES_128_GCM_SHA256"),
-        "{log}"
-    );
+    assert!(log.contains("Ciphersuite: TLS_AES_128_GCM_SHA256"), "{log}");
     // X25519MLKEM768, x25519, secp256r1, secp384r1: openssl before 3.5 has no name for the first.
     let bytes: Vec<&str> = log.split_whitespace().collect();
     let groups = ["11", "ec", "00", "1d", "00", "17", "00", "18"];
