@@ -491,6 +491,7 @@ pub fn config() -> ConfigView {
     ConfigView {
         source: "/etc/undermesh".to_owned(),
         generation: 7,
+        root_namespace: "istio-system".to_owned(),
         resources: 12,
         warnings: vec![FindingView {
             file: "reviews.yaml".to_owned(),

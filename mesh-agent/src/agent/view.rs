@@ -153,6 +153,7 @@ impl api::Agent for Agent {
         ConfigView {
             source: self.options.config.display().to_string(),
             generation: self.acknowledged.load(Ordering::Relaxed),
+            root_namespace: self.options.root_namespace.clone(),
             resources: self.resources.load(Ordering::Relaxed),
             warnings: snapshot.warnings.iter().map(FindingView::from).collect(),
             refused: refused.as_ref().map(|refused| RefusedView {

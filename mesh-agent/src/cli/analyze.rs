@@ -23,6 +23,10 @@ pub struct Arguments {
     /// has seen; the exit code is 1 where there are any
     #[arg(long)]
     dry_run: bool,
+    /// Namespace whose security policies hold for the whole mesh [default: the running agent's, or
+    /// istio-system where none runs]
+    #[arg(long, value_name = "NAME", requires = "path")]
+    root_namespace: Option<String>,
 }
 
 /// Codes that mean a request would fail, as Istio grades them.
@@ -51,18 +55,24 @@ pub async fn run(
     let mut cut_off = Vec::new();
     let (place, mut issues) = match &arguments.path {
         Some(path) => {
-            let (issues, resources) = of_files(path)?;
             // Whom the files would cut off is known to a running agent alone.
-            match (client, resources) {
-                (Ok(client), Some(resources)) => match seen(&client).await {
-                    Ok((config, seen)) => {
-                        cut_off = plaintext::cut_off(&seen, &resources, &config, path.is_dir());
-                    }
-                    Err(error) if arguments.dry_run => return Err(error),
-                    Err(_) => {}
-                },
-                (Err(error), _) if arguments.dry_run => return Err(error.into()),
-                _ => {}
+            let running = match client {
+                Ok(client) => seen(&client).await,
+                Err(error) => Err(error.into()),
+            };
+            let running = match running {
+                Err(error) if arguments.dry_run => return Err(error),
+                running => running.ok(),
+            };
+            let mut options = Options::default();
+            let of_agent = running.as_ref().map(|(config, _)| &config.root_namespace);
+            if let Some(name) = arguments.root_namespace.as_ref().or(of_agent) {
+                options.root_namespace.clone_from(name);
+            }
+            let (issues, resources) = of_files(path, &options)?;
+            if let (Some((config, seen)), Some(resources)) = (&running, resources) {
+                let root = &options.root_namespace;
+                cut_off = plaintext::cut_off(seen, &resources, config, path.is_dir(), root);
             }
             (path.display().to_string(), issues)
         }
@@ -108,7 +118,10 @@ async fn seen(client: &Client) -> Result<(ConfigView, Vec<PlaintextView>), Comma
 }
 
 /// Analyzes files without any agent; their resources, where they can be read.
-fn of_files(path: &Path) -> Result<(Vec<Issue>, Option<ResourceSet>), CommandError> {
+fn of_files(
+    path: &Path,
+    options: &Options,
+) -> Result<(Vec<Issue>, Option<ResourceSet>), CommandError> {
     let unreadable = |source: std::io::Error| CommandError::Unreadable {
         path: path.to_owned(),
         source,
@@ -121,7 +134,7 @@ fn of_files(path: &Path) -> Result<(Vec<Issue>, Option<ResourceSet>), CommandErr
         parse([(&*name, text.as_str())])
     };
     let (findings, resources): (Vec<Finding>, _) = match loaded {
-        Ok(resources) => match Snapshot::compile(0, &resources, &Options::default()) {
+        Ok(resources) => match Snapshot::compile(0, &resources, options) {
             Ok(snapshot) => (snapshot.warnings, Some(resources)),
             Err(findings) => (findings, None),
         },
@@ -185,20 +198,25 @@ mod tests {
     use super::*;
     use crate::admin::samples;
 
-    fn analyzed(yaml: &str) -> String {
+    fn issues(root_namespace: &str, yaml: &str) -> Vec<Issue> {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("a.yaml"), yaml).expect("written");
-        text(&of_files(directory.path()).expect("readable").0, "here")
+        let options = Options {
+            root_namespace: root_namespace.to_owned(),
+            ..Options::default()
+        };
+        of_files(directory.path(), &options).expect("readable").0
+    }
+
+    fn analyzed(yaml: &str) -> String {
+        text(&issues("istio-system", yaml), "here")
     }
 
     const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
 
     /// The codes, with the fields that they are told of.
     fn codes(yaml: &str) -> Vec<String> {
-        let directory = tempfile::tempdir().expect("a directory");
-        std::fs::write(directory.path().join("a.yaml"), yaml).expect("written");
-        let (issues, _) = of_files(directory.path()).expect("readable");
-        let mut codes: Vec<_> = (issues.into_iter())
+        let mut codes: Vec<_> = (issues("istio-system", yaml).into_iter())
             .filter_map(|issue| Some(format!("{} {}", issue.finding.code?, issue.finding.field)))
             .collect();
         codes.sort();
@@ -390,6 +408,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|line| line.starts_with(begin)), "{text}");
         }
+    }
+
+    #[test]
+    fn the_root_namespace_is_the_one_that_is_named() {
+        let policy = "---\n{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, \
+                      metadata: {name: x, namespace: mesh-config}, \
+                      spec: {selector: {matchLabels: {app: a}}, rules: [{}]}}\n";
+        let of = |root| text(&issues(root, &format!("{APPLICATION}{policy}")), "here");
+        assert!(of("istio-system").contains("[IST0127]"));
+        assert!(!of("mesh-config").contains("[IST0127]"));
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::admin::api::{ConfigView, FindingView, PlaintextView};
 use crate::admin::checks::duration;
 use crate::policy::{MtlsMode, PeerAuthentications};
 use crate::resource::{Finding, Meta, ResourceSet};
-use crate::snapshot::Options;
 use crate::source::directory;
 
 /// How far back `analyze` looks, minutes.
@@ -71,12 +70,14 @@ fn text(seen: &[PlaintextView], minutes: u32) -> String {
 }
 
 /// Those of `seen` that the PeerAuthentications of `resources` would refuse;
-/// `is_whole` where these are the whole configuration, not an addition to the agent's.
+/// `is_whole` where these are the whole configuration, not an addition to the agent's, and those of
+/// `root_namespace` hold for the mesh.
 pub(super) fn cut_off(
     seen: &[PlaintextView],
     resources: &ResourceSet,
     config: &ConfigView,
     is_whole: bool,
+    root_namespace: &str,
 ) -> Vec<FindingView> {
     let new = &resources.peer_authentications;
     let mut policies = Vec::new();
@@ -90,8 +91,7 @@ pub(super) fn cut_off(
         policies.extend(running.filter(|one| !is_replaced(&one.meta)));
     }
     policies.extend(new.iter().cloned());
-    let root_namespace = Options::default().root_namespace;
-    let (compiled, _) = PeerAuthentications::compile(&policies, &root_namespace);
+    let (compiled, _) = PeerAuthentications::compile(&policies, root_namespace);
     let refused = seen.iter().filter_map(|one| {
         let (mode, policy) = compiled.of(&one.namespace, &one.labels, one.port);
         (mode == MtlsMode::Strict).then_some((one, policy?))
@@ -100,7 +100,7 @@ pub(super) fn cut_off(
         .filter_map(|(one, policy)| {
             let (name, namespace) = policy.split_once('/')?;
             let namespace = if namespace.is_empty() {
-                root_namespace.as_str()
+                root_namespace
             } else {
                 namespace
             };
@@ -176,13 +176,14 @@ mod tests {
         };
         // Of `shop` and of `default`.
         let seen = samples::plaintext();
-        let cut = |text: &str, is_whole| -> Vec<String> {
+        let cut_in = |root: &str, text: &str, is_whole| -> Vec<String> {
             let resources = parse([("new.yaml", text)]).unwrap();
-            cut_off(&seen, &resources, &config, is_whole)
+            cut_off(&seen, &resources, &config, is_whole, root)
                 .iter()
                 .map(|finding| format!("{}:{} {}", finding.file, finding.document, finding.reason))
                 .collect()
         };
+        let cut = |text: &str, is_whole| cut_in("istio-system", text, is_whole);
         let strict = policy("istio-system", "default", "STRICT");
         let one = cut(&strict, false);
         assert_eq!(one.len(), 1, "{one:?}");
@@ -191,6 +192,10 @@ mod tests {
             "{one:?}"
         );
         assert_eq!(cut(&strict, true).len(), 2);
+        // The root namespace has any name.
+        assert!(cut_in("mesh-config", &strict, true).is_empty());
+        let elsewhere = policy("mesh-config", "default", "STRICT");
+        assert_eq!(cut_in("mesh-config", &elsewhere, true).len(), 2);
         let replaced = strict + &policy("shop", "open", "STRICT");
         assert_eq!(cut(&replaced, false).len(), 2);
         assert_eq!(

@@ -23,13 +23,17 @@ struct Stage {
 
 impl Stage {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let lab = Lab::new();
         let web = lab.workload(Node::A, "web", &[("app", "web")]);
         let outside = lab.workload(Node::Outside, "outside", &[]);
         let server = web.serve(PORT, "python3", &[HELD, "serve", &PORT.to_string()]);
         lab.configure("workloads.yaml", &workload_entries(&[&web]));
         Self {
-            agent: Agent::start(&lab, Node::A),
+            agent: Agent::start_with(&lab, Node::A, flags),
             _server: server,
             web,
             outside,
@@ -74,6 +78,49 @@ fn an_open_plaintext_connection_is_listed_and_ends_with_strict() {
     again.ends(PATIENCE);
     let refused = stage.outside.run("python3", &ask(&v4)).stdout;
     assert_ne!(refused.trim(), "echo");
+}
+
+#[test]
+fn a_dry_run_takes_the_root_namespace_of_the_running_agent() {
+    let stage = Stage::start_with(&["--root-namespace", "mesh-config"]);
+    let said = stage
+        .outside
+        .run("python3", &ask(&stage.web.v4.to_string()));
+    assert_eq!(said.stdout.trim(), "echo", "{said:?}");
+    let in_root = STRICT.replace("istio-system", "mesh-config");
+    for (policy, flags, code) in [
+        (&*in_root, &[][..], 1),
+        (STRICT, &[], 0),
+        (&in_root, &["--root-namespace", "istio-system"], 0),
+        (STRICT, &["--root-namespace", "istio-system"], 1),
+    ] {
+        let file = stage.outside.file("strict.yaml", policy);
+        let arguments = ["analyze", &file.to_string_lossy(), "--dry-run"];
+        let said = stage.agent.meshctl(&[&arguments, flags].concat());
+        assert_eq!(said.code, code, "{policy} {flags:?}: {said:?}");
+    }
+    // It has said what happens.
+    stage.lab.configure("strict.yaml", STRICT);
+    stage.lab.configure("in-root.yaml", &in_root);
+    eventually(PATIENCE, "it is refused", || {
+        let said = stage
+            .outside
+            .run("python3", &ask(&stage.web.v4.to_string()));
+        match said.stdout.trim() {
+            "echo" => Err(format!("{said:?}")),
+            _ => Ok(()),
+        }
+    });
+    stage.lab.unconfigure("in-root.yaml");
+    eventually(PATIENCE, "another namespace's says nothing", || {
+        let said = stage
+            .outside
+            .run("python3", &ask(&stage.web.v4.to_string()));
+        match said.stdout.trim() {
+            "echo" => Ok(()),
+            _ => Err(format!("{said:?}")),
+        }
+    });
 }
 
 /// One word there and back, by python's `-c`.

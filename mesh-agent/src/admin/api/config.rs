@@ -9,6 +9,8 @@ pub struct ConfigView {
     pub source: String,
     /// Counts the configurations that have been put in force, from 1.
     pub generation: u64,
+    /// Namespace whose security policies hold for the whole mesh.
+    pub root_namespace: String,
     /// Number of resources in force.
     pub resources: usize,
     /// Fields that are not applied or have no effect.
