@@ -16,6 +16,8 @@ pub struct AuthzQuestion {
     pub from: String,
     /// The client's address, where it is not that of `from`.
     pub from_ip: Option<std::net::IpAddr>,
+    /// Whether it asks in the clear, so that nobody knows who it is.
+    pub plaintext: bool,
     /// Method of an HTTP request; a question without it is about a connection.
     pub method: Option<String>,
     /// Path and query of the request.

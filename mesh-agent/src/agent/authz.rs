@@ -57,7 +57,8 @@ fn answer(snapshot: &Snapshot, question: &AuthzQuestion) -> Result<AuthzAnswer, 
     let own = own.ok_or_else(|| format!("{} has no address", workload.name))?;
     let (mode, by) = (snapshot.peer_authentication).mode(workload, question.port);
     // A server that takes plaintext only sees nobody's identity.
-    let identity = identity.filter(|_| mode != MtlsMode::Disable);
+    let is_plaintext = question.plaintext || mode == MtlsMode::Disable;
+    let identity = identity.filter(|_| !is_plaintext);
     let connection = Connection {
         source: identity.as_ref(),
         source_ip,
@@ -264,6 +265,39 @@ spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: tcp, port: 90}
             reason.contains("strict/default takes mutual TLS only"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn in_the_clear_a_workload_is_nobody_at_its_address() {
+        let in_the_clear = |mesh: &str, from: &str| {
+            let set = parse([("a.yaml", mesh)]).unwrap();
+            let snapshot = Snapshot::compile(1, &set, &Options::default()).unwrap();
+            let question = AuthzQuestion {
+                workload: "web".to_owned(),
+                port: 80,
+                plaintext: true,
+                ..question(from, Some(("GET", "/")))
+            };
+            answer(&snapshot, &question).unwrap()
+        };
+        let strict = in_the_clear(MESH, "sleep");
+        assert_eq!(strict.verdict, AuthzVerdict::Denied);
+        assert!(strict.reason.contains("this is plaintext"), "{strict:?}");
+        // Without STRICT the policies decide, by the address alone.
+        let permissive = MESH.replace("mode: STRICT", "mode: PERMISSIVE");
+        for from in ["sleep", "10.0.0.2", "cluster.local/ns/default/sa/sleep"] {
+            let answer = in_the_clear(&permissive, from);
+            assert_eq!(
+                (answer.verdict, answer.source),
+                (AuthzVerdict::Denied, None)
+            );
+            assert_eq!(answer.reason, "allow policies exist, but none allowed");
+            assert_eq!(answer.source_ip, IpAddr::from([10, 0, 0, 2]));
+        }
+        let by_address = "serviceAccounts: [sleep]";
+        let by_address = permissive.replace(by_address, "ipBlocks: [10.0.0.2]");
+        let answer = in_the_clear(&by_address, "sleep");
+        assert_eq!(answer.verdict, AuthzVerdict::Allowed, "{answer:?}");
     }
 
     #[test]

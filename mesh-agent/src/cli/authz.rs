@@ -34,6 +34,9 @@ pub struct Check {
     /// The client's address, where WHO does not say it
     #[arg(long, value_name = "ADDRESS")]
     from_ip: Option<IpAddr>,
+    /// As if WHO spoke plaintext, as past its agent, or by a DestinationRule that disables mutual TLS
+    #[arg(long)]
+    plaintext: bool,
     /// Port of the workload
     #[arg(long)]
     port: u16,
@@ -60,6 +63,7 @@ impl Check {
             port: self.port,
             from: self.from.clone(),
             from_ip: self.from_ip,
+            plaintext: self.plaintext,
             method: method.or_else(|| is_request.then(|| "GET".to_owned())),
             path: self.path.clone().unwrap_or_else(|| "/".to_owned()),
             host: self.host.clone().unwrap_or_else(|| self.workload.clone()),

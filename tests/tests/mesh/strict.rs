@@ -169,14 +169,29 @@ fn a_namespace_within_a_workloads_is_plaintext_at_the_other_end_and_strict_refus
     let answer = |from: &Workload| from.run("python3", &ask(&web)).stdout.trim().to_owned();
     assert_eq!(answer(&nested), "echo", "PERMISSIVE is the default");
     assert!(stage.lists("client.default"), "in the clear");
+    let port = PORT.to_string();
+    let check = |flags: &[&str]| {
+        let of = ["authz", "check", "web", "--port", &port, "--from", "client"];
+        stage.agent.meshctl(&[&of, flags].concat())
+    };
+    let said = check(&["--plaintext"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(
+        said.stdout.contains("from nobody (plaintext) at"),
+        "{said:?}"
+    );
     stage.lab.configure("peer-authentication.yaml", STRICT);
     eventually(PATIENCE, "it is refused", || match answer(&nested) {
         said if said.is_empty() => Ok(()),
         said => Err(said),
     });
+    let said = check(&["--plaintext"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.stdout.contains("takes mutual TLS only"), "{said:?}");
     assert_eq!(
         answer(&client),
         "echo",
         "the workload itself is of the mesh"
     );
+    assert_eq!(check(&[]).code, 0);
 }
