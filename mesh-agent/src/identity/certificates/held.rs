@@ -81,3 +81,26 @@ pub(super) fn renewal_time(now: f64, leaf: &Leaf) -> f64 {
     let share = RENEW_AFTER - rand::rng().random_range(0.0..RENEW_JITTER);
     now + life * share
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::identity::Authority;
+
+    #[test]
+    fn certificates_issued_together_are_renewed_apart_and_none_after_half_of_its_life() {
+        const LIFE: Duration = Duration::from_secs(1000);
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(folder.path(), "cluster.local").unwrap();
+        let identity = "spiffe://cluster.local/ns/default/sa/a".parse().unwrap();
+        let leaf = authority.issue(&identity, LIFE).unwrap();
+        let now = leaf.not_after as f64 - LIFE.as_secs_f64();
+        let mut times: Vec<f64> = (0..200).map(|_| renewal_time(now, &leaf) - now).collect();
+        times.sort_by(f64::total_cmp);
+        let (first, last) = (times[0], times[times.len() - 1]);
+        assert!(first >= 400.0 && last <= 500.0, "{first} to {last}");
+        assert!(last - first > 50.0, "{first} to {last}");
+    }
+}
