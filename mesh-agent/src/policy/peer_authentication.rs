@@ -72,8 +72,10 @@ impl Compiler {
                 }
                 Some(_) => {
                     let policies = compiled.by_workload.entry(meta.namespace.clone());
-                    policies.or_default().push(policy);
-                    continue;
+                    let policies = policies.or_default();
+                    let of_same = policies.iter().position(|one| one.labels == policy.labels);
+                    policies.push(policy.clone());
+                    &policies[of_same.unwrap_or(policies.len() - 1)]
                 }
                 None if in_root => compiled.mesh.get_or_insert_with(|| policy.clone()),
                 None => {
@@ -274,13 +276,18 @@ mod tests {
     fn policies_without_effect_are_told() {
         let text = "\
             {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, spec: {}}\n\
-            --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: b}, spec: {}}\n";
+            --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: b}, spec: {}}\n\
+            --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: c}, spec: {selector: {matchLabels: {app: a}}}}\n\
+            --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: d}, spec: {selector: {matchLabels: {app: b}}}}\n\
+            --- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: e}, spec: {selector: {matchLabels: {app: a}}}}\n";
         let set = parse([("p.yaml", text)]).unwrap();
         let (_, findings) = PeerAuthentications::compile(&set.peer_authentications, "istio-system");
         assert_eq!(
             findings.iter().map(Finding::to_string).collect::<Vec<_>>(),
             [
                 "p.yaml, document 2: PeerAuthentication default/b: is ignored: a/default comes \
+              first and has the same scope",
+                "p.yaml, document 5: PeerAuthentication default/e: is ignored: c/default comes \
               first and has the same scope"
             ]
         );
