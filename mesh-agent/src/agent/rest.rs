@@ -109,7 +109,10 @@ impl Rest {
             self.after_traffic = Some(now);
         }
         let is_late = |since| now.at.saturating_duration_since(since) >= AFTER_TRAFFIC_AT_LATEST;
-        let memory = changed.is_some() || rests || self.busy_since.is_some_and(is_late);
+        // Once no connection begins or ends any more, what the last ones took is not needed, whatever
+        // those that are left have to do.
+        let is_over = |since| calm.is_some() || is_late(since);
+        let memory = changed.is_some() || rests || self.busy_since.is_some_and(is_over);
         if memory {
             self.busy_since = None;
         }
@@ -199,6 +202,27 @@ mod tests {
             }
         }
         assert_eq!(given_back, [30, 61, 92]);
+    }
+
+    #[test]
+    fn what_connections_took_is_given_back_once_though_those_that_are_left_are_busy() {
+        let start = Moment::now();
+        let mut rest = Rest {
+            after_change: None,
+            after_traffic: None,
+            busy_since: None,
+        };
+        rest.busy_at(start);
+        assert_eq!(rest.due(later(start, 4_900, 1_000)), NOTHING);
+        let memory = Due {
+            memory: true,
+            code: false,
+        };
+        assert_eq!(rest.due(later(start, 5_100, 1_100)), memory);
+        for second in 6..60 {
+            let now = later(start, 1000 * second, 200 * second);
+            assert_eq!(rest.due(now), NOTHING);
+        }
     }
 
     #[test]
