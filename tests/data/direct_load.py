@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 
+from echo import ask_once
+
 address, port, stop_file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 STREAMS, NEW, TIMEOUT_S = 6, 2, 15
 lock = threading.Lock()
@@ -70,16 +72,9 @@ def new():
     number = 0
     while not stopping:
         number += 1
-        said = b"%d\n" % number
         try:
             with connect() as s:
-                s.sendall(said)
-                s.shutdown(socket.SHUT_WR)
-                got = b""
-                while chunk := s.recv(100):
-                    got += chunk
-                if got != said:
-                    raise OSError(f"echo of {said!r} is {got!r}")
+                ask_once(s, number)
             with lock:
                 opened += 1
         except OSError as error:

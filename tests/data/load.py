@@ -6,6 +6,8 @@ one line of JSON.
 """
 import itertools, json, multiprocessing, os, socket, sys, threading, time
 
+from echo import ask_once
+
 address, stop_file = sys.argv[1], sys.argv[5]
 http_port, tcp_port, new_per_second = map(int, sys.argv[2:5])
 TIMEOUT_S = 15
@@ -62,15 +64,8 @@ def http_new(number):
 
 
 def tcp_new(number):
-    said = b"%d\n" % number
     with connect(tcp_port) as s:
-        s.sendall(said)
-        s.shutdown(socket.SHUT_WR)
-        got = b""
-        while chunk := s.recv(100):
-            got += chunk
-        if got != said:
-            raise OSError(f"echo of {said!r} is {got!r}")
+        ask_once(s, number)
 
 
 def again_and_again(one):

@@ -46,6 +46,7 @@ impl Moment {
 
 /// Gives back what the start, a configuration, the enrolment of workloads or traffic took
 /// for a while, as soon as nothing of the kind happens any more.
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Rest {
     after_change: Option<Moment>,
     after_traffic: Option<Moment>,
@@ -131,6 +132,10 @@ mod tests {
         memory: false,
         code: false,
     };
+    const MEMORY: Due = Due {
+        memory: true,
+        code: false,
+    };
     const ALL: Due = Due {
         memory: true,
         code: true,
@@ -139,8 +144,7 @@ mod tests {
     fn rest_at(start: Moment) -> Rest {
         Rest {
             after_change: Some(start),
-            after_traffic: None,
-            busy_since: None,
+            ..Rest::default()
         }
     }
 
@@ -170,12 +174,8 @@ mod tests {
     fn traffic_keeps_its_code_and_a_change_under_it_gives_its_memory_back() {
         let start = Moment::now();
         let mut rest = rest_at(start);
-        let only_memory = Due {
-            memory: true,
-            code: false,
-        };
         let busy = later(start, 500, 250);
-        assert_eq!(rest.due(busy), only_memory);
+        assert_eq!(rest.due(busy), MEMORY);
         let still = later(busy, 5_000, 2_000);
         assert_eq!(rest.due(still), NOTHING);
         assert_eq!(rest.due(later(still, 4_000, 0)), NOTHING);
@@ -185,11 +185,7 @@ mod tests {
     #[test]
     fn traffic_that_goes_on_keeps_its_code_and_gives_memory_back_in_time() {
         let start = Moment::now();
-        let mut rest = Rest {
-            after_change: None,
-            after_traffic: None,
-            busy_since: None,
-        };
+        let mut rest = Rest::default();
         // Connections begin and end all the time.
         let mut given_back = Vec::new();
         for second in 0..100 {
@@ -207,18 +203,10 @@ mod tests {
     #[test]
     fn what_connections_took_is_given_back_once_though_those_that_are_left_are_busy() {
         let start = Moment::now();
-        let mut rest = Rest {
-            after_change: None,
-            after_traffic: None,
-            busy_since: None,
-        };
+        let mut rest = Rest::default();
         rest.busy_at(start);
         assert_eq!(rest.due(later(start, 4_900, 1_000)), NOTHING);
-        let memory = Due {
-            memory: true,
-            code: false,
-        };
-        assert_eq!(rest.due(later(start, 5_100, 1_100)), memory);
+        assert_eq!(rest.due(later(start, 5_100, 1_100)), MEMORY);
         for second in 6..60 {
             let now = later(start, 1000 * second, 200 * second);
             assert_eq!(rest.due(now), NOTHING);

@@ -36,6 +36,23 @@ impl Bookinfo {
         Self::start_with(|_| ())
     }
 
+    /// The same with an echo at port 7 of both versions, and a service of it: 10.96.0.40.
+    pub fn start_with_echo() -> (Self, [Process; 2]) {
+        let port = ServicePort {
+            name: "tcp-echo",
+            port: 7,
+            target: 7,
+        };
+        let mesh = Self::start_with(|lab| {
+            let service = service("reviews-echo", 40, &[port]);
+            let service = service.replace("app: reviews-echo", "app: reviews");
+            lab.configure("echo.yaml", &service);
+        });
+        let echoes = [&mesh.v1, &mesh.v2]
+            .map(|version| version.serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]));
+        (mesh, echoes)
+    }
+
     /// The same with more in the lab before the agents start.
     pub fn start_with(prepare: impl FnOnce(&Lab)) -> Self {
         let lab = Lab::new();

@@ -373,23 +373,7 @@ print("done", first + second, round(time.monotonic() - began, 2))
 
 #[test]
 fn a_storm_of_connections_fits_into_a_hundred_ports() {
-    let echo = ServicePort {
-        name: "tcp-echo",
-        port: 7,
-        target: 7,
-    };
-    let mesh = Bookinfo::start_with(|lab| {
-        lab.configure(
-            "echo.yaml",
-            &service("reviews-echo", 40, &[echo]).replace("app: reviews-echo", "app: reviews"),
-        );
-    });
-    let _echo = mesh
-        .v1
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
-    let _echo2 = mesh
-        .v2
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
+    let (mesh, _echoes) = Bookinfo::start_with_echo();
     for workload in [&mesh.sleep, &mesh.v1, &mesh.v2] {
         let set = "echo 50000 50099 > /proc/sys/net/ipv4/ip_local_port_range";
         workload.run("sh", &["-c", set]).success();

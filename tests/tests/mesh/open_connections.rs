@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_tests::{
-    Node, Process, ServicePort, Workload, eventually, service, wait_until, workload_entries,
-};
+use mesh_tests::{Node, Process, Workload, eventually, wait_until, workload_entries};
 
 use crate::bookinfo::Bookinfo;
 
@@ -40,23 +38,7 @@ fn end(mesh: &Bookinfo, mut process: Process, name: &str) -> String {
 
 #[test]
 fn open_connections_survive_enrolment_and_removal() {
-    let echo = ServicePort {
-        name: "tcp-echo",
-        port: 7,
-        target: 7,
-    };
-    let mesh = Bookinfo::start_with(|lab| {
-        lab.configure(
-            "echo.yaml",
-            &service("reviews-echo", 40, &[echo]).replace("app: reviews-echo", "app: reviews"),
-        );
-    });
-    let _echo = mesh
-        .v1
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
-    let _echo2 = mesh
-        .v2
-        .serve(7, "bookinfo", &["echo", "--listen", "[::]:7"]);
+    let (mesh, _echoes) = Bookinfo::start_with_echo();
     let late = mesh.lab.workload(Node::A, "late", &[("app", "late")]);
     let v1 = mesh.v1.v4.to_string();
     let all = [&mesh.sleep, &mesh.v1, &mesh.v2, &late];
