@@ -38,6 +38,7 @@ pub(super) fn server(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(Sessions::new(lifetime / RESUMPTIONS_PER_LIFE));
     config.send_tls13_tickets = TICKETS;
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 
@@ -80,5 +81,6 @@ pub(super) fn client(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::in_memory_sessions(MAX_CLIENT_SESSIONS);
     config.enable_sni = false;
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }

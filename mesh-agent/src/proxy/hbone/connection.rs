@@ -11,21 +11,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::handshakes::{Handshakes, Unanswered};
 use super::memory::{TunnelMemory, Tunnels};
 use super::metered::Metered;
-use super::read_ahead::ReadAhead;
+use super::tls::{self, Established};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
     STREAM_WINDOW_BYTES, keep_alive,
 };
 use crate::identity::certificates::{ALPN, Certificates, remaining};
-use crate::identity::verify::{self, Peer, Side};
+use crate::identity::verify::{self, Side};
 use crate::identity::{CertificateError, Identity, is_revoked};
 use crate::netns::Sockets;
 use crate::proxy::turn::after_others;
@@ -188,26 +185,24 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     tcp.set_nodelay(true)
         .and_then(|()| keep_alive::by_kernel(&tcp))
         .map_err(|source| ConnectError::Tcp { node, source })?;
-    let tls = TlsConnector::from(config)
-        .connect(ServerName::IpAddress(node.ip().into()), ReadAhead::new(tcp))
+    let name = ServerName::IpAddress(node.ip().into());
+    let Established {
+        stream: tls,
+        peer_certificates: chain,
+        alpn,
+    } = tls::connect(config, name, tcp)
         .await
         .map_err(|error| ConnectError::Tls {
             node,
             source: verify::explain(error),
         })?;
-    if tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+    if alpn.as_deref() != Some(ALPN) {
         return Err(ConnectError::NotHttp2 { node });
     }
-    let peer = peer(&tls).map_err(|error| ConnectError::Tls {
+    let peer = verify::peer(Some(&chain)).map_err(|error| ConnectError::Tls {
         node,
         source: io::Error::other(error),
     })?;
-    let chain = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .to_vec();
     let tunnels = memory.connection((key.source_identity.clone(), key.from));
     let metered = Metered::new(tls, tunnels.clone(), 0);
     let (sender, mut http2) = h2::client::Builder::new()
@@ -290,8 +285,4 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         usage,
     };
     Ok((connection, driver))
-}
-
-fn peer(tls: &TlsStream<ReadAhead<TcpStream>>) -> Result<Peer, rustls::Error> {
-    verify::peer(tls.get_ref().1.peer_certificates())
 }

@@ -11,10 +11,10 @@ mod inbox;
 mod keep_alive;
 mod memory;
 mod metered;
-mod read_ahead;
 mod refusal;
 mod server;
 mod stream;
+mod tls;
 
 #[cfg(test)]
 mod tests;

@@ -17,16 +17,14 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::clients::Place;
 use super::memory::{Receiver, TunnelMemory, Tunnels};
 use super::metered::{Metered, PREFACE_BYTES};
-use super::read_ahead::ReadAhead;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
+use super::tls::{self, Established, TlsStream};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
     STREAM_WINDOW_BYTES, forwarded, keep_alive,
@@ -224,16 +222,14 @@ pub async fn serve(
     result
 }
 
-type Http2 = h2::server::Connection<WriteTogether<Metered<Tls>>, Bytes>;
-
-type Tls = TlsStream<ReadAhead<TcpStream>>;
+type Http2 = h2::server::Connection<WriteTogether<Metered<TlsStream<TcpStream>>>, Bytes>;
 
 /// The certificates of a peer, leaf first.
 type Chain = Vec<CertificateDer<'static>>;
 
 async fn handshake(
     stream: TcpStream,
-    tls: Arc<ServerConfig>,
+    config: Arc<ServerConfig>,
     memory: &Arc<TunnelMemory>,
     client: IpAddr,
 ) -> Result<(Http2, Arc<Tunnels>, Peer, Chain), ServeError> {
@@ -241,18 +237,19 @@ async fn handshake(
         .set_nodelay(true)
         .and_then(|()| keep_alive::by_kernel(&stream))
         .map_err(ServeError::Tls)?;
-    let tls = TlsAcceptor::from(tls)
-        .accept(ReadAhead::new(stream))
+    let Established {
+        stream: tls,
+        peer_certificates: chain,
+        alpn,
+    } = tls::accept(config, stream)
         .await
         .map_err(|error| ServeError::Tls(verify::explain(error)))?;
-    let session = tls.get_ref().1;
     // rustls lets clients pass that offer no protocol at all.
-    if session.alpn_protocol() != Some(ALPN) {
+    if alpn.as_deref() != Some(ALPN) {
         return Err(ServeError::NotHttp2);
     }
-    let peer = verify::peer(session.peer_certificates())
-        .map_err(|error| ServeError::Tls(io::Error::other(error)))?;
-    let chain = session.peer_certificates().unwrap_or_default().to_vec();
+    let peer =
+        verify::peer(Some(&chain)).map_err(|error| ServeError::Tls(io::Error::other(error)))?;
     let tunnels = memory.connection((peer.identity.clone(), client));
     let metered = Metered::new(tls, tunnels.clone(), PREFACE_BYTES);
     let http2 = h2::server::Builder::new()

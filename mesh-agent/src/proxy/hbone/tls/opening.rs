@@ -1,0 +1,129 @@
+//! What comes from the peer.
+
+use std::ops::Range;
+
+use aws_lc_rs::aead::Aad;
+use bytes::Bytes;
+use rustls::crypto::cipher::make_tls13_aad;
+use tokio::io::ReadBuf;
+
+use super::buffer::Buffer;
+use super::fault::Fault;
+use super::record::{self, HEAD_BYTES, Kind, TAG_BYTES};
+use super::session::Key;
+
+/// What a record was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// There is no whole one.
+    Nothing,
+    /// Data were given.
+    Data,
+    /// A part of a [message](Opening::message) was added.
+    Handshake,
+    /// With its number.
+    Alert(u8),
+}
+
+/// Opens records.
+pub struct Opening {
+    pub key: Key,
+    /// Data that were opened in the handshake.
+    early: Bytes,
+    /// As it has come.
+    pub incoming: Buffer,
+    /// Opened where it lay, since the reader had no room for all of it: where it is in the first
+    /// record of `incoming`.
+    opened: Option<Range<usize>>,
+    /// Messages of the handshake that are not all there.
+    pub message: Vec<u8>,
+}
+
+impl Opening {
+    /// With what came together with the handshake: data that were opened, and records that were not.
+    pub fn new(key: Key, early: Vec<u8>, records: Vec<u8>) -> Self {
+        Self {
+            key,
+            early: early.into(),
+            incoming: records.into(),
+            opened: None,
+            message: Vec::new(),
+        }
+    }
+
+    /// Opens the next record, into what the reader has given if there is room.
+    pub fn open(&mut self, reader: &mut ReadBuf<'_>) -> Result<Opened, Fault> {
+        if !self.early.is_empty() {
+            let bytes = self.early.len().min(reader.remaining());
+            reader.put_slice(&self.early.split_to(bytes));
+            return Ok(Opened::Data);
+        }
+        if let Some(opened) = self.opened.take() {
+            self.give(opened, reader);
+            return Ok(Opened::Data);
+        }
+        let bytes = self.incoming.bytes_mut();
+        let Some(sealed) = record::sealed_bytes(bytes)? else {
+            return Ok(Opened::Nothing);
+        };
+        let end = HEAD_BYTES + sealed;
+        let Some(sealed_bytes) = bytes.get_mut(HEAD_BYTES..end) else {
+            return Ok(Opened::Nothing);
+        };
+        let (key, nonce) = self.key.next()?;
+        let aad = Aad::from(make_tls13_aad(sealed));
+        let (inside, tag) = sealed_bytes.split_at_mut(sealed - TAG_BYTES);
+        let is_room = reader.remaining() >= inside.len();
+        let opened = if is_room {
+            let place = reader.initialize_unfilled_to(inside.len());
+            key.open_separate_gather(nonce, aad, inside, tag, place)
+                .map_err(|_| Fault::BadRecord)?;
+            place
+        } else {
+            key.open_in_place_separate_tag(nonce, aad, tag, inside)
+                .map_err(|_| Fault::BadRecord)?;
+            inside
+        };
+        let (kind, length) = record::inside(opened)?;
+        // No other may come between the parts of a message (RFC 8446, section 5.1).
+        if kind != Kind::Handshake && !self.message.is_empty() {
+            return Err(Fault::Unexpected);
+        }
+        let opened = &opened[..length];
+        let what = match kind {
+            Kind::Data if is_room => {
+                reader.advance(length);
+                Opened::Data
+            }
+            Kind::Data => {
+                self.give(HEAD_BYTES..HEAD_BYTES + length, reader);
+                return Ok(Opened::Data);
+            }
+            Kind::Handshake if length == 0 => return Err(Fault::Unexpected),
+            Kind::Handshake => {
+                self.message.extend_from_slice(opened);
+                Opened::Handshake
+            }
+            Kind::Alert => match opened {
+                [_, number] => Opened::Alert(*number),
+                _ => return Err(Fault::Unreadable),
+            },
+        };
+        self.incoming.take(end);
+        Ok(what)
+    }
+
+    /// Gives as much as there is room for.
+    fn give(&mut self, opened: Range<usize>, reader: &mut ReadBuf<'_>) {
+        let bytes = opened.len().min(reader.remaining());
+        let rest = opened.start + bytes..opened.end;
+        reader.put_slice(&self.incoming.bytes()[opened.start..rest.start]);
+        if rest.is_empty() {
+            let bytes = self.incoming.bytes();
+            let sealed = record::sealed_bytes(bytes).ok().flatten().unwrap_or(0);
+            self.incoming.take(HEAD_BYTES + sealed);
+        } else {
+            self.opened = Some(rest);
+        }
+    }
+}
