@@ -39,8 +39,8 @@ async fn telling(body: usize) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
 }
 
 async fn next(requests: &mut mpsc::UnboundedReceiver<String>) -> String {
-    let next = tokio::time::timeout(Duration::from_secs(10), requests.recv());
-    next.await.expect("in time").expect("a request")
+    let next = patient(requests.recv()).await;
+    next.expect("in time").expect("a request")
 }
 
 #[tokio::test]
