@@ -37,7 +37,7 @@ pub enum Flag {
     DurationTimeout,
     /// The rule's destination does not exist.
     NoClusterFound,
-    /// The node held too much that nobody read.
+    /// The node held too much that nobody took.
     Overload,
 }
 

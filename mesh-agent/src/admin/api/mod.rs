@@ -107,7 +107,7 @@ pub struct CountersView {
     pub log_lines_dropped: u64,
     /// Connections of clients that had too many.
     pub clients_refused: u64,
-    /// Tunnels that were reset, since too much was received that nobody reads.
+    /// Tunnels that were reset, since too much was held that nobody took.
     pub tunnels_reset: u64,
     /// Configurations that were refused.
     pub configurations_refused: u64,

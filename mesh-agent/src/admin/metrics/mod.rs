@@ -79,7 +79,7 @@ fn of_agent(agent: &dyn Agent) -> String {
         (
             "tunnels_reset_total",
             "counter",
-            "Tunnels that were reset: the node held too much that nobody reads.",
+            "Tunnels that were reset: the node held too much that nobody took.",
             tunnels_reset,
         ),
         (

@@ -18,6 +18,7 @@ use super::connection::{Common, ConnectError, Connection, Key, connect};
 use super::forwarded;
 use super::handshakes::{Handshakes, Unanswered};
 use super::memory::{TunnelMemory, Tunnels};
+use super::outbox::Payload;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use crate::identity::{Certificates, Identity};
@@ -129,7 +130,7 @@ type Attempt = Shared<BoxFuture<'static, Result<(), Arc<ConnectError>>>>;
 
 /// Room for a tunnel on a connection.
 struct Slot {
-    sender: h2::client::SendRequest<bytes::Bytes>,
+    sender: h2::client::SendRequest<Payload>,
     peer_identity: Identity,
     handshake: Arc<Unanswered>,
     tunnels: Arc<Tunnels>,
@@ -419,11 +420,11 @@ async fn connect_tunnel(request: &TunnelRequest, slot: Slot) -> Result<TunnelStr
     ))
 }
 
-type Answer = (h2::SendStream<bytes::Bytes>, http::Response<h2::RecvStream>);
+type Answer = (h2::SendStream<Payload>, http::Response<h2::RecvStream>);
 
 async fn ask(
     request: &TunnelRequest,
-    sender: h2::client::SendRequest<bytes::Bytes>,
+    sender: h2::client::SendRequest<Payload>,
 ) -> Result<Answer, h2::Error> {
     let mut connect = Request::new(());
     *connect.method_mut() = Method::CONNECT;

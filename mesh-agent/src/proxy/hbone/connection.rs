@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::SendRequest;
 use rustls_pki_types::ServerName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::handshakes::{Handshakes, Unanswered};
 use super::memory::{TunnelMemory, Tunnels};
 use super::metered::Metered;
+use super::outbox::Payload;
 use super::tls::{self, Established};
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
@@ -98,7 +98,7 @@ pub struct Connection {
     pub peer_identity: Identity,
     pub handshake: Arc<Unanswered>,
     pub tunnels: Arc<Tunnels>,
-    sender: SendRequest<Bytes>,
+    sender: SendRequest<Payload>,
     usage: Usage,
 }
 
@@ -116,7 +116,7 @@ impl Connection {
     }
 
     /// To send a CONNECT with.
-    pub fn sender(&self) -> SendRequest<Bytes> {
+    pub fn sender(&self) -> SendRequest<Payload> {
         self.sender.clone()
     }
 }
@@ -213,7 +213,7 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_reset_streams(MAX_STREAMS)
-        .handshake::<_, Bytes>(WriteTogether::new(metered))
+        .handshake::<_, Payload>(WriteTogether::new(metered))
         .await
         .map_err(|source| ConnectError::Http2 { node, source })?;
 

@@ -17,9 +17,9 @@ const SMALL_BYTES: usize = 8 * 1024;
 /// What is copied together becomes a piece when it has this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The tunnel was reset, since the node held too much that nobody read.
+/// The tunnel was reset, since the node held too much that nobody took.
 #[derive(Debug, thiserror::Error)]
-#[error("too much was received that nobody reads (--max-tunnel-memory)")]
+#[error("too much is held that nobody takes (--max-tunnel-memory)")]
 pub struct Overfull;
 
 /// Whether a tunnel ended since the node held too much.
@@ -104,6 +104,17 @@ impl Inbox {
     pub fn collect(&self) -> usize {
         match &mut *self.state.lock() {
             State::Open(waiting) => waiting.collect(),
+            State::Overfull => 0,
+        }
+    }
+
+    /// How much has been taken out of HTTP/2's memory.
+    #[cfg(test)]
+    pub fn collected(&self) -> usize {
+        match &*self.state.lock() {
+            State::Open(waiting) => {
+                waiting.growing.len() + waiting.pieces.iter().map(Bytes::len).sum::<usize>()
+            }
             State::Overfull => 0,
         }
     }

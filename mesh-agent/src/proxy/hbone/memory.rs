@@ -1,7 +1,8 @@
-//! How much peers can make the node hold: what its tunnels have received and nobody has read.
+//! How much peers can make the node hold: what its tunnels have received and nobody has read, and what
+//! they were given and the peers do not take.
 //!
 //! Nothing is counted while bytes pass. A connection says after some kilobytes that they have come;
-//! after as many as there is room for, all that is unread is counted, by whoever brought the last of
+//! after as many as there is room for, all that is held is counted, by whoever brought the last of
 //! them. So no more is ever held than the bound and what may come between two counts, however fast it
 //! comes, and a node at rest does nothing at all.
 
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::clients::Client;
 use super::inbox::Inbox;
+use super::outbox::Unsent;
 use crate::proxy::sparse_log::SparseLog;
 
 /// What tunnels may hold unless the operator says otherwise, in MiB.
@@ -24,6 +26,8 @@ pub const DEFAULT_MAX_MIB: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const FREED: usize = 8;
 /// At least this part of the bound may come between two counts.
 const LEAST_ALLOWANCE: usize = 16;
+/// A connection says that so much has come.
+pub const REPORTED_BYTES: usize = 16 * 1024;
 
 /// What the tunnels of a node hold, whichever side of them it is.
 #[derive(Debug)]
@@ -78,7 +82,8 @@ impl TunnelMemory {
             memory: self.clone(),
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             client,
-            inboxes: Mutex::default(),
+            open: Mutex::default(),
+            given: AtomicUsize::new(0),
         });
         let mut connections = self.connections.lock();
         connections.insert(tunnels.number, Arc::downgrade(&tunnels));
@@ -86,12 +91,26 @@ impl TunnelMemory {
         tunnels
     }
 
-    /// How much is unread.
+    /// How much is held.
     #[cfg(test)]
-    pub fn unread(&self) -> usize {
+    pub fn held(&self) -> usize {
         let connections = self.connections();
-        let inboxes = connections.iter().flat_map(|tunnels| tunnels.inboxes());
-        inboxes.map(|inbox| inbox.collect()).sum()
+        let open = connections.iter().flat_map(|tunnels| tunnels.open());
+        open.map(|tunnel| tunnel.held()).sum()
+    }
+
+    /// How much has been taken out of HTTP/2's memory.
+    #[cfg(test)]
+    pub fn collected(&self) -> usize {
+        let connections = self.connections();
+        let open = connections.iter().flat_map(|tunnels| tunnels.open());
+        open.map(|tunnel| tunnel.inbox.collected()).sum()
+    }
+
+    /// What has come since all was counted.
+    #[cfg(test)]
+    pub fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     fn connections(&self) -> Vec<Arc<Tunnels>> {
@@ -103,7 +122,7 @@ impl TunnelMemory {
         self.arrived.load(Ordering::Relaxed) >= self.allowance.load(Ordering::Relaxed)
     }
 
-    /// Counts all that is unread; where that is too much, whoever holds most loses most.
+    /// Counts all that is held; where that is too much, whoever holds most loses most.
     fn count(&self) {
         // Others who bring more wait meanwhile, and do not count again.
         let _alone = self.counting.lock();
@@ -111,23 +130,23 @@ impl TunnelMemory {
             return;
         }
         self.arrived.store(0, Ordering::Relaxed);
-        let (mut held, mut inboxes) = (Vec::new(), Vec::new());
+        let (mut held, mut holding) = (Vec::new(), Vec::new());
         let connections = self.connections();
         for tunnels in &connections {
-            for inbox in tunnels.inboxes() {
-                let unread = inbox.collect();
-                if unread > 0 {
-                    held.push((&tunnels.client, unread));
-                    inboxes.push(inbox);
+            for tunnel in tunnels.open() {
+                let bytes = tunnel.held();
+                if bytes > 0 {
+                    held.push((&tunnels.client, bytes));
+                    holding.push(tunnel);
                 }
             }
         }
-        let mut total: usize = held.iter().map(|(_, unread)| unread).sum();
+        let mut total: usize = held.iter().map(|(_, bytes)| bytes).sum();
         if total > self.max_bytes {
             let target = self.max_bytes - self.max_bytes / FREED;
             let paying = who_pays(&held, target);
             for &index in &paying {
-                inboxes[index].give_up();
+                holding[index].inbox.give_up();
                 total -= held[index].1;
             }
             let paying: Vec<_> = paying.iter().map(|&index| held[index]).collect();
@@ -148,10 +167,10 @@ impl TunnelMemory {
             tracing::warn!(
                 %identity, %address,
                 tunnels = paying.len(),
-                unread_bytes = paying.iter().map(|(_, unread)| unread).sum::<usize>(),
+                held_bytes = paying.iter().map(|(_, bytes)| bytes).sum::<usize>(),
                 max_bytes = self.max_bytes,
                 left_out = line.left_out,
-                "tunnels hold too much that nobody reads, the largest are reset (--max-tunnel-memory)"
+                "tunnels hold too much that nobody takes, the largest are reset (--max-tunnel-memory)"
             );
         }
     }
@@ -160,14 +179,14 @@ impl TunnelMemory {
 /// Whose tunnels are reset so that no more than `target` is held: the largest of whoever holds most at
 /// the time.
 fn who_pays<C: Eq + std::hash::Hash>(held: &[(C, usize)], target: usize) -> Vec<usize> {
-    let mut total: usize = held.iter().map(|(_, unread)| unread).sum();
+    let mut total: usize = held.iter().map(|(_, bytes)| bytes).sum();
     let mut by_size: Vec<usize> = (0..held.len()).collect();
     by_size.sort_unstable_by_key(|&index| held[index].1);
     let mut clients: HashMap<&C, (usize, Vec<usize>)> = HashMap::new();
     for index in by_size {
-        let (client, unread) = &held[index];
+        let (client, bytes) = &held[index];
         let (sum, own) = clients.entry(client).or_default();
-        *sum += unread;
+        *sum += bytes;
         own.push(index);
     }
     let mut paying = Vec::new();
@@ -189,17 +208,35 @@ pub struct Tunnels {
     memory: Arc<TunnelMemory>,
     number: u64,
     client: Client,
-    inboxes: Mutex<HashMap<StreamId, Arc<Inbox>>>,
+    open: Mutex<HashMap<StreamId, Arc<Tunnel>>>,
+    /// Given to tunnels, and not told yet.
+    given: AtomicUsize,
+}
+
+/// What a tunnel holds.
+#[derive(Debug)]
+struct Tunnel {
+    inbox: Inbox,
+    unsent: Unsent,
+}
+
+impl Tunnel {
+    fn held(&self) -> usize {
+        self.inbox.collect() + self.unsent.bytes()
+    }
 }
 
 impl Tunnels {
     /// The receiving half of a tunnel, from its first byte on.
     pub fn receiver(self: &Arc<Self>, stream: RecvStream) -> Receiver {
         let id = stream.stream_id();
-        let inbox = Arc::new(Inbox::new(stream));
-        self.inboxes.lock().insert(id, inbox.clone());
+        let tunnel = Arc::new(Tunnel {
+            inbox: Inbox::new(stream),
+            unsent: Unsent::default(),
+        });
+        self.open.lock().insert(id, tunnel.clone());
         Receiver {
-            inbox,
+            tunnel,
             id,
             tunnels: self.clone(),
         }
@@ -215,13 +252,13 @@ impl Tunnels {
 
     /// Takes what waits out of HTTP/2's memory.
     pub fn collect(&self) {
-        for inbox in self.inboxes() {
-            inbox.collect();
+        for tunnel in self.open() {
+            tunnel.inbox.collect();
         }
     }
 
-    fn inboxes(&self) -> Vec<Arc<Inbox>> {
-        self.inboxes.lock().values().cloned().collect()
+    fn open(&self) -> Vec<Arc<Tunnel>> {
+        self.open.lock().values().cloned().collect()
     }
 }
 
@@ -231,25 +268,40 @@ impl Drop for Tunnels {
     }
 }
 
-/// A tunnel's [inbox](Inbox), which counts until this is dropped.
+/// A tunnel's [inbox](Inbox). What the tunnel holds counts until this is dropped.
 #[derive(Debug)]
 pub struct Receiver {
-    inbox: Arc<Inbox>,
+    tunnel: Arc<Tunnel>,
     id: StreamId,
     tunnels: Arc<Tunnels>,
+}
+
+impl Receiver {
+    /// Counts what the tunnel is given.
+    pub fn unsent(&self) -> &Unsent {
+        &self.tunnel.unsent
+    }
+
+    /// The tunnel was given so much.
+    pub fn given(&self, bytes: usize) {
+        let given = &self.tunnels.given;
+        if given.fetch_add(bytes, Ordering::Relaxed) + bytes >= REPORTED_BYTES {
+            self.tunnels.arrived(given.swap(0, Ordering::Relaxed));
+        }
+    }
 }
 
 impl std::ops::Deref for Receiver {
     type Target = Inbox;
 
     fn deref(&self) -> &Inbox {
-        &self.inbox
+        &self.tunnel.inbox
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let gone = self.tunnels.inboxes.lock().remove(&self.id);
+        let gone = self.tunnels.open.lock().remove(&self.id);
         drop(gone);
     }
 }

@@ -6,13 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::memory::Tunnels;
+use super::memory::{REPORTED_BYTES, Tunnels};
+use super::outbox::FRAME_BYTES;
 use crate::proxy::writes_to::writes_to;
 
-/// What a frame of data costs beside its bytes while HTTP/2 holds it.
-const FRAME_BYTES: usize = 256;
-/// A connection says that so much has come.
-const REPORTED_BYTES: usize = 16 * 1024;
 /// So many frames of data may wait in HTTP/2's list, which never shrinks.
 const COLLECTED_FRAMES: usize = 2048;
 

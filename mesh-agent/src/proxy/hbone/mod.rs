@@ -11,6 +11,7 @@ mod inbox;
 mod keep_alive;
 mod memory;
 mod metered;
+mod outbox;
 mod refusal;
 mod server;
 mod stream;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use h2::Reason;
 use h2::server::SendResponse;
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::clients::Place;
 use super::memory::{Receiver, TunnelMemory, Tunnels};
 use super::metered::{Metered, PREFACE_BYTES};
+use super::outbox::Payload;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use super::tls::{self, Established, TlsStream};
@@ -222,7 +222,7 @@ pub async fn serve(
     result
 }
 
-type Http2 = h2::server::Connection<WriteTogether<Metered<TlsStream<TcpStream>>>, Bytes>;
+type Http2 = h2::server::Connection<WriteTogether<Metered<TlsStream<TcpStream>>>, Payload>;
 
 /// The certificates of a peer, leaf first.
 type Chain = Vec<CertificateDer<'static>>;
@@ -277,7 +277,7 @@ struct Open<A> {
 /// One tunnel from CONNECT to its answer; nothing, where that is no.
 async fn open<H: TunnelHandler>(
     request: Request<Receiver>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Payload>,
     peer_identity: Identity,
     peer_address: SocketAddr,
     handler: Arc<H>,

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::memory::Receiver;
+use super::outbox::Payload;
 use crate::identity::Identity;
 use crate::proxy::copy::{Chunk, Duplex};
 
@@ -17,7 +18,7 @@ use crate::proxy::copy::{Chunk, Duplex};
 /// ended aborts it.
 #[derive(Debug)]
 pub struct TunnelStream {
-    send: SendStream<Bytes>,
+    send: SendStream<Payload>,
     receive: Receiver,
     peer_identity: Identity,
     /// Received, counted against the window, not yet read.
@@ -33,7 +34,7 @@ impl TunnelStream {
     /// A stream of a connection with `peer_identity`, which gives back `slot`
     /// when it ends.
     pub(super) fn new(
-        send: SendStream<Bytes>,
+        send: SendStream<Payload>,
         receive: Receiver,
         peer_identity: Identity,
         slot: Option<OwnedSemaphorePermit>,
@@ -84,6 +85,9 @@ impl TunnelStream {
 
     /// Waits for room in the windows, and says for how many of these bytes there is.
     fn poll_room(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
+        if let Some(broken) = self.broken() {
+            return Poll::Ready(Err(broken));
+        }
         self.send.reserve_capacity(bytes);
         while self.send.capacity() == 0 {
             match ready!(self.send.poll_capacity(cx)) {
@@ -92,6 +96,15 @@ impl TunnelStream {
             };
         }
         Poll::Ready(Ok(bytes.min(self.send.capacity())))
+    }
+
+    /// Gives the connection something for which there is room.
+    fn send(&mut self, bytes: Bytes) -> io::Result<()> {
+        let payload = Payload::new(bytes, self.receive.unsent());
+        let given = payload.counts();
+        self.send.send_data(payload, false).map_err(io_error)?;
+        self.receive.given(given);
+        Ok(())
     }
 }
 
@@ -118,9 +131,7 @@ impl AsyncWrite for TunnelStream {
             return Poll::Ready(Ok(0));
         }
         let taken = ready!(self.poll_room(cx, bytes.len()))?;
-        self.send
-            .send_data(Bytes::copy_from_slice(&bytes[..taken]), false)
-            .map_err(io_error)?;
+        self.send(Bytes::copy_from_slice(&bytes[..taken]))?;
         Poll::Ready(Ok(taken))
     }
 
@@ -129,12 +140,17 @@ impl AsyncWrite for TunnelStream {
         Poll::Ready(self.broken().map_or(Ok(()), Err))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ready when the connection has written all: until then somebody has to answer for what it holds.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(broken) = self.broken() {
+            return Poll::Ready(Err(broken));
+        }
         if !self.sent_all {
-            self.send.send_data(Bytes::new(), true).map_err(io_error)?;
+            let end = Payload::new(Bytes::new(), self.receive.unsent());
+            self.send.send_data(end, true).map_err(io_error)?;
             self.sent_all = true;
         }
-        Poll::Ready(Ok(()))
+        self.receive.unsent().poll_none(cx).map(Ok)
     }
 }
 
@@ -176,9 +192,7 @@ impl Duplex for TunnelStream {
             return Poll::Ready(Ok(0));
         }
         let taken = ready!(self.poll_room(cx, bytes.len()))?;
-        self.send
-            .send_data(bytes.split_to(taken), false)
-            .map_err(io_error)?;
+        self.send(bytes.split_to(taken))?;
         Poll::Ready(Ok(taken))
     }
 

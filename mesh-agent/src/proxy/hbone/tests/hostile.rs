@@ -15,7 +15,7 @@ use super::trust::{ask, client, knock, signed};
 use super::*;
 
 /// A connection to the mesh's server with a good certificate.
-async fn connected(trust: &Trust, mesh: &Mesh) -> TlsStream<TcpStream> {
+pub(super) async fn connected(trust: &Trust, mesh: &Mesh) -> TlsStream<TcpStream> {
     let config = client(trust, &TLS13, Some(signed(trust, |_| {})));
     let tcp = TcpStream::connect(mesh.server.address).await.unwrap();
     let name = ServerName::from(mesh.server.address.ip());
@@ -171,7 +171,7 @@ async fn oversized_headers_open_no_tunnel() {
 }
 
 /// An HTTP/2 frame (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -180,7 +180,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// HEADERS of a CONNECT, without compression (RFC 7541, section 6.2.2).
-fn connect(stream: u32, authority: &str) -> Vec<u8> {
+pub(super) fn connect(stream: u32, authority: &str) -> Vec<u8> {
     let mut block = vec![0x02, 7];
     block.extend(b"CONNECT");
     block.extend([0x01, u8::try_from(authority.len()).unwrap()]);
@@ -188,10 +188,12 @@ fn connect(stream: u32, authority: &str) -> Vec<u8> {
     frame(1, 4, stream, &block)
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Reads whatever comes, and throws it away.
-fn drain(mut read: tokio::io::ReadHalf<TlsStream<TcpStream>>) -> tokio::task::JoinHandle<()> {
+pub(super) fn drain(
+    mut read: tokio::io::ReadHalf<TlsStream<TcpStream>>,
+) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
     })
