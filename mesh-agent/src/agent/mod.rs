@@ -56,7 +56,7 @@ use crate::identity::certificate_service::ServiceClient;
 use crate::identity::{Authority, Certificates};
 use crate::netns::{NamespaceWatch, SockDiag};
 use crate::proxy::Node;
-use crate::proxy::application::Reports;
+use crate::proxy::application::{Reports, Windows};
 use crate::proxy::direct::DirectTraffic;
 use crate::proxy::hbone::{Clients, TunnelMemory, TunnelPool};
 use crate::proxy::http::Upstreams;
@@ -187,6 +187,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         refusals: SparseLog::of(MAX_REFUSAL_LINES),
         clients: Arc::new(Clients::new(options.max_client_connections)),
         tunnel_memory: Arc::new(TunnelMemory::new(options.max_tunnel_memory)),
+        windows: Arc::new(Windows::new(options.max_tunnel_memory)),
         telemetry: telemetry.clone(),
     });
     let tunnels = TunnelPool::new(

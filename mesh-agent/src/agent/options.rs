@@ -124,7 +124,7 @@ pub struct RunOptions {
     /// Connections (HBONE) that one client, an identity at an address, may have to this node
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_client_connections: NonZeroUsize,
-    /// Bytes that the tunnels of this node hold and nobody has read, all together, in MiB; above it
+    /// What the tunnels of this node hold and nobody takes, all together, in MiB; above it
     /// those of the client that holds most are reset
     #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MIB)]
     pub max_tunnel_memory: NonZeroUsize,

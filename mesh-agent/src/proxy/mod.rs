@@ -79,6 +79,8 @@ pub struct Node {
     pub clients: Arc<hbone::Clients>,
     /// Bounds what tunnels hold.
     pub tunnel_memory: Arc<hbone::TunnelMemory>,
+    /// Bounds what HTTP/2 holds that has left them.
+    pub windows: Arc<application::Windows>,
 }
 
 impl Node {

@@ -54,7 +54,7 @@ impl Stage {
     }
 
     /// What `PEER` says of `kind` of hostility.
-    fn peer(&self, kind: &str, certificate: &(String, String)) -> String {
+    pub fn peer(&self, kind: &str, certificate: &(String, String)) -> String {
         self.peer_of(9080, kind, certificate)
     }
 
@@ -185,6 +185,39 @@ try:
             for one in threads: one.join()
             time.sleep(0.5)
             print(sum(map(len, ends)), flush=True)
+    elif kind == "posts":
+        # Two hundred tunnels with HTTP/2 in them, four requests each, of whose bodies comes what the windows
+        # take, and at most as much as the tunnel does; prints how much.
+        post = b"\x83\x86\x84\x01" + text("web")
+        inner = PREFACE + b"".join(frame(1, 4, number, post) for number in (1, 3, 5, 7))
+        kept, sent = [], 0
+        for _ in range(2):
+            one = tls(); kept.append(one)
+            one.sendall(PREFACE + frame(4, 1, 0, b"") + b"".join(connect(2 * n + 1) for n in range(100)))
+            for n in range(100): one.sendall(frame(0, 0, 2 * n + 1, inner))
+            said = {2 * n + 1: b"" for n in range(100)}
+            one.settimeout(3)
+            try:
+                for number, stream, payload in frames(one):
+                    if number == 0: said[stream] += payload
+            except TimeoutError: one.settimeout(60)
+            for stream, data in said.items():
+                whole = every = 65535
+                while len(data) >= 9:
+                    length = int.from_bytes(data[:3], "big"); payload = data[9:9 + length]
+                    if data[3] == 8 and data[5:9] == bytes(4): whole += int.from_bytes(payload, "big")
+                    for at in range(0, length if data[3] == 4 else 0, 6):
+                        if payload[at:at + 2] == b"\0\x04": every = int.from_bytes(payload[at + 2:at + 6], "big")
+                    data = data[9 + length:]
+                left = min(whole, 4 * every, 3 << 19)
+                for number in (1, 3, 5, 7):
+                    of_this = min(left, every)
+                    left -= of_this; sent += of_this
+                    while of_this:
+                        part = min(of_this, 16384); of_this -= part
+                        one.sendall(frame(0, 0, stream, frame(0, 0, number, bytes(part))))
+        time.sleep(2)
+        print(sent)
     elif kind == "resets":
         connection = tls(); connection.sendall(PREFACE)
         reset = lambda stream: frame(3, 0, stream, struct.pack(">I", 8))

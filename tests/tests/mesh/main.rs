@@ -74,3 +74,4 @@ mod takeover_direct;
 mod telemetry;
 mod traffic;
 mod trust;
+mod tunnel_memory;

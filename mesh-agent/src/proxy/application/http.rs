@@ -31,9 +31,7 @@ use super::{Caller, Event, arrived, record, report};
 use crate::policy::authorization::{Decision, Payload, Reason, Verdict};
 use crate::proxy::http::interim::{Interim, WithInterim, this_task};
 use crate::proxy::http::message::{self, BadRequest};
-use crate::proxy::http::{
-    CONNECTION_WINDOW, HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES, STREAM_WINDOW,
-};
+use crate::proxy::http::{HttpVersion, MAX_CONCURRENT_STREAMS, MAX_HEADER_BYTES};
 use crate::proxy::replay::Replay;
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
@@ -100,11 +98,13 @@ pub(super) async fn serve(
             until_revoked(&admission, tending, connection).await
         }
         HttpVersion::Http2 => {
+            let window = node.windows.take();
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_stream_window_size(window.stream())
+                .initial_connection_window_size(window.connection())
+                .max_send_buf_size(window.send_buffer())
                 .max_header_list_size(MAX_HEADER_BYTES)
                 .serve_connection(TokioIo::new(WriteTogether::new(stream)), service);
             until_revoked(&admission, tending, after_others(connection)).await

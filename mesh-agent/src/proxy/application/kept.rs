@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::ports::{Asking, Keeper, Port, Waiting};
 use super::{Caller, connect, counting, inbound};
 use crate::balance::Overflow;
-use crate::proxy::http::{CONNECTION_WINDOW, HttpVersion, MAX_HEADER_BYTES, STREAM_WINDOW};
+use crate::proxy::http::{HttpVersion, MAX_HEADER_BYTES};
 use crate::proxy::turn::after_others;
 use crate::proxy::write_together::WriteTogether;
 use crate::proxy::{Local, Node};
@@ -201,14 +201,18 @@ impl Kept {
                 Sender::Http1(sender)
             }
             HttpVersion::Http2 => {
+                let window = self.node.windows.take();
                 let (sender, connection) = conn::http2::Builder::new(TokioExecutor::new())
                     .timer(TokioTimer::new())
-                    .initial_stream_window_size(STREAM_WINDOW)
-                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .initial_stream_window_size(window.stream())
+                    .initial_connection_window_size(window.connection())
                     .max_header_list_size(MAX_HEADER_BYTES)
                     .handshake(TokioIo::new(WriteTogether::new(stream)))
                     .await?;
-                tokio::spawn(after_others(connection));
+                tokio::spawn(async move {
+                    let _window = window;
+                    after_others(connection).await
+                });
                 Sender::Http2(sender)
             }
         };

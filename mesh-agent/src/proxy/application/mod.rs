@@ -13,6 +13,7 @@ mod ports;
 mod record;
 mod reports;
 mod revocable;
+mod windows;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub use ports::{Place, Ports};
 pub use record::ended;
 pub use reports::{Event, Report, Reports};
 pub use revocable::Revocable;
+pub use windows::Windows;
 
 use super::application_stream::ApplicationStream;
 use super::one_of::one_of;
