@@ -8,11 +8,11 @@ use crate::hostile::{ENDLESS, Stage};
 
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Asks for what has no end on sixteen connections, and reads nothing until one of them is reset.
+/// Asks for what has no end on a hundred connections, and reads nothing until one of them is reset.
 const DEAF: &str = r#"
 import select, socket
 kept = []
-for _ in range(16):
+for _ in range(100):
     one = socket.socket(); one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     one.settimeout(10); one.connect(("server", 9090)); kept.append(one)
 poll = select.poll()

@@ -1,9 +1,10 @@
 //! One HTTP/2 connection to a peer: TCP from the workload's namespace, mutual
 //! TLS, HTTP/2.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,9 +18,10 @@ use super::memory::{TunnelMemory, Tunnels};
 use super::metered::Metered;
 use super::outbox::Payload;
 use super::tls::{self, Established};
+use super::window::Windows;
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES, keep_alive,
+    keep_alive,
 };
 use crate::identity::certificates::{ALPN, Certificates, remaining};
 use crate::identity::verify::{self, Side};
@@ -204,10 +206,11 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
         source: io::Error::other(error),
     })?;
     let tunnels = memory.connection((key.source_identity.clone(), key.from));
+    let mut windows = Windows::new(tunnels.clone());
     let metered = Metered::new(tls, tunnels.clone(), 0);
     let (sender, mut http2) = h2::client::Builder::new()
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(windows.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
@@ -225,7 +228,10 @@ pub async fn connect<R: FnOnce() + Send + 'static>(
     let driver = {
         let usage = usage.clone();
         let pings = http2.ping_pong();
-        let http2 = after_others(http2);
+        let http2 = after_others(poll_fn(move |cx| {
+            windows.keep(|bytes| http2.set_initial_window_size(bytes));
+            Pin::new(&mut http2).poll(cx)
+        }));
         async move {
             let lost = keep_alive::lost(pings, || usage.has_tunnels());
             let outlived = async {

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use h2::{RecvStream, StreamId};
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::clients::Client;
 use super::inbox::Inbox;
 use super::outbox::Unsent;
+use super::window;
 use crate::proxy::sparse_log::SparseLog;
 
 /// What tunnels may hold unless the operator says otherwise, in MiB.
@@ -37,6 +38,8 @@ pub struct TunnelMemory {
     arrived: AtomicUsize,
     /// How much of it may come until all is counted again.
     allowance: AtomicUsize,
+    /// What a tunnel may hold at present.
+    window: AtomicU32,
     counting: Mutex<()>,
     next_number: AtomicU64,
     connections: Mutex<HashMap<u64, Weak<Tunnels>>>,
@@ -61,7 +64,8 @@ impl TunnelMemory {
         Self {
             max_bytes,
             arrived: AtomicUsize::new(0),
-            allowance: AtomicUsize::new(max_bytes),
+            allowance: AtomicUsize::new(window::until_next(0, max_bytes)),
+            window: AtomicU32::new(window::MAX_BYTES),
             counting: Mutex::default(),
             next_number: AtomicU64::new(0),
             connections: Mutex::default(),
@@ -105,6 +109,12 @@ impl TunnelMemory {
         let connections = self.connections();
         let open = connections.iter().flat_map(|tunnels| tunnels.open());
         open.map(|tunnel| tunnel.inbox.collected()).sum()
+    }
+
+    /// What a tunnel may hold at present.
+    #[cfg(test)]
+    pub fn window(&self) -> u32 {
+        self.window.load(Ordering::Relaxed)
     }
 
     /// What has come since all was counted.
@@ -152,7 +162,9 @@ impl TunnelMemory {
             let paying: Vec<_> = paying.iter().map(|&index| held[index]).collect();
             self.tell(&paying);
         }
-        let left = self.max_bytes.saturating_sub(total);
+        let window = window::next(self.window.load(Ordering::Relaxed), total, self.max_bytes);
+        self.window.store(window, Ordering::Relaxed);
+        let left = window::until_next(total, self.max_bytes);
         let allowance = left.max(self.max_bytes / LEAST_ALLOWANCE);
         self.allowance.store(allowance, Ordering::Relaxed);
     }
@@ -240,6 +252,11 @@ impl Tunnels {
             id,
             tunnels: self.clone(),
         }
+    }
+
+    /// How much each may hold at present.
+    pub fn window(&self) -> u32 {
+        self.memory.window.load(Ordering::Relaxed)
     }
 
     /// So much has come, all in all.

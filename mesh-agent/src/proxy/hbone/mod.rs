@@ -16,6 +16,7 @@ mod refusal;
 mod server;
 mod stream;
 mod tls;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -35,12 +36,9 @@ pub const HBONE_PORT: u16 = 15008;
 
 /// Tunnels on one connection, for a client that opens and a server that accepts.
 pub const MAX_STREAMS: usize = 100;
-/// How many bytes of one tunnel may be on their way without having been read. The window opens by halves, and
-/// an end reads and then writes up to half a millisecond at a time: with less, the other one waits meanwhile.
-const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-/// The same for all tunnels of a connection together: enough for each, so that
+/// How much all tunnels of a connection together may have on their way: enough for each, so that
 /// tunnels that nobody reads never hold up another one.
-const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS as u32 * STREAM_WINDOW_BYTES;
+const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS as u32 * window::MAX_BYTES;
 /// Written bytes of one tunnel that wait for the connection.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// The largest DATA frame that is accepted.

@@ -25,9 +25,10 @@ use super::outbox::Payload;
 use super::refusal::Refusal;
 use super::stream::TunnelStream;
 use super::tls::{self, Established, TlsStream};
+use super::window::Windows;
 use super::{
     CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, MAX_STREAMS, SEND_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES, forwarded, keep_alive,
+    forwarded, keep_alive,
 };
 use crate::identity::certificates::{ALPN, remaining};
 use crate::identity::verify::{self, Peer, Side};
@@ -138,7 +139,13 @@ pub async fn serve(
     let peer_address = forwarded::canonical(peer_address);
     let client = peer_address.ip();
     let handshake = Box::pin(handshake(stream, tls.config, handler.memory(), client));
-    let (mut http2, tunnels_held, peer, chain) = timeout(HANDSHAKE_TIMEOUT, handshake)
+    let Arrived {
+        mut http2,
+        mut windows,
+        tunnels: tunnels_held,
+        peer,
+        chain,
+    } = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .unwrap_or(Err(ServeError::HandshakeTimeout))?;
     let Some(_place) = handler.connected(&peer.identity, client) else {
@@ -168,7 +175,10 @@ pub async fn serve(
     let mut turn = Turn::default();
     let result = loop {
         tokio::select! {
-            stream = poll_fn(|cx| turn.poll(cx, |cx| http2.poll_accept(cx))) => match stream {
+            stream = poll_fn(|cx| turn.poll(cx, |cx| {
+                windows.keep(|bytes| http2.set_initial_window_size(bytes));
+                http2.poll_accept(cx)
+            })) => match stream {
                 Some(Ok((_, mut respond))) if tunnels.len() >= MAX_TUNNELS => {
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
@@ -224,15 +234,22 @@ pub async fn serve(
 
 type Http2 = h2::server::Connection<WriteTogether<Metered<TlsStream<TcpStream>>>, Payload>;
 
-/// The certificates of a peer, leaf first.
-type Chain = Vec<CertificateDer<'static>>;
+/// A client after its handshakes.
+struct Arrived {
+    http2: Http2,
+    windows: Windows,
+    tunnels: Arc<Tunnels>,
+    peer: Peer,
+    /// Its certificates, leaf first.
+    chain: Vec<CertificateDer<'static>>,
+}
 
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     memory: &Arc<TunnelMemory>,
     client: IpAddr,
-) -> Result<(Http2, Arc<Tunnels>, Peer, Chain), ServeError> {
+) -> Result<Arrived, ServeError> {
     stream
         .set_nodelay(true)
         .and_then(|()| keep_alive::by_kernel(&stream))
@@ -251,9 +268,10 @@ async fn handshake(
     let peer =
         verify::peer(Some(&chain)).map_err(|error| ServeError::Tls(io::Error::other(error)))?;
     let tunnels = memory.connection((peer.identity.clone(), client));
+    let windows = Windows::new(tunnels.clone());
     let metered = Metered::new(tls, tunnels.clone(), PREFACE_BYTES);
     let http2 = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(windows.bytes())
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
@@ -264,7 +282,13 @@ async fn handshake(
         .max_concurrent_reset_streams(MAX_STREAMS)
         .handshake(WriteTogether::new(metered))
         .await?;
-    Ok((http2, tunnels, peer, chain))
+    Ok(Arrived {
+        http2,
+        windows,
+        tunnels,
+        peer,
+        chain,
+    })
 }
 
 /// A tunnel whose CONNECT has been answered.

@@ -61,7 +61,8 @@ async fn above_the_bound_whoever_has_most_unread_is_reset_and_nobody_else() {
     }
 
     let (mut flooding, mut applications) = (JoinSet::new(), Vec::new());
-    for _ in 0..12 {
+    // Even the smallest windows of so many are more than the bound.
+    for _ in 0..90 {
         let (mut tunnel, application) = mesh.tunnel().await;
         applications.push(application);
         flooding.spawn(async move {
@@ -89,12 +90,66 @@ async fn above_the_bound_whoever_has_most_unread_is_reset_and_nobody_else() {
     assert_eq!(got.len(), sent);
 }
 
+/// Writes until nothing is taken any more, and says how much was.
+async fn stuff(tunnel: &mut TunnelStream) -> usize {
+    let mut sent = 0;
+    let mut part = tunnel.write(&[7; 16 << 10]);
+    while let Ok(taken) = tokio::time::timeout(Duration::from_millis(200), part).await {
+        sent += taken.unwrap();
+        part = tunnel.write(&[7; 16 << 10]);
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fuller_a_node_is_the_less_each_tunnel_holds_and_none_is_reset() {
+    let memory = memory(8);
+    let mesh = mesh(memory.clone(), Arc::default()).await;
+    let mut stuffed = Vec::new();
+    // Two of the largest windows would be all that there is.
+    for _ in 0..12 {
+        let (mut tunnel, application) = mesh.tunnel().await;
+        let sent = stuff(&mut tunnel).await;
+        stuffed.push((tunnel, application, sent));
+    }
+    assert_eq!(memory.reset(), 0);
+    assert!(memory.held() > 4 * MIB, "{}", memory.held());
+    assert!(memory.window() < MIB as u32, "{}", memory.window());
+    for (mut tunnel, mut application, sent) in stuffed {
+        let (closed, got) = patient(async {
+            let mut got = Vec::new();
+            tokio::join!(tunnel.shutdown(), async {
+                application.read_to_end(&mut got).await.map(|_| got.len())
+            })
+        })
+        .await;
+        closed.unwrap();
+        assert_eq!(got.unwrap(), sent);
+    }
+    // Who comes then has all of it again.
+    let (mut tunnel, mut application) = mesh.tunnel().await;
+    let sent = vec![7; 16 * MIB];
+    let (written, read) = patient(async {
+        tokio::join!(
+            async {
+                tunnel.write_all(&sent).await?;
+                tunnel.shutdown().await
+            },
+            end(&mut application)
+        )
+    })
+    .await;
+    written.unwrap();
+    read.unwrap();
+    assert_eq!(memory.window(), 4 << 20);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_the_clients_applications_do_not_read_are_bounded_as_well() {
     let memory = memory(2);
     let mesh = mesh(Arc::default(), memory.clone()).await;
     let (mut tunnels, mut flooding) = (Vec::new(), JoinSet::new());
-    for _ in 0..8 {
+    for _ in 0..60 {
         let (tunnel, mut application) = mesh.tunnel().await;
         tunnels.push(tunnel);
         flooding.spawn(async move {
