@@ -14,6 +14,8 @@ pub enum Fault {
     Unexpected,
     #[error("a message cannot be read")]
     Unreadable,
+    #[error("a message says what may not be said")]
+    Illegal,
     /// With the number that it gives.
     #[error("the peer has given up: alert {0}")]
     Alert(u8),
@@ -29,6 +31,7 @@ impl Fault {
             Self::Unexpected => Some(10),
             Self::BadRecord => Some(20),
             Self::TooLong => Some(22),
+            Self::Illegal => Some(47),
             Self::Unreadable => Some(50),
             Self::Key => Some(80),
             Self::Alert(_) => None,

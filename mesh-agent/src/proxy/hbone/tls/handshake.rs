@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::TlsStream;
 use super::opening::Opening;
+use super::record::HEAD_BYTES;
 use super::sealing::Sealing;
 use super::session::{Key, Session};
 
@@ -106,9 +107,10 @@ async fn establish<C: Side, S: AsyncRead + AsyncWrite + Unpin>(
     mut connection: C,
     mut stream: S,
 ) -> io::Result<Established<S>> {
-    let (mut incoming, mut outgoing, mut early) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+    let mut shown = Shown::default();
     loop {
-        let UnbufferedStatus { discard, state } = connection.process(&mut incoming);
+        let UnbufferedStatus { discard, state } = connection.process(shown.of(&mut incoming));
         let mut is_done = false;
         let mut is_more_needed = false;
         match state {
@@ -125,24 +127,20 @@ async fn establish<C: Side, S: AsyncRead + AsyncWrite + Unpin>(
                 outgoing.clear();
                 data.done();
             }
-            Ok(ConnectionState::ReadTraffic(mut data)) => {
-                while let Some(record) = data.next_record() {
-                    early.extend_from_slice(record.map_err(invalid)?.payload);
-                }
-            }
             Ok(ConnectionState::BlockedHandshake) => is_more_needed = true,
             Ok(ConnectionState::WriteTraffic(_)) => is_done = true,
             Ok(_) => return Err(ended()),
             Err(error) => {
-                tell(connection, &mut incoming, outgoing, stream).await;
+                tell(connection, shown.of(&mut incoming), outgoing, stream).await;
                 return Err(invalid(error));
             }
         }
         incoming.drain(..discard);
+        shown.drain(discard);
         if is_done {
             break;
         }
-        if is_more_needed {
+        if is_more_needed && !shown.more(&incoming) {
             if incoming.len() > MAX_BYTES {
                 return Err(invalid(rustls::Error::PeerSentOversizedRecord));
             }
@@ -157,13 +155,50 @@ async fn establish<C: Side, S: AsyncRead + AsyncWrite + Unpin>(
     let peer_certificates = connection.peer_certificates().unwrap_or_default().to_vec();
     let alpn = connection.alpn_protocol().map(<[u8]>::to_vec);
     let (secrets, session) = connection.session().map_err(invalid)?;
-    let opening = Opening::new(Key::new(secrets.rx)?, early, incoming);
+    let opening = Opening::new(Key::new(secrets.rx)?, incoming);
     let sealing = Sealing::new(Key::new(secrets.tx)?, session.records_per_key());
     Ok(Established {
         stream: TlsStream::new(stream, session, opening, sealing),
         peer_certificates,
         alpn,
     })
+}
+
+/// How much of what has come rustls has seen: never beyond one record. What lies behind the last of the
+/// handshake is for the keys that it ends with, and rustls would begin to open it.
+#[derive(Default)]
+struct Shown {
+    bytes: usize,
+    /// Where the last record of them ends, as far as its head says.
+    end: usize,
+}
+
+impl Shown {
+    fn of<'a>(&self, incoming: &'a mut [u8]) -> &'a mut [u8] {
+        &mut incoming[..self.bytes]
+    }
+
+    fn drain(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.end = self.end.saturating_sub(bytes);
+    }
+
+    /// Shows more. Says whether there is anything.
+    fn more(&mut self, incoming: &[u8]) -> bool {
+        if self.end <= self.bytes
+            && let Some(&[_, _, _, high, low]) = incoming[self.end..].first_chunk::<HEAD_BYTES>()
+        {
+            self.end += HEAD_BYTES + usize::from(u16::from_be_bytes([high, low]));
+        }
+        // Not all of the head has come: that alone is no record.
+        let bytes = match self.end > self.bytes {
+            true => self.end.min(incoming.len()),
+            false => incoming.len(),
+        };
+        let any = bytes > self.bytes;
+        self.bytes = bytes;
+        any
+    }
 }
 
 /// Says why the handshake failed, as far as the peer listens.

@@ -17,11 +17,12 @@ mod session;
 mod tests;
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use buffer::Buffer;
 use fault::Fault;
 pub use handshake::{Established, accept, connect};
 use opening::{Opened, Opening};
@@ -31,8 +32,8 @@ use session::Session;
 
 /// What is read at once at least: the rest of any record.
 const READ_BYTES: usize = 17 * 1024;
-/// Messages that change keys, and warnings, without data between: who sends more does nothing else.
-const MAX_IDLE_MESSAGES: u32 = 32;
+/// Records and messages without data, one after the other: who sends more does nothing else.
+const MAX_IDLE: u32 = 32;
 
 const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
@@ -40,13 +41,14 @@ const USER_CANCELED: u8 = 90;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 
-/// A connection after its handshake.
+/// A connection after its handshake. Whoever reads and writes it is one task, as HTTP/2 does: also a reader may
+/// have to send something.
 pub struct TlsStream<S> {
     stream: S,
     session: Session,
     opening: Opening,
     sealing: Sealing,
-    idle_messages: u32,
+    idle: u32,
     /// The peer has said that nothing more comes.
     is_read: bool,
     /// We have.
@@ -61,7 +63,7 @@ impl<S> TlsStream<S> {
             session,
             opening,
             sealing,
-            idle_messages: 0,
+            idle: 0,
             is_read: false,
             is_written: false,
             fault: None,
@@ -72,12 +74,17 @@ impl<S> TlsStream<S> {
     fn open(&mut self, reader: &mut ReadBuf<'_>) -> Result<bool, Fault> {
         let mut any = false;
         while reader.remaining() > 0 && !self.is_read {
+            let before = reader.filled().len();
             match self.opening.open(reader)? {
                 Opened::Nothing => break,
-                Opened::Data => self.idle_messages = 0,
+                Opened::Data if reader.filled().len() > before => self.idle = 0,
+                Opened::Data => count(&mut self.idle)?,
                 Opened::Handshake => self.messages()?,
-                Opened::Alert(CLOSE_NOTIFY) => self.is_read = true,
-                Opened::Alert(USER_CANCELED) => self.count_idle()?,
+                Opened::Alert(CLOSE_NOTIFY) => {
+                    self.is_read = true;
+                    self.opening.incoming = Buffer::default();
+                }
+                Opened::Alert(USER_CANCELED) => count(&mut self.idle)?,
                 Opened::Alert(number) => return Err(Fault::Alert(number)),
             }
             any = true;
@@ -86,7 +93,9 @@ impl<S> TlsStream<S> {
     }
 
     fn messages(&mut self) -> Result<(), Fault> {
-        while let Some((message, length)) = record::message(&self.opening.message)? {
+        let takes_tickets = self.session.takes_tickets();
+        while let Some((message, length)) = record::message(&self.opening.message, takes_tickets)? {
+            count(&mut self.idle)?;
             match message {
                 Message::Ticket(ticket) => self.session.ticket(ticket)?,
                 Message::KeyUpdate { asked } => {
@@ -98,7 +107,6 @@ impl<S> TlsStream<S> {
                     if asked {
                         self.sealing.update();
                     }
-                    self.count_idle()?;
                 }
             }
             self.opening.message.drain(..length);
@@ -108,13 +116,14 @@ impl<S> TlsStream<S> {
         }
         Ok(())
     }
+}
 
-    fn count_idle(&mut self) -> Result<(), Fault> {
-        self.idle_messages += 1;
-        match self.idle_messages {
-            ..=MAX_IDLE_MESSAGES => Ok(()),
-            _ => Err(Fault::Unexpected),
-        }
+/// One more without data.
+fn count(idle: &mut u32) -> Result<(), Fault> {
+    *idle += 1;
+    match *idle {
+        ..=MAX_IDLE => Ok(()),
+        _ => Err(Fault::Unexpected),
     }
 }
 
@@ -146,14 +155,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
         loop {
             let any = match this.open(reader) {
                 Ok(any) => any,
-                Err(fault) => return Poll::Ready(Err(this.fail(fault, cx))),
+                Err(fault) => {
+                    let error = this.fail(fault, cx);
+                    // What came before it is the reader's; he learns of it the next time.
+                    return Poll::Ready(match reader.filled().len() > before {
+                        true => Ok(()),
+                        false => Err(error),
+                    });
+                }
             };
             if this.is_read || reader.remaining() == 0 || reader.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
             if any {
-                // Records without data: others go first, however many there are.
-                cx.waker().wake_by_ref();
+                // Records without data: others go first, and what has come to them.
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
                 return Poll::Pending;
             }
             let mut room = ReadBuf::new(this.opening.incoming.room(READ_BYTES));

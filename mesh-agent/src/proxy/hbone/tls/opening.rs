@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use aws_lc_rs::aead::Aad;
-use bytes::Bytes;
 use rustls::crypto::cipher::make_tls13_aad;
 use tokio::io::ReadBuf;
 
@@ -28,8 +27,6 @@ pub enum Opened {
 /// Opens records.
 pub struct Opening {
     pub key: Key,
-    /// Data that were opened in the handshake.
-    early: Bytes,
     /// As it has come.
     pub incoming: Buffer,
     /// Opened where it lay, since the reader had no room for all of it: where it is in the first
@@ -40,11 +37,10 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// With what came together with the handshake: data that were opened, and records that were not.
-    pub fn new(key: Key, early: Vec<u8>, records: Vec<u8>) -> Self {
+    /// With the records that came together with the end of the handshake.
+    pub fn new(key: Key, records: Vec<u8>) -> Self {
         Self {
             key,
-            early: early.into(),
             incoming: records.into(),
             opened: None,
             message: Vec::new(),
@@ -53,11 +49,6 @@ impl Opening {
 
     /// Opens the next record, into what the reader has given if there is room.
     pub fn open(&mut self, reader: &mut ReadBuf<'_>) -> Result<Opened, Fault> {
-        if !self.early.is_empty() {
-            let bytes = self.early.len().min(reader.remaining());
-            reader.put_slice(&self.early.split_to(bytes));
-            return Ok(Opened::Data);
-        }
         if let Some(opened) = self.opened.take() {
             self.give(opened, reader);
             return Ok(Opened::Data);
@@ -99,7 +90,8 @@ impl Opening {
                 self.give(HEAD_BYTES..HEAD_BYTES + length, reader);
                 return Ok(Opened::Data);
             }
-            Kind::Handshake if length == 0 => return Err(Fault::Unexpected),
+            // Only data may be empty (RFC 8446, section 5.1).
+            Kind::Alert | Kind::Handshake if length == 0 => return Err(Fault::Unexpected),
             Kind::Handshake => {
                 self.message.extend_from_slice(opened);
                 Opened::Handshake

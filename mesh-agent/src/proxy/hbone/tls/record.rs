@@ -79,8 +79,8 @@ pub enum Message<'a> {
     },
 }
 
-/// The longest message that is waited for.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// The longest ticket that is waited for.
+const MAX_TICKET_BYTES: usize = 64 * 1024;
 const MESSAGE_HEAD_BYTES: usize = 4;
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
@@ -89,22 +89,26 @@ const KEY_UPDATE: u8 = 24;
 pub const KEY_UPDATE_MESSAGE: [u8; 5] = [KEY_UPDATE, 0, 0, 1, 0];
 
 /// The first message of these bytes, and how long it is with its head; nothing while it is not all there.
-pub fn message(bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>, Fault> {
+/// What has no place is not waited for.
+pub fn message(bytes: &[u8], takes_tickets: bool) -> Result<Option<(Message<'_>, usize)>, Fault> {
     let Some(&[kind, a, b, c]) = bytes.first_chunk::<MESSAGE_HEAD_BYTES>() else {
         return Ok(None);
     };
-    let end = MESSAGE_HEAD_BYTES + u32::from_be_bytes([0, a, b, c]) as usize;
-    if end > MAX_MESSAGE_BYTES {
-        return Err(Fault::Unreadable);
+    let length = u32::from_be_bytes([0, a, b, c]) as usize;
+    match (kind, length) {
+        (NEW_SESSION_TICKET, _) if !takes_tickets => return Err(Fault::Unexpected),
+        (NEW_SESSION_TICKET, ..=MAX_TICKET_BYTES) | (KEY_UPDATE, 1) => {}
+        (NEW_SESSION_TICKET | KEY_UPDATE, _) => return Err(Fault::Unreadable),
+        _ => return Err(Fault::Unexpected),
     }
+    let end = MESSAGE_HEAD_BYTES + length;
     let Some(body) = bytes.get(MESSAGE_HEAD_BYTES..end) else {
         return Ok(None);
     };
     let message = match (kind, body) {
-        (NEW_SESSION_TICKET, ticket) => Message::Ticket(ticket),
         (KEY_UPDATE, [asked @ (0 | 1)]) => Message::KeyUpdate { asked: *asked == 1 },
-        (KEY_UPDATE, _) => return Err(Fault::Unreadable),
-        _ => return Err(Fault::Unexpected),
+        (KEY_UPDATE, _) => return Err(Fault::Illegal),
+        (_, ticket) => Message::Ticket(ticket),
     };
     Ok(Some((message, end)))
 }

@@ -55,8 +55,9 @@ impl Sealing {
             // Two are left for an update and for the end.
             if self.is_update_due || self.key.used() + 2 >= self.records_per_key {
                 self.is_update_due = false;
+                let next = session.next_to_seal()?;
                 self.short(Kind::Handshake, &KEY_UPDATE_MESSAGE)?;
-                self.key = session.next_to_seal()?;
+                self.key = next;
             }
             self.record(Kind::Data, &mut slices, bytes)?;
             sealed += bytes;

@@ -44,6 +44,11 @@ impl Session {
         })
     }
 
+    /// Whether the peer may give tickets: it is a server.
+    pub fn takes_tickets(&self) -> bool {
+        matches!(self, Self::Client(_))
+    }
+
     /// The peer gives a ticket.
     pub fn ticket(&mut self, ticket: &[u8]) -> Result<(), Fault> {
         match self {

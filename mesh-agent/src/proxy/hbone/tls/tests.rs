@@ -1,5 +1,6 @@
 //! The other end is rustls, as tokio-rustls drives it.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::version::TLS13;
 use rustls::{
-    ClientConfig, ConnectionTrafficSecrets, HandshakeKind, RootCertStore, ServerConfig,
-    SupportedCipherSuite,
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, HandshakeKind, RootCertStore,
+    ServerConfig, SupportedCipherSuite,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -180,7 +181,8 @@ proptest! {
         bytes in 0_usize..300_000,
         writes in prop::collection::vec(1_usize..100_000, 1..5),
         reads in prop::collection::vec(1_usize..70_000, 1..5),
-        pipe in 1_usize..200_000,
+        // A handshake has to fit: both ends write theirs before they read on.
+        pipe in 400_usize..200_000,
     ) {
         block_on(async {
             let configs = Configs::of(SUITES[suite]);
@@ -234,7 +236,7 @@ fn who_changes_keys_and_does_nothing_else_is_cut_off() {
     block_on(async {
         let (near, far) = duplex(1 << 20);
         let (mut ours, mut theirs) = Configs::of(SUITES[0]).server(near, far).await;
-        for _ in 0..=MAX_IDLE_MESSAGES {
+        for _ in 0..=MAX_IDLE {
             theirs.get_mut().1.refresh_traffic_keys().unwrap();
             theirs.flush().await.unwrap();
         }
@@ -370,7 +372,7 @@ fn key() -> Key {
 #[test]
 fn fuzz_records() {
     crate::fuzz::run("records", |bytes| {
-        let mut opening = Opening::new(key(), Vec::new(), Vec::new());
+        let mut opening = Opening::new(key(), Vec::new());
         let mut sealing = Sealing::new(key(), u64::MAX);
         let (mut sent, mut got) = (Vec::new(), Vec::new());
         for line in bytes.split(|byte| *byte == b'\n').take(30) {
@@ -398,7 +400,7 @@ fn fuzz_records() {
                     Ok(Opened::Alert(number)) => assert_eq!([number], inside[1..]),
                     Ok(Opened::Handshake) => loop {
                         assert!(reader.filled().is_empty());
-                        match record::message(&opening.message) {
+                        match record::message(&opening.message, true) {
                             Ok(Some((_, length))) => drop(opening.message.drain(..length)),
                             Ok(None) => break,
                             Err(_) => return,
@@ -435,21 +437,182 @@ fn what_is_inside_a_record_has_its_kind_behind_it_and_then_padding() {
 
 #[test]
 fn messages_after_the_handshake_are_tickets_and_key_updates() {
-    let ticket = Message::Ticket(b"abc");
-    assert_eq!(record::message(b"\x04\0\0\x03abcd"), Ok(Some((ticket, 7))));
-    assert_eq!(record::message(b"\x04\0\0\x03ab"), Ok(None));
-    assert_eq!(record::message(b"\x04\0\0"), Ok(None));
-    let update = Message::KeyUpdate { asked: true };
-    assert_eq!(record::message(b"\x18\0\0\x01\x01"), Ok(Some((update, 5))));
-    let update = Message::KeyUpdate { asked: false };
+    let of_server = |bytes| record::message(bytes, true);
     assert_eq!(
-        record::message(&record::KEY_UPDATE_MESSAGE),
-        Ok(Some((update, 5)))
+        of_server(b"\x04\0\0\x03abcd"),
+        Ok(Some((Message::Ticket(b"abc"), 7)))
     );
-    assert_eq!(record::message(b"\x18\0\0\x01\x02"), Err(Fault::Unreadable));
-    assert_eq!(record::message(b"\x18\0\0\0"), Err(Fault::Unreadable));
+    assert_eq!(of_server(b"\x04\0\0\x03ab"), Ok(None));
+    assert_eq!(of_server(b"\x04\0\0"), Ok(None));
+    for asked in [0, 1] {
+        let update = Message::KeyUpdate { asked: asked == 1 };
+        let bytes = [24, 0, 0, 1, asked];
+        assert_eq!(record::message(&bytes, true), Ok(Some((update, 5))));
+    }
+    assert_eq!(of_server(&record::KEY_UPDATE_MESSAGE[..4]), Ok(None));
+    assert_eq!(of_server(b"\x18\0\0\x01\x02"), Err(Fault::Illegal));
+    // None of these is waited for.
+    assert_eq!(of_server(b"\x18\0\0\x02"), Err(Fault::Unreadable));
+    assert_eq!(of_server(b"\x04\x01\0\x01"), Err(Fault::Unreadable));
     // A request for a certificate, and one for renegotiation.
-    assert_eq!(record::message(b"\x0d\0\0\0"), Err(Fault::Unexpected));
-    assert_eq!(record::message(b"\0\0\0\0"), Err(Fault::Unexpected));
-    assert_eq!(record::message(b"\x04\x01\0\0"), Err(Fault::Unreadable));
+    assert_eq!(of_server(b"\x0d\0\0\x09"), Err(Fault::Unexpected));
+    assert_eq!(of_server(b"\0\0\0\0"), Err(Fault::Unexpected));
+    let of_client = record::message(b"\x04\0\0\x03", false);
+    assert_eq!(of_client, Err(Fault::Unexpected));
+}
+
+/// A client of rustls that is driven by hand, up to its last flight, which it has not sent.
+async fn client_by_hand(configs: &Configs, far: &mut DuplexStream) -> ClientConnection {
+    let name = ServerName::try_from("server").unwrap();
+    let mut client = ClientConnection::new(configs.client.clone(), name).unwrap();
+    far.write_all(&written(&mut client)).await.unwrap();
+    while client.is_handshaking() {
+        let mut buffer = vec![0; 20_000];
+        let read = far.read(&mut buffer).await.unwrap();
+        let mut read = &buffer[..read];
+        while !read.is_empty() {
+            client.read_tls(&mut read).unwrap();
+            client.process_new_packets().unwrap();
+        }
+    }
+    client
+}
+
+fn written(client: &mut ClientConnection) -> Vec<u8> {
+    let mut written = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut written).unwrap();
+    }
+    written
+}
+
+#[test]
+fn what_comes_together_with_the_end_of_the_handshake_is_not_lost() {
+    block_on(async {
+        let configs = Configs::of(SUITES[0]);
+        let (near, mut far) = duplex(1 << 20);
+        let theirs = async {
+            let mut client = client_by_hand(&configs, &mut far).await;
+            client.refresh_traffic_keys().unwrap();
+            client.writer().write_all(b"hello").unwrap();
+            client.send_close_notify();
+            far.write_all(&written(&mut client)).await.unwrap();
+            client
+        };
+        let (ours, mut client) = tokio::join!(accept(configs.server.clone(), near), theirs);
+        let mut ours = ours.unwrap().stream;
+        let mut got = String::new();
+        ours.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "hello");
+        // The peer has asked for our next key, and learns that it is in use.
+        ours.write_all(b"world").await.unwrap();
+        ours.shutdown().await.unwrap();
+        drop(ours);
+        let mut answer = Vec::new();
+        far.read_to_end(&mut answer).await.unwrap();
+        let mut answer = &answer[..];
+        while !answer.is_empty() {
+            client.read_tls(&mut answer).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        let mut got = String::new();
+        client.reader().read_to_string(&mut got).unwrap();
+        assert_eq!(got, "world");
+    });
+}
+
+/// Both ends, and what seals in the place of the peer.
+async fn sealed_by_hand(is_client: bool) -> (TlsStream<DuplexStream>, DuplexStream, Sealing) {
+    let configs = Configs::of(SUITES[0]);
+    let (near, far) = duplex(1 << 24);
+    let (ours, far, secrets) = if is_client {
+        let (ours, theirs) = configs.client(near, far).await;
+        let (far, session) = theirs.into_inner();
+        (ours, far, session.dangerous_extract_secrets().unwrap())
+    } else {
+        let (ours, theirs) = configs.server(near, far).await;
+        let (far, session) = theirs.into_inner();
+        (ours, far, session.dangerous_extract_secrets().unwrap())
+    };
+    (
+        ours,
+        far,
+        Sealing::new(Key::new(secrets.tx).unwrap(), u64::MAX),
+    )
+}
+
+#[test]
+fn who_sends_records_without_data_is_cut_off() {
+    let ticket = [4, 0, 0, 14, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 7, 0, 0];
+    type Records<'a> = &'a [(Kind, &'a [u8])];
+    let floods: [(Records<'_>, bool); 4] = [
+        (&[(Kind::Data, b"")], false),
+        (&[(Kind::Alert, &[WARNING, USER_CANCELED])], false),
+        (
+            &[(Kind::Alert, &[WARNING, USER_CANCELED]), (Kind::Data, b"")],
+            false,
+        ),
+        (&[(Kind::Handshake, &ticket)], true),
+    ];
+    for (flood, is_client) in floods {
+        block_on(async {
+            let (mut ours, mut far, mut sealing) = sealed_by_hand(is_client).await;
+            let mut send = async |times| {
+                for _ in 0..times {
+                    for (kind, bytes) in flood {
+                        sealing.short(*kind, bytes).unwrap();
+                    }
+                    far.write_all(&sealing.sealed()).await.unwrap();
+                }
+                sealing.short(Kind::Data, b"x").unwrap();
+                far.write_all(&sealing.sealed()).await.unwrap();
+            };
+            // As many as anybody needs.
+            for _ in 0..3 {
+                send(10).await;
+                ours.read_exact(&mut [0]).await.unwrap();
+            }
+            send(40).await;
+            let error = ours.read(&mut [0]).await.unwrap_err();
+            assert_eq!(error.to_string(), Fault::Unexpected.to_string());
+        });
+    }
+}
+
+#[test]
+fn a_message_in_parts_is_put_together_and_nothing_may_come_between() {
+    block_on(async {
+        for between in [false, true] {
+            let (mut ours, mut far, mut sealing) = sealed_by_hand(false).await;
+            let (first, second) = record::KEY_UPDATE_MESSAGE.split_at(2);
+            sealing.short(Kind::Handshake, first).unwrap();
+            if between {
+                sealing.short(Kind::Data, b"x").unwrap();
+            }
+            sealing.short(Kind::Handshake, second).unwrap();
+            far.write_all(&sealing.sealed()).await.unwrap();
+            drop(far);
+            let error = ours.read(&mut [0; 10]).await.unwrap_err();
+            match between {
+                true => assert_eq!(error.to_string(), Fault::Unexpected.to_string()),
+                // All was taken, and then the peer has gone.
+                false => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof),
+            }
+        }
+    });
+}
+
+#[test]
+fn what_came_before_a_fault_is_read_before_it() {
+    block_on(async {
+        let (mut ours, mut far, mut sealing) = sealed_by_hand(false).await;
+        sealing.short(Kind::Data, b"last words").unwrap();
+        sealing.short(Kind::Alert, &[FATAL, 80]).unwrap();
+        far.write_all(&sealing.sealed()).await.unwrap();
+        let mut buffer = [0; 100];
+        let read = ours.read(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..read], b"last words");
+        let error = ours.read(&mut buffer).await.unwrap_err();
+        assert_eq!(error.to_string(), Fault::Alert(80).to_string());
+    });
 }
