@@ -24,14 +24,20 @@ pub enum Opened {
     Alert(u8),
 }
 
+/// Data in the first record of what has come.
+struct InPlace {
+    data: Range<usize>,
+    /// Where the record ends.
+    end: usize,
+}
+
 /// Opens records.
 pub struct Opening {
     pub key: Key,
     /// As it has come.
     pub incoming: Buffer,
-    /// Opened where it lay, since the reader had no room for all of it: where it is in the first
-    /// record of `incoming`.
-    opened: Option<Range<usize>>,
+    /// Data that were opened where they lay, since the reader had no room for all of them.
+    opened: Option<InPlace>,
     /// Messages of the handshake that are not all there.
     pub message: Vec<u8>,
 }
@@ -87,7 +93,8 @@ impl Opening {
                 Opened::Data
             }
             Kind::Data => {
-                self.give(HEAD_BYTES..HEAD_BYTES + length, reader);
+                let data = HEAD_BYTES..HEAD_BYTES + length;
+                self.give(InPlace { data, end }, reader);
                 return Ok(Opened::Data);
             }
             // Only data may be empty (RFC 8446, section 5.1).
@@ -106,16 +113,15 @@ impl Opening {
     }
 
     /// Gives as much as there is room for.
-    fn give(&mut self, opened: Range<usize>, reader: &mut ReadBuf<'_>) {
-        let bytes = opened.len().min(reader.remaining());
-        let rest = opened.start + bytes..opened.end;
-        reader.put_slice(&self.incoming.bytes()[opened.start..rest.start]);
-        if rest.is_empty() {
-            let bytes = self.incoming.bytes();
-            let sealed = record::sealed_bytes(bytes).ok().flatten().unwrap_or(0);
-            self.incoming.take(HEAD_BYTES + sealed);
+    fn give(&mut self, mut opened: InPlace, reader: &mut ReadBuf<'_>) {
+        let bytes = opened.data.len().min(reader.remaining());
+        let begin = opened.data.start;
+        opened.data.start += bytes;
+        reader.put_slice(&self.incoming.bytes()[begin..opened.data.start]);
+        if opened.data.is_empty() {
+            self.incoming.take(opened.end);
         } else {
-            self.opened = Some(rest);
+            self.opened = Some(opened);
         }
     }
 }
