@@ -37,7 +37,7 @@ pub use pace::Pace;
 pub use splice::{
     Guard, HandOver, HandedOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction,
 };
-pub use verdict::{Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose};
+pub use verdict::{Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose, is_worth_joining};
 pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
 
 /// Value of the one element of the map `layout`.
@@ -58,7 +58,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 #[cfg(feature = "user")]
 macro_rules! pod {

@@ -62,9 +62,24 @@ pub struct Verdict {
     pub algorithm: u32,
     /// Direct: connections so far, for taking turns. Written by the kernel.
     pub turn: u64,
+    /// Direct: how many there had been when one was last seen to last. Written by the kernel.
+    pub lasting: u64,
 }
 
-assert_layout!(Verdict, size = 32, align = 8);
+assert_layout!(Verdict, size = 40, align = 8);
+
+/// So many connections without one that lasts, and the next is taken for a short one, too.
+const SHORT_IN_A_ROW: u64 = 4_096;
+/// One in so many takes part in the short-circuit all the same.
+const TRIED: u64 = 16;
+
+/// Whether the connection after the first `turn` ones takes part in the short-circuit. To join it
+/// costs as much as a handful of messages through TCP; so who only ever opens short connections
+/// is better off without. `lasting` is how many there had been when one last turned out to last.
+#[inline(always)]
+pub const fn is_worth_joining(turn: u64, lasting: u64) -> bool {
+    turn.wrapping_sub(lasting) < SHORT_IN_A_ROW || turn.is_multiple_of(TRIED)
+}
 
 /// Key of the map `endpoints`.
 #[repr(C)]
@@ -142,6 +157,20 @@ mod tests {
             state ^= state << 5;
             state
         })
+    }
+
+    #[test]
+    fn after_many_short_connections_only_some_take_part_until_one_lasts() {
+        let joins = |connections: core::ops::Range<u64>, lasting| {
+            connections
+                .filter(|turn| is_worth_joining(*turn, lasting))
+                .count()
+        };
+        assert_eq!(joins(0..4_096, 0), 4_096);
+        assert_eq!(joins(4_096..8_192, 0), 256);
+        // The 5,000th has lasted.
+        assert_eq!(joins(5_000..9_096, 5_000), 4_096);
+        assert_eq!(joins(9_096..10_696, 5_000), 100);
     }
 
     #[test]

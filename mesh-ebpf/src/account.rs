@@ -10,7 +10,7 @@ use mesh_common::{
 };
 
 use crate::context::{add, count, count_more, socket_cookie, unwatch};
-use crate::kernel;
+use crate::{direct, kernel};
 use crate::listener::works;
 use crate::maps::{FLOW_EVENTS, FLOW_PATHS, FLOWS};
 
@@ -18,7 +18,7 @@ use crate::maps::{FLOW_EVENTS, FLOW_PATHS, FLOWS};
 const NO_RTT: u32 = u32::MAX;
 
 /// So many segments are followed by the record one by one: a short connection is never
-/// behind. After them only the end is written, since every call costs, and there are four
+/// behind. One with more, or with as many messages handed over, is one that lasts. After them only the end is written, since every call costs, and there are four
 /// acknowledgements to a request. Who wants to see open connections asks TCP itself, as
 /// the agent does.
 const FOLLOWED_SEGMENTS: u32 = 32;
@@ -92,11 +92,34 @@ pub fn established(raw: *mut bpf_sock_ops) {
 pub fn measured(raw: *mut bpf_sock_ops) {
     // SAFETY: a field of the context.
     let segments = unsafe { ptr::read_volatile(&raw const (*raw).segs_out) };
-    if segments > FOLLOWED_SEGMENTS {
+    let lasts = segments > FOLLOWED_SEGMENTS;
+    if lasts {
         unwatch(raw, BPF_SOCK_OPS_RTT_CB_FLAG);
     }
     if let Some(flow) = FLOWS.get_ptr_mut(&socket_cookie(raw.cast())) {
         measure(raw, flow, false);
+        if lasts {
+            lasting(flow);
+        }
+    }
+}
+
+/// A connection has turned out to be one that lasts; of the other end's record nothing is done.
+#[inline(always)]
+fn lasting(flow: *const Flow) {
+    // SAFETY: a value of the map; nobody writes these fields any more.
+    let (verdict, inbound, netns_cookie, remote) = unsafe {
+        let Flow {
+            verdict,
+            inbound,
+            netns_cookie,
+            remote,
+            ..
+        } = &*flow;
+        (*verdict, *inbound, *netns_cookie, remote)
+    };
+    if verdict == VerdictKind::Direct as u32 && inbound == 0 {
+        direct::lasts(netns_cookie, remote);
     }
 }
 
@@ -168,13 +191,21 @@ fn record(unrecorded: &mut HandedOver, sender: u64, receiver: u64) -> u32 {
     if messages == 0 {
         return 0;
     }
+    let before = unrecorded.recorded_messages;
     unrecorded.record();
+    let lasts = before < FOLLOWED_SEGMENTS && unrecorded.recorded_messages >= FOLLOWED_SEGMENTS;
     count_more(Counter::HandedOver, u64::from(messages));
     if let Some(flow) = FLOWS.get_ptr_mut(&sender) {
+        if lasts {
+            lasting(flow);
+        }
         // SAFETY: a value of the map.
         add(unsafe { &raw mut (*flow).spliced_sent }, u64::from(bytes));
     }
     if let Some(flow) = FLOWS.get_ptr_mut(&receiver) {
+        if lasts {
+            lasting(flow);
+        }
         // SAFETY: as above.
         add(
             unsafe { &raw mut (*flow).spliced_received },

@@ -11,7 +11,8 @@ use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    Connect, Ip, Origin, OriginRole, SocketIp, Transport, Way, Workload, connect_verdict, way,
+    Connect, Ip, Origin, OriginRole, SocketIp, Transport, VerdictKind, Way, Workload, connect_verdict,
+    way,
 };
 
 use crate::context::{
@@ -27,6 +28,7 @@ const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 const ECONNREFUSED: i32 = 111;
+const DIRECT: u32 = VerdictKind::Direct as u32;
 
 /// 127.0.0.1 in network order.
 pub const LOOPBACK4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -199,14 +201,14 @@ fn intercept(ctx: &SockAddr, destination: &SocketIp) -> Next {
     }
     let netns_cookie = netns_cookie(ctx.as_ptr());
     let verdict = direct::verdict(netns_cookie, destination);
-    let known = DESTINATIONS.get(&Key::new(128, destination.ip));
-    let decided = connect_verdict(
-        workload,
-        destination,
-        // SAFETY: a value of the map.
-        verdict.map(|verdict| unsafe { (*verdict).kind }),
-        known.is_some(),
-    );
+    // SAFETY: a value of the map.
+    let cached = verdict.map(|verdict| unsafe { (*verdict).kind });
+    // The costly look-up, which a direct connection does not need.
+    let known = match cached {
+        Some(DIRECT) => None,
+        _ => DESTINATIONS.get(&Key::new(128, destination.ip)),
+    };
+    let decided = connect_verdict(workload, destination, cached, known.is_some());
     let origin = Origin {
         flow: socket_cookie(ctx.as_ptr()),
         server_netns: netns_cookie,

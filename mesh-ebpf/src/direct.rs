@@ -2,7 +2,7 @@
 //! endpoint with the service's load balancing.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use mesh_common::{Endpoint, EndpointKey, ListeningPort, SocketIp, Verdict, VerdictKey};
+use mesh_common::{Endpoint, EndpointKey, ListeningPort, SocketIp, Verdict, VerdictKey, is_worth_joining};
 
 use crate::context::add;
 use crate::maps::{ENDPOINT_LOAD, ENDPOINTS, GENERATION, VERDICTS};
@@ -10,24 +10,38 @@ use crate::maps::{ENDPOINT_LOAD, ENDPOINTS, GENERATION, VERDICTS};
 /// The verdict that is in force for a destination.
 #[inline(always)]
 pub fn verdict(netns_cookie: u64, destination: &SocketIp) -> Option<*mut Verdict> {
-    let key = VerdictKey {
-        netns_cookie,
-        destination: destination.ip,
-        port: destination.port,
-        reserved: [0; 3],
-    };
-    let verdict = VERDICTS.get_ptr_mut(&key)?;
+    let verdict = any(netns_cookie, destination)?;
     let generation = GENERATION.get_ptr(0)?;
     // SAFETY: values of the maps; the agent replaces verdicts whole.
     let is_current = unsafe { (*verdict).generation == generation.read_volatile() };
     is_current.then_some(verdict)
 }
 
-/// Chooses an endpoint of a direct verdict.
+#[inline(always)]
+fn any(netns_cookie: u64, destination: &SocketIp) -> Option<*mut Verdict> {
+    VERDICTS.get_ptr_mut(&VerdictKey {
+        netns_cookie,
+        destination: destination.ip,
+        port: destination.port,
+        reserved: [0; 3],
+    })
+}
+
+/// A connection to this destination has turned out to be one that lasts.
+#[inline(always)]
+pub fn lasts(netns_cookie: u64, destination: &SocketIp) {
+    if let Some(verdict) = any(netns_cookie, destination) {
+        // SAFETY: a value of the map; who writes at the same moment writes nearly the same.
+        unsafe { (*verdict).lasting = (&raw const (*verdict).turn).read_volatile() };
+    }
+}
+
+/// Chooses an endpoint of a direct verdict, and whether its connection takes part in the
+/// short-circuit.
 #[inline(always)]
 pub fn choose(verdict: *mut Verdict) -> Option<Endpoint> {
-    // SAFETY: a value of the map; `turn` is the only field that is written.
-    let (set, count, algorithm, turn) = unsafe {
+    // SAFETY: a value of the map; the agent replaces it whole, but for what only programs write.
+    let (set, count, algorithm, turn, lasting) = unsafe {
         let turn = &raw mut (*verdict).turn;
         let before = turn.read_volatile();
         // Two connections at the very same moment may take the same turn.
@@ -37,6 +51,7 @@ pub fn choose(verdict: *mut Verdict) -> Option<Endpoint> {
             (*verdict).endpoint_count,
             (*verdict).algorithm,
             before,
+            (*verdict).lasting,
         )
     };
     // SAFETY: no preconditions.
@@ -49,7 +64,15 @@ pub fn choose(verdict: *mut Verdict) -> Option<Endpoint> {
         }
     });
     // SAFETY: values are written whole.
-    unsafe { ENDPOINTS.get(EndpointKey { set, slot }) }.copied()
+    let endpoint = unsafe { ENDPOINTS.get(EndpointKey { set, slot }) }?;
+    Some(Endpoint {
+        splice: if is_worth_joining(turn, lasting) {
+            endpoint.splice
+        } else {
+            0
+        },
+        ..*endpoint
+    })
 }
 
 #[inline(always)]

@@ -26,6 +26,7 @@ use crate::context::{
 use crate::maps::{CONNECTING, FLOWS, LISTENING};
 use crate::{account, direct, splice};
 
+const TCP_ESTABLISHED: u32 = 1;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
@@ -38,11 +39,15 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB
         | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
-        | BPF_SOCK_OPS_TCP_LISTEN_CB
-        | BPF_SOCK_OPS_STATE_CB => {}
+        | BPF_SOCK_OPS_TCP_LISTEN_CB => {}
         // With every acknowledgement, of sockets alone that have asked for it.
         BPF_SOCK_OPS_RTT_CB => {
             account::measured(raw);
+            return 1;
+        }
+        // Also only of those.
+        BPF_SOCK_OPS_STATE_CB => {
+            state(raw);
             return 1;
         }
         _ => return 1,
@@ -65,8 +70,7 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(raw, sk, netns_cookie, workload),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(raw, sk),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(raw, sk, netns_cookie, workload),
-        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(raw, sk, netns_cookie),
-        _ => state(raw, sk, netns_cookie),
+        _ => listening(raw, sk, netns_cookie),
     }
     1
 }
@@ -226,14 +230,23 @@ fn open(raw: *mut bpf_sock_ops, mut flow: Flow) {
 }
 
 #[inline(always)]
-fn state(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, netns_cookie: u64) {
+fn state(raw: *mut bpf_sock_ops) {
     // SAFETY: for this callback the arguments are old and new state.
     let (old, new) = unsafe {
         let args = (&raw const (*raw).__bindgen_anon_1).cast::<u32>();
         (ptr::read_volatile(args), ptr::read_volatile(args.add(1)))
     };
+    if new == TCP_ESTABLISHED {
+        // It has a callback of its own.
+        return;
+    }
     if old == TCP_LISTEN {
-        return count_listener(raw, netns_cookie, false);
+        return count_listener(raw, netns_cookie(raw.cast()), false);
+    }
+    // SAFETY: a pointer field of the context, null for request sockets.
+    let sk = unsafe { (*raw).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
     }
     // When one end closes, the other one's state changes, too: both records are complete then.
     if let Some(splice) = splice::of(sk) {

@@ -153,9 +153,14 @@ impl Inner {
                 endpoint_count: count,
                 algorithm: algorithm as u32,
                 turn: 0,
+                lasting: 0,
             };
             let key = key(verdict);
-            let before = known.get(&key).map(|before| Verdict { turn: 0, ..*before });
+            let before = known.get(&key).map(|before| Verdict {
+                turn: 0,
+                lasting: 0,
+                ..*before
+            });
             if before == Some(value) {
                 known.remove(&key);
             } else {

@@ -332,4 +332,26 @@ def farewell():
     connection.close()
 
 
+def short(count=64):
+    """Connections with one question each."""
+    for _ in range(count):
+        with socket.create_connection((ADDRESS, 82), timeout=60) as connection:
+            connection.sendall(b"once")
+            assert read_exactly(connection, 4) == b"once"
+    print("short", count)
+
+
+def thousands_of_short():
+    short(4_096)
+
+
+def lasting():
+    """One connection with many questions."""
+    with socket.create_connection((ADDRESS, 82), timeout=60) as connection:
+        for _ in range(100):
+            connection.sendall(b"more")
+            assert read_exactly(connection, 4) == b"more"
+    print("lasting 100")
+
+
 globals()[SCENARIO.replace("-", "_")]()

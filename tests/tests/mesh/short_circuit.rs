@@ -341,6 +341,29 @@ fn a_workload_that_says_off_stays_with_tcp() {
 }
 
 #[test]
+fn short_connections_are_spared_the_short_circuit_as_long_as_none_lasts() {
+    let pair = pair(true, "on");
+    let handed_over_by = |scenario: &str, said: &str| {
+        let before = pair.handed_over();
+        assert_eq!(pair.sees(scenario), said);
+        pair.handed_over() - before
+    };
+    // A question and an answer each.
+    let by_short_ones = || handed_over_by("short", "short 64\n");
+    for lasting_takes_part in [true, false] {
+        assert!(by_short_ones() >= 64);
+        handed_over_by("thousands-of-short", "short 4096\n");
+        // One in sixteen is tried all the same.
+        let few = by_short_ones();
+        assert!((1..=8).contains(&few), "{few}");
+        // The first of those that last is one in sixteen, the second is not; both are noticed.
+        let handed_over = handed_over_by("lasting", "lasting 100\n");
+        assert_eq!(handed_over > 0, lasting_takes_part, "{handed_over}");
+    }
+    assert!(by_short_ones() >= 64);
+}
+
+#[test]
 fn direct_connections_go_on_and_new_ones_come_about_while_no_agent_runs() {
     for short_circuit in ["on", "off"] {
         let mut pair = pair(true, short_circuit);
