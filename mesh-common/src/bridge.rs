@@ -53,15 +53,13 @@ assert_layout!(BridgeTarget, size = 24, align = 8);
 
 const TCP_ESTABLISHED: u32 = 1;
 
-/// Whether everything that the sender has sent is with the agent at least, and has been
-/// read by it. `near_state` is the `sk_state` of the agent's socket: it has neither
+/// Whether everything that the sender has sent has been read by the agent. `near_state` is the `sk_state` of the agent's socket: it has neither
 /// ended the connection nor died. To be asked before the bridge is found open.
 #[inline(always)]
 pub const fn is_read_by_agent(near: &Guard, near_state: u32) -> bool {
     near.state == TCP_ESTABLISHED
         && near_state == TCP_ESTABLISHED
-        && near.write_seq == near.acknowledged
-        && near.queued_packets == 0
+        && near.write_seq == near.copied_seq
         && near.waiting_bytes == 0
 }
 
@@ -72,8 +70,7 @@ mod tests {
     const READ: Guard = Guard {
         state: TCP_ESTABLISHED,
         write_seq: 7,
-        acknowledged: 7,
-        queued_packets: 0,
+        copied_seq: 7,
         waiting_bytes: 0,
         receive_buffer: 131_072,
     };
@@ -81,19 +78,15 @@ mod tests {
     #[test]
     fn what_the_agent_has_not_read_is_not_overtaken() {
         assert!(is_read_by_agent(&READ, TCP_ESTABLISHED));
-        let in_flight = Guard {
+        let by_tcp = Guard {
             write_seq: 8,
-            ..READ
-        };
-        let queued = Guard {
-            queued_packets: 1,
             ..READ
         };
         let handed_over = Guard {
             waiting_bytes: 1,
             ..READ
         };
-        for guard in [in_flight, queued, handed_over] {
+        for guard in [by_tcp, handed_over] {
             assert!(!is_read_by_agent(&guard, TCP_ESTABLISHED), "{guard:?}");
         }
     }

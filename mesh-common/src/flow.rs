@@ -277,20 +277,18 @@ pub enum Counter {
     HandedOver = 3,
     /// Messages that TCP carried because the receiver had enough to read.
     FellBackFull = 4,
-    /// ... because bytes that came by TCP were not read yet.
-    FellBackQueued = 5,
-    /// ... because bytes were on their way.
-    FellBackInFlight = 6,
+    /// ... because bytes that went by TCP were not read yet.
+    FellBackUnread = 5,
     /// ... for another reason: switched off, peer not known or gone, closing, zero-copy.
-    FellBackOther = 7,
+    FellBackOther = 6,
     /// Messages handed over past the agent, over a bridge; part of [`Counter::HandedOver`].
-    Bridged = 8,
+    Bridged = 7,
     /// Messages of streams that TCP carried because it was faster.
-    FellBackSlower = 9,
+    FellBackSlower = 8,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 10;
+pub const COUNTERS: usize = 9;
 
 #[cfg(test)]
 mod tests {

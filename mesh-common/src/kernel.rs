@@ -14,8 +14,6 @@ pub struct KernelLayout {
     pub is_known: u32,
     /// `sk_backlog.rmem_alloc`
     pub receive_memory: u32,
-    /// `sk_receive_queue.qlen`
-    pub receive_queue: u32,
     /// `sk_rcvbuf`
     pub receive_buffer: u32,
     /// `sk_flags`
@@ -24,8 +22,8 @@ pub struct KernelLayout {
     pub zerocopy_bit: u32,
     /// `tcp_sock.write_seq`
     pub write_seq: u32,
-    /// `tcp_sock.snd_una`
-    pub acknowledged: u32,
+    /// `tcp_sock.copied_seq`
+    pub copied_seq: u32,
     /// `sk_shutdown`
     pub shutdown: u32,
     /// `sk_state`
@@ -36,4 +34,4 @@ pub struct KernelLayout {
     pub error: u32,
 }
 
-assert_layout!(KernelLayout, size = 48, align = 4);
+assert_layout!(KernelLayout, size = 44, align = 4);

@@ -15,6 +15,7 @@ mod kernel;
 mod knob;
 mod nameserver;
 mod pace;
+mod patience;
 mod splice;
 mod verdict;
 mod workload;
@@ -34,10 +35,13 @@ pub use kernel::KernelLayout;
 pub use knob::{KNOBS, Knob};
 pub use nameserver::{Nameserver, alias_of, is_alias};
 pub use pace::Pace;
+pub use patience::Patience;
 pub use splice::{
-    Guard, HandOver, HandedOver, MAX_WAITING_BYTES, Splice, SplicePeer, decide, direction,
+    Guard, HandOver, HandedOver, MAX_WAITING_BYTES, Sender, Splice, SplicePeer, decide, direction,
 };
-pub use verdict::{Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose, is_worth_joining};
+pub use verdict::{
+    Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose, is_worth_joining,
+};
 pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
 
 /// Value of the one element of the map `layout`.

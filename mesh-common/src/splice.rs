@@ -3,12 +3,13 @@
 //!
 //! The kernel's own hand-over (`bpf_msg_redirect_hash`) has no back-pressure,
 //! and bytes that it hands over are read before bytes that came by TCP. So each
-//! message is handed over only when nothing older is on its way ([`decide`]);
+//! message is handed over only when all that went by TCP has been read ([`decide`]);
 //! otherwise TCP carries it, which keeps the order in any case.
 
 use crate::assert_layout;
 use crate::bridge::BridgeTarget;
 use crate::pace::Pace;
+use crate::patience::Patience;
 
 /// Bits of [`Origin::splice`](crate::Origin::splice): which end of a
 /// connection may hand its bytes over.
@@ -17,6 +18,18 @@ pub mod direction {
     pub const CLIENT: u32 = 1;
     /// The end that accepted.
     pub const SERVER: u32 = 2;
+}
+
+/// Who hands bytes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Sender {
+    /// Nobody: what this end sends goes by TCP.
+    Nobody = 0,
+    /// An application.
+    Application = 1,
+    /// The agent.
+    Agent = 2,
 }
 
 /// Value of the sk_storage map `splices`: one end of a connection whose other
@@ -33,7 +46,7 @@ pub struct Splice {
     /// Kernel address of the other end, only ever read from. It may outlive that socket; then the
     /// hand-over finds no such key, and TCP carries the message.
     pub peer_sock: u64,
-    /// 1: this end may hand its bytes over.
+    /// A [`Sender`].
     pub sends: u32,
     /// What was handed over to the other end, and stands in no record yet.
     pub unrecorded: HandedOver,
@@ -44,8 +57,8 @@ pub struct Splice {
     pub bridged: HandedOver,
     /// Which way is faster, where it is a stream.
     pub pace: Pace,
-    /// Zero.
-    pub reserved: u32,
+    /// Whether it waits for a way to become free.
+    pub patience: Patience,
 }
 
 assert_layout!(Splice, size = 112, align = 8);
@@ -117,10 +130,8 @@ pub struct Guard {
     pub state: u32,
     /// `tcp_sock.write_seq` of the sender: end of what it has given to TCP.
     pub write_seq: u32,
-    /// `tcp_sock.snd_una` of the sender: end of what the receiver's TCP has.
-    pub acknowledged: u32,
-    /// `sk_receive_queue.qlen` of the receiver, in packets.
-    pub queued_packets: u32,
+    /// `tcp_sock.copied_seq` of the receiver: end of what it has read of that.
+    pub copied_seq: u32,
     /// `sk_rmem_alloc` of the receiver in bytes: what waits to be read.
     pub waiting_bytes: u32,
     /// `sk_rcvbuf` of the receiver in bytes: what its buffer holds at present.
@@ -132,12 +143,12 @@ pub struct Guard {
 pub enum HandOver {
     /// Straight to the other end.
     Peer,
+    /// Past the agent at the other end, to the receiver behind it ([`Bridge`](crate::Bridge)).
+    Receiver,
     /// Through TCP, because the receiver has enough to read.
     Full,
-    /// Through TCP, because bytes that came by TCP are not read yet.
-    Queued,
-    /// Through TCP, because bytes are on their way there.
-    InFlight,
+    /// Through TCP, because bytes that went by TCP are not read yet.
+    Unread,
     /// Through TCP, because the sender's own end of the connection is closed.
     Closing,
     /// Through TCP, because a stream is faster that way at present ([`Pace`]).
@@ -165,18 +176,15 @@ const TCP_CLOSE_WAIT: u32 = 8;
 
 /// Decides for one message.
 ///
-/// Order: with nothing in flight and nothing in the receiver's queue, all
-/// earlier bytes of this direction have been read, or were handed over before
-/// and are read first. Memory: the receiver is charged for what is handed over
+/// Order: where all that TCP was given has been read, earlier bytes of this direction
+/// have been read, too, or were handed over before and are read first. Memory: the receiver is charged for what is handed over
 /// (`sk_rmem_alloc`, Linux 6.13 and the stable releases with its fix).
 #[inline(always)]
 pub const fn decide(guard: &Guard) -> HandOver {
     if guard.state != TCP_ESTABLISHED && guard.state != TCP_CLOSE_WAIT {
         HandOver::Closing
-    } else if guard.write_seq != guard.acknowledged {
-        HandOver::InFlight
-    } else if guard.queued_packets != 0 {
-        HandOver::Queued
+    } else if guard.write_seq != guard.copied_seq {
+        HandOver::Unread
     } else if guard.waiting_bytes >= waiting_limit(guard.receive_buffer) {
         HandOver::Full
     } else {
@@ -191,8 +199,7 @@ mod tests {
     const QUIET: Guard = Guard {
         state: TCP_ESTABLISHED,
         write_seq: 7,
-        acknowledged: 7,
-        queued_packets: 0,
+        copied_seq: 7,
         waiting_bytes: 0,
         receive_buffer: 131_072,
     };
@@ -233,17 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_flight_or_in_the_receivers_queue_are_never_overtaken() {
+    fn bytes_that_tcp_carries_are_never_overtaken() {
         // Sequence numbers wrap: only equality counts.
         for write_seq in [8, 6, 0, u32::MAX] {
             let guard = Guard { write_seq, ..QUIET };
-            assert_eq!(decide(&guard), HandOver::InFlight);
+            assert_eq!(decide(&guard), HandOver::Unread);
         }
-        let queued = Guard {
-            queued_packets: 1,
-            ..QUIET
-        };
-        assert_eq!(decide(&queued), HandOver::Queued);
     }
 
     #[test]

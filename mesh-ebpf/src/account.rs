@@ -10,9 +10,9 @@ use mesh_common::{
 };
 
 use crate::context::{add, count, count_more, socket_cookie, unwatch};
-use crate::{direct, kernel};
 use crate::listener::works;
 use crate::maps::{FLOW_EVENTS, FLOW_PATHS, FLOWS};
+use crate::{direct, kernel};
 
 /// `rtt_min` before the first measurement.
 const NO_RTT: u32 = u32::MAX;

@@ -2,31 +2,47 @@
 
 use core::ptr;
 
-use mesh_common::{Bridge, HandOver, Splice, bridge_index, decide};
+use mesh_common::{
+    Bridge, BridgeTarget, Guard, HandOver, Splice, bridge_index, decide, is_read_by_agent,
+};
 
 use crate::context::{add, read_ordered};
 use crate::maps::BRIDGES;
 use crate::{account, kernel};
 
-/// The sender's bridge, where it may be taken: the agent holds none of the bytes
-/// that it has read, and has handed all of them over to the receiver, or TCP has.
-/// Call it when the agent has read everything.
+/// The bridge for what this socket sends, if it has one.
 #[inline(always)]
-pub fn open(splice: &mut Splice) -> Option<*mut Bridge> {
+pub fn of(splice: &mut Splice) -> Option<*mut Bridge> {
     let bridge = BRIDGES.get_ptr_mut(bridge_index(splice.own))?;
-    // SAFETY: a value of the map.
-    let open = read_ordered(unsafe { &raw mut (*bridge).open });
-    if open != splice.own {
+    // SAFETY: a value of the map, written by the agent at any time.
+    if unsafe { ptr::read_volatile(&raw const (*bridge).sender) } != splice.own {
         return None;
     }
     if splice.bridge.receiver == 0 {
         learn(bridge, splice)?;
     }
-    let guard = kernel::guard_of(splice.bridge.far_sock, splice.bridge.receiver_sock)?;
-    match decide(&guard) {
-        HandOver::Peer => Some(bridge),
-        _ => None,
+    Some(bridge)
+}
+
+/// Whether it may be taken: the agent has read everything (`near`: what is known of the sender and of
+/// the agent's socket `near_sock`) and holds none of it, and the receiver has read what the agent has given to TCP,
+/// and has room.
+#[inline(always)]
+pub fn is_free(own: u64, near: &Guard, near_sock: u64, target: &BridgeTarget) -> bool {
+    let near_state = kernel::state_of(near_sock);
+    if !near_state.is_some_and(|state| is_read_by_agent(near, state)) {
+        return false;
     }
+    let Some(bridge) = BRIDGES.get_ptr_mut(bridge_index(own)) else {
+        return false;
+    };
+    // In this order; see `is_read_by_agent`.
+    // SAFETY: a value of the map.
+    if read_ordered(unsafe { &raw mut (*bridge).open }) != own {
+        return false;
+    }
+    let far = kernel::guard_of(target.far_sock, target.receiver_sock);
+    far.is_some_and(|far| decide(&far) == HandOver::Peer)
 }
 
 /// Where it leads. The agent may give the bridge to another sender meanwhile; it

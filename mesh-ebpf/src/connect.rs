@@ -11,8 +11,8 @@ use aya_ebpf::helpers::bpf_set_retval;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    Connect, Ip, Origin, OriginRole, SocketIp, Transport, VerdictKind, Way, Workload, connect_verdict,
-    way,
+    Connect, Ip, Origin, OriginRole, SocketIp, Transport, VerdictKind, Way, Workload,
+    connect_verdict, way,
 };
 
 use crate::context::{

@@ -2,7 +2,9 @@
 //! endpoint with the service's load balancing.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use mesh_common::{Endpoint, EndpointKey, ListeningPort, SocketIp, Verdict, VerdictKey, is_worth_joining};
+use mesh_common::{
+    Endpoint, EndpointKey, ListeningPort, SocketIp, Verdict, VerdictKey, is_worth_joining,
+};
 
 use crate::context::add;
 use crate::maps::{ENDPOINT_LOAD, ENDPOINTS, GENERATION, VERDICTS};

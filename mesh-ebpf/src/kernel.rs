@@ -14,12 +14,11 @@ use mesh_common::{Guard, KernelLayout};
 static KERNEL_LAYOUT: KernelLayout = KernelLayout {
     is_known: 0,
     receive_memory: 0,
-    receive_queue: 0,
     receive_buffer: 0,
     flags: 0,
     zerocopy_bit: 0,
     write_seq: 0,
-    acknowledged: 0,
+    copied_seq: 0,
     shutdown: 0,
     state: 0,
     lock_owned: 0,
@@ -49,50 +48,53 @@ pub fn is_known() -> bool {
     offset!(is_known) != 0
 }
 
-/// What has to be known of both ends before a message is handed over, or `None`
-/// where it cannot be known or the sender wants to hear of its pages. `own` is
-/// the sender, `peer` the other end's address.
+/// The end of what a socket has given to TCP (`write_seq`), or `None` where that cannot be known or it
+/// wants to hear of its pages.
 #[inline(always)]
-pub fn guard(own: *mut bpf_sock, state: u32, peer: u64) -> Option<Guard> {
+pub fn sent(own: *mut bpf_sock) -> Option<u32> {
     let own = tcp_sock(own)?;
     let flags: u64 = field(own, offset!(flags));
-    let write_seq = field(own, offset!(write_seq));
-    let acknowledged = field(own, offset!(acknowledged));
     // MSG_ZEROCOPY: the completion would never come (net/core/skmsg.c copies the pages' references).
     if flags >> offset!(zerocopy_bit) & 1 != 0 {
         return None;
     }
-    Receiver::read(peer)?.guard(state, write_seq, acknowledged)
+    Some(field(own, offset!(write_seq)))
 }
 
-/// The same of two sockets that are known by their addresses alone.
+/// What has to be known of both ends before a message is handed over, by their addresses alone.
 #[inline(always)]
 pub fn guard_of(own: u64, peer: u64) -> Option<Guard> {
-    let write_seq = read(own, offset!(write_seq))?;
-    let acknowledged = read(own, offset!(acknowledged))?;
-    Receiver::read(peer)?.guard(state_of(own)?, write_seq, acknowledged)
+    guard(peer, state_of(own)?, read(own, offset!(write_seq))?)
+}
+
+/// The same where the sender is known.
+#[inline(always)]
+pub fn guard(peer: u64, state: u32, write_seq: u32) -> Option<Guard> {
+    let waiting_bytes = read(peer, offset!(receive_memory))?;
+    Some(Guard {
+        state,
+        write_seq,
+        copied_seq: read(peer, offset!(copied_seq))?,
+        waiting_bytes,
+        receive_buffer: match waiting_bytes {
+            // Any buffer has room for more, and this is so nearly always.
+            0 => u32::MAX,
+            _ => read(peer, offset!(receive_buffer))?,
+        },
+    })
+}
+
+/// Whether somebody reads from that socket, or writes to it: whoever wants to hand something over to it
+/// waits for its lock, then.
+#[inline(always)]
+pub fn is_in_use(sock: u64) -> bool {
+    matches!(read::<u32>(sock, offset!(lock_owned)), Some(owned) if owned != 0)
 }
 
 /// `sk_state` of a socket that is known by its address.
 #[inline(always)]
 pub fn state_of(sock: u64) -> Option<u32> {
     read::<u8>(sock, offset!(state)).map(u32::from)
-}
-
-/// Looks at a socket's lock, at most: some fifty to a hundred microseconds. A large message is copied in
-/// that time on a slow machine, too, and a virtual processor that sleeps takes as long to be woken.
-const LOOKS_AT_LOCK: u32 = 3000;
-
-/// Waits a moment while somebody reads from that socket. Who hands a message over takes its lock: as long
-/// as a large one is being read that is with the reader, and to sleep and to be woken takes both longer.
-#[inline(always)]
-pub fn wait_for_reader(sock: u64) {
-    for _ in 0..LOOKS_AT_LOCK {
-        match read::<u32>(sock, offset!(lock_owned)) {
-            Some(owned) if owned != 0 => {}
-            _ => break,
-        }
-    }
 }
 
 /// The kernel's own structure, where its fields are known.
@@ -111,55 +113,6 @@ fn tcp_sock(sk: *mut bpf_sock) -> Option<*const u8> {
 fn field<T>(tcp_sock: *const u8, offset: u32) -> T {
     // SAFETY: the verifier checks the offset, a constant of the loaded program, against the structure.
     unsafe { ptr::read_volatile(tcp_sock.add(offset as usize).cast()) }
-}
-
-/// Words from the receiver's queue on: on most kernels everything that has to
-/// be known of it is among them, and one call of a helper reads it.
-const WINDOW: usize = 8;
-
-struct Receiver {
-    sock: u64,
-    window: [u64; WINDOW],
-}
-
-impl Receiver {
-    #[inline(always)]
-    fn read(sock: u64) -> Option<Self> {
-        let mut window = MaybeUninit::<[u64; WINDOW]>::uninit();
-        if !read_into(&mut window, sock, offset!(receive_queue)) {
-            return None;
-        }
-        Some(Self {
-            sock,
-            // SAFETY: the helper has written all of it.
-            window: unsafe { window.assume_init() },
-        })
-    }
-
-    #[inline(always)]
-    fn guard(&self, state: u32, write_seq: u32, acknowledged: u32) -> Option<Guard> {
-        Some(Guard {
-            state,
-            write_seq,
-            acknowledged,
-            queued_packets: self.word(offset!(receive_queue))?,
-            waiting_bytes: self.word(offset!(receive_memory))?,
-            receive_buffer: self.word(offset!(receive_buffer))?,
-        })
-    }
-
-    /// Four bytes at that offset. Which way they come is known when the program is loaded.
-    #[inline(always)]
-    fn word(&self, offset: u32) -> Option<u32> {
-        let within = offset.wrapping_sub(offset!(receive_queue)) as usize;
-        if within > size_of_val(&self.window) - size_of::<u32>() {
-            return read(self.sock, offset);
-        }
-        // SAFETY: within the window.
-        Some(unsafe {
-            ptr::read_unaligned((&raw const self.window).cast::<u8>().add(within).cast())
-        })
-    }
 }
 
 /// Whether the other end has said that it sends no more (`RCV_SHUTDOWN`).

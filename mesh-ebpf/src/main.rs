@@ -16,6 +16,7 @@ mod kernel;
 mod listener;
 mod log;
 mod maps;
+mod moment;
 mod original_dst;
 mod peername;
 mod ring;

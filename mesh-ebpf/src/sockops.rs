@@ -155,7 +155,8 @@ fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock) {
     if let Some(origin) = origin(sk)
         && origin.splice != 0
     {
-        splice::connected(raw, sk, origin.splice);
+        let is_agent = origin.role == OriginRole::Agent as u32;
+        splice::connected(raw, sk, origin.splice, is_agent);
     }
     account::established(raw);
 }
@@ -192,7 +193,8 @@ fn accepted(
                     cookie: origin.flow,
                     sock: origin.client_sock,
                 };
-                splice::accepted(raw, sk, client, origin.splice);
+                let is_agent = origin.role == OriginRole::Agent as u32;
+                splice::accepted(raw, sk, client, origin.splice, is_agent);
             }
             flow.source_identity = origin.source_identity;
             flow.transport = origin.transport;

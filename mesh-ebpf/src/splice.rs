@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops};
 use aya_ebpf::helpers::generated;
-use mesh_common::{Splice, SplicePeer, Workload, direction, workload_flag};
+use mesh_common::{Sender, Splice, SplicePeer, Workload, direction, workload_flag};
 
 use crate::context::{socket_cookie, watch};
 use crate::kernel;
@@ -40,15 +40,22 @@ fn allowed(workload: &Workload, application: u32, agent: u32) -> u32 {
 
 /// The connecting end is established. The other end may not exist yet.
 #[inline(always)]
-pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32) {
+pub fn connected(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, ends: u32, is_agent: bool) {
     let nobody = SplicePeer { cookie: 0, sock: 0 };
-    join(raw, sk, nobody, ends & direction::CLIENT);
+    join(raw, sk, nobody, sender(ends, direction::CLIENT, is_agent));
 }
 
 /// The accepting end is established; `client` is the other end.
 #[inline(always)]
-pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, ends: u32) {
-    let Some(own) = join(raw, sk, client, (ends & direction::SERVER) >> 1) else {
+pub fn accepted(
+    raw: *mut bpf_sock_ops,
+    sk: *mut bpf_sock,
+    client: SplicePeer,
+    ends: u32,
+    is_agent: bool,
+) {
+    let sender = sender(ends, direction::SERVER, is_agent);
+    let Some(own) = join(raw, sk, client, sender) else {
         return;
     };
     let this = SplicePeer {
@@ -56,6 +63,16 @@ pub fn accepted(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, client: SplicePeer, e
         sock: sk as u64,
     };
     let _ = SPLICE_PEERS.insert(&client.cookie, &this, 0);
+}
+
+#[inline(always)]
+fn sender(ends: u32, own: u32, is_agent: bool) -> u32 {
+    let sender = match (ends & own != 0, is_agent) {
+        (false, _) => Sender::Nobody,
+        (true, false) => Sender::Application,
+        (true, true) => Sender::Agent,
+    };
+    sender as u32
 }
 
 /// This end's cookie, where it takes part.

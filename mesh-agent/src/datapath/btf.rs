@@ -55,12 +55,11 @@ fn layout(bytes: &[u8]) -> Result<KernelLayout, BtfError> {
     Ok(KernelLayout {
         is_known: 1,
         receive_memory: field("sock", &["sk_backlog", "rmem_alloc"], "sk_rmem_alloc")?,
-        receive_queue: field("sock", &["sk_receive_queue", "qlen"], "sk_receive_queue")?,
         receive_buffer: field("sock", &["sk_rcvbuf"], "sk_rcvbuf")?,
         flags: field("sock", &["__sk_common", "skc_flags"], "sk_flags")?,
         zerocopy_bit: zerocopy.ok_or(BtfError::Field("SOCK_ZEROCOPY"))?,
         write_seq: field("tcp_sock", &["write_seq"], "write_seq")?,
-        acknowledged: field("tcp_sock", &["snd_una"], "snd_una")?,
+        copied_seq: field("tcp_sock", &["copied_seq"], "copied_seq")?,
         shutdown: field("sock", &["sk_shutdown"], "sk_shutdown")?,
         state: field("sock", &["__sk_common", "skc_state"], "sk_state")?,
         lock_owned: field("sock", &["sk_lock", "owned"], "sk_lock")?,
@@ -226,10 +225,10 @@ mod tests {
     fn the_running_kernels_layout_is_found() {
         let layout = kernel_layout().unwrap();
         // `struct sock` is below 1 KiB, the rest of `struct tcp_sock` below 4 KiB.
-        for offset in [layout.receive_memory, layout.receive_queue, layout.flags] {
+        for offset in [layout.receive_memory, layout.receive_buffer, layout.flags] {
             assert!((1..1024).contains(&offset), "{layout:?}");
         }
-        for offset in [layout.write_seq, layout.acknowledged] {
+        for offset in [layout.write_seq, layout.copied_seq] {
             assert!(
                 (1024..4096).contains(&offset) && offset % 4 == 0,
                 "{layout:?}"

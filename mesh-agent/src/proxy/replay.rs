@@ -70,7 +70,11 @@ impl<S: Duplex> Duplex for Replay<S> {
     }
 
     fn application(&mut self) -> Option<&mut ApplicationStream> {
-        self.stream.application()
+        // As long as bytes are held here, nothing may overtake them.
+        match self.first.is_empty() {
+            true => self.stream.application(),
+            false => None,
+        }
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

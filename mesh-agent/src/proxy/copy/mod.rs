@@ -267,6 +267,7 @@ impl Way {
             match self {
                 Self::Reading { flows } => {
                     reader.all_written();
+                    pass_on(reader, writer, count);
                     match poll_pass(*flows, reader, writer, count, cx)? {
                         Poll::Ready(next) => {
                             if *flows {
@@ -279,12 +280,7 @@ impl Way {
                             let _ = Pin::new(&mut *writer)
                                 .poll_flush(cx)
                                 .map_err(Failure::writing)?;
-                            if let (Some(from), Some(to)) =
-                                (reader.application(), writer.application())
-                                && let Some(bridge) = from.passed_on(to)
-                            {
-                                let _ = count.bridge.set(bridge);
-                            }
+                            pass_on(reader, writer, count);
                             return Poll::Pending;
                         }
                     }
@@ -324,6 +320,16 @@ impl Way {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// Everything that was read has been written: more may go past the agent. It is said also before the
+/// next read: one that is in full flow may never find that there is nothing to read.
+fn pass_on(reader: &mut impl Duplex, writer: &mut impl Duplex, count: &Count) {
+    if let (Some(from), Some(to)) = (reader.application(), writer.application())
+        && let Some(bridge) = from.passed_on(to)
+    {
+        let _ = count.bridge.set(bridge);
     }
 }
 
