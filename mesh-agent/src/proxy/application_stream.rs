@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::application::Place;
-use super::copy::Duplex;
+use super::copy::{Duplex, KernelPipe};
 use crate::datapath::{Bridge, Bridges, Bridging};
 use crate::telemetry::callers::Arrived;
 use crate::telemetry::connections::{BytesOf, Counter};
@@ -252,6 +252,27 @@ impl Duplex for ApplicationStream {
 
     fn application(&mut self) -> Option<&mut ApplicationStream> {
         Some(self)
+    }
+
+    fn is_plain(&self) -> bool {
+        // splice(2) does not find what was handed over.
+        self.splice.is_none()
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_fill(cx, pipe)
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_drain(cx, pipe)
     }
 }
 

@@ -121,6 +121,32 @@ macro_rules! one_of {
                 }
             }
 
+            fn is_plain(&self) -> bool {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::is_plain(io),)+
+                }
+            }
+
+            fn poll_fill(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+                pipe: &mut $crate::proxy::copy::KernelPipe,
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::poll_fill(io, cx, pipe),)+
+                }
+            }
+
+            fn poll_drain(
+                &mut self,
+                cx: &mut std::task::Context<'_>,
+                pipe: &mut $crate::proxy::copy::KernelPipe,
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                match self {
+                    $(Self::$variant(io) => $crate::proxy::copy::Duplex::poll_drain(io, cx, pipe),)+
+                }
+            }
+
             fn poll_aborted(
                 &mut self,
                 cx: &mut std::task::Context<'_>,

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::application_stream::ApplicationStream;
-use super::copy::Duplex;
+use super::copy::{Duplex, KernelPipe};
 use super::writes_to::writes_to;
 
 pub(super) struct Replay<S> {
@@ -75,6 +75,26 @@ impl<S: Duplex> Duplex for Replay<S> {
             true => self.stream.application(),
             false => None,
         }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.first.is_empty() && self.stream.is_plain()
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_fill(cx, pipe)
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.stream.poll_drain(cx, pipe)
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

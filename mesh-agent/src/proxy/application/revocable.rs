@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::admissions::Admission;
 use crate::proxy::application_stream::ApplicationStream;
-use crate::proxy::copy::Duplex;
+use crate::proxy::copy::{Duplex, KernelPipe};
 use crate::route::TcpLimits;
 use crate::telemetry::callers::Counted;
 
@@ -116,6 +116,16 @@ impl<S: Duplex> Revocable<S> {
         Poll::Ready(error)
     }
 
+    /// Counts what came from the application.
+    fn gave(&mut self, bytes: usize) {
+        if let Some(counted) = &mut self.counted {
+            counted.add(0, bytes);
+        }
+        if bytes > 0 {
+            self.moved();
+        }
+    }
+
     /// Counts what the application took.
     fn took(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &result {
@@ -138,12 +148,7 @@ impl<S: Duplex> AsyncRead for Revocable<S> {
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
         let read = buffer.filled().len() - before;
-        if let Some(counted) = &mut self.counted {
-            counted.add(0, read);
-        }
-        if read > 0 {
-            self.moved();
-        }
+        self.gave(read);
         result
     }
 }
@@ -197,6 +202,33 @@ impl<S: Duplex> Duplex for Revocable<S> {
             return None;
         }
         self.stream.application()
+    }
+
+    fn is_plain(&self) -> bool {
+        self.stream.is_plain()
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let result = self.stream.poll_fill(cx, pipe);
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.gave(*bytes);
+        }
+        result
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let result = self.stream.poll_drain(cx, pipe);
+        self.took(result)
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

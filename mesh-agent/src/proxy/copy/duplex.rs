@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 use tokio_util::io::poll_read_buf;
 
+use super::kernel_pipe::KernelPipe;
 use crate::proxy::application_stream::ApplicationStream;
 
 /// What is passed on at once. Behind the nine bytes that head an HTTP/2 frame it fills
@@ -79,6 +80,32 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
         None
     }
 
+    /// Whether its bytes are those of a socket as they are, so that the kernel can move them from there
+    /// and to it.
+    fn is_plain(&self) -> bool {
+        false
+    }
+
+    /// Reads into the pipe, where it [is plain](Self::is_plain). Gives 0 at the end of the stream.
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        let _ = (cx, pipe);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Writes from the pipe, where it [is plain](Self::is_plain).
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        let _ = (cx, pipe);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
     /// Ready when the far end aborted, for streams that can tell without being
     /// read or written.
     fn poll_aborted(&mut self, _cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -95,6 +122,26 @@ impl Duplex for TcpStream {
         // With no time to linger close(2) sends a reset. On failure the
         // connection is gone already.
         let _ = self.set_zero_linger();
+    }
+
+    fn is_plain(&self) -> bool {
+        true
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        pipe.poll_fill(self, cx)
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        pipe.poll_drain(self, cx)
     }
 }
 
@@ -145,6 +192,26 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
 
     fn application(&mut self) -> Option<&mut ApplicationStream> {
         (**self).application()
+    }
+
+    fn is_plain(&self) -> bool {
+        (**self).is_plain()
+    }
+
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        (**self).poll_fill(cx, pipe)
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut KernelPipe,
+    ) -> Poll<io::Result<usize>> {
+        (**self).poll_drain(cx, pipe)
     }
 
     fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

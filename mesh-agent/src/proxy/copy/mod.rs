@@ -3,6 +3,7 @@
 //! an abort passed on as an abort, never as a regular end.
 
 mod duplex;
+mod kernel_pipe;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::datapath::Bridge;
 
 use duplex::{CHUNK_BYTES, SOCKET_BYTES};
 pub use duplex::{Chunk, Duplex};
+pub use kernel_pipe::KernelPipe;
 
 /// What fills at least so much of the buffer is given away with it where the writer
 /// keeps it, and the thread gets a new one; less is copied.
@@ -237,6 +239,8 @@ enum Way {
     Writing(Bytes),
     /// The same in several pieces, the first of them last.
     WritingMany(Vec<Bytes>),
+    /// The same in a pipe.
+    Draining(KernelPipe),
     /// The reader ended, the writer is being told.
     Ending,
     /// The writer was told.
@@ -307,6 +311,18 @@ impl Way {
                         pieces.pop();
                     }
                 }
+                Self::Draining(pipe) => {
+                    let taken = ready!(writer.poll_drain(cx, pipe))
+                        .and_then(taken)
+                        .map_err(Failure::writing)?;
+                    count.add(taken);
+                    if pipe.is_empty() {
+                        let flowing = Self::Reading { flows: true };
+                        if let Self::Draining(pipe) = std::mem::replace(self, flowing) {
+                            pipe.give_back();
+                        }
+                    }
+                }
                 Self::Ending => {
                     match ready!(Pin::new(&mut *writer).poll_shutdown(cx)) {
                         // It has gone after it said all: nothing is left to be told.
@@ -341,6 +357,41 @@ thread_local! {
     static LARGE_SCRATCH: Cell<BytesMut> = Cell::default();
 }
 
+/// Has the kernel move what there is from one socket to the other; only what the writer does not take stays
+/// in the pipe.
+fn poll_move(
+    mut pipe: KernelPipe,
+    reader: &mut impl Duplex,
+    writer: &mut impl Duplex,
+    count: &Count,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Way, Failure>> {
+    let moved = match reader.poll_fill(cx, &mut pipe) {
+        Poll::Ready(Ok(moved)) if moved > 0 => moved,
+        other => {
+            pipe.give_back();
+            return match other {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(_)) => Poll::Ready(Ok(Way::Ending)),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::reading(error))),
+            };
+        }
+    };
+    if let Poll::Ready(result) = writer.poll_drain(cx, &mut pipe) {
+        let taken = result.and_then(taken).map_err(Failure::writing)?;
+        count.add(taken);
+    }
+    Poll::Ready(Ok(match pipe.is_empty() {
+        true => {
+            pipe.give_back();
+            Way::Reading {
+                flows: moved >= CHUNK_BYTES,
+            }
+        }
+        false => Way::Draining(pipe),
+    }))
+}
+
 /// Reads once and writes what was read; only what the writer does not take is kept.
 fn poll_pass(
     flows: bool,
@@ -349,6 +400,13 @@ fn poll_pass(
     count: &Count,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Way, Failure>> {
+    if flows
+        && reader.is_plain()
+        && writer.is_plain()
+        && let Some(pipe) = KernelPipe::take()
+    {
+        return poll_move(pipe, reader, writer, count, cx);
+    }
     let (scratch_of_thread, bytes) = match writer.batch_bytes() {
         bytes if flows && bytes > CHUNK_BYTES => (&LARGE_SCRATCH, bytes),
         _ => (&SCRATCH, CHUNK_BYTES),
