@@ -15,9 +15,6 @@ const LIMIT: u64 = 1 << 18;
 
 /// So many bytes are worth one unit of time: for the agent to carry them takes twice as long.
 const WORTH: u32 = 2048;
-/// So much more may be spent at once, to have everything read that is in the buffers on the way.
-const ADVANCE: u16 = 20_000;
-
 /// One direction of a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +28,11 @@ pub struct Patience {
 assert_layout!(Patience, size = 4, align = 2);
 
 impl Patience {
+    /// What an application may spend more at once, to have everything read that is in the buffers on the way.
+    pub const OF_APPLICATION: u16 = 20_000;
+    /// The same for a thread of the agent.
+    pub const OF_AGENT: u16 = 2_000;
+
     /// For how many nanoseconds a message of that size waits at most, if it waits.
     #[inline(always)]
     pub const fn limit(size: u32) -> u64 {
@@ -40,13 +42,13 @@ impl Patience {
 
     /// Counts a message of that size, and says whether it may wait.
     #[inline(always)]
-    pub const fn waits(&mut self, size: u32) -> bool {
+    pub const fn waits(&mut self, size: u32, advance: u16) -> bool {
         let worth = size / WORTH;
         let spent = (self.spent as u32).saturating_sub(worth) as u16;
         self.spent = spent;
         if spent == 0 {
             self.rests = 0;
-        } else if spent >= ADVANCE {
+        } else if spent >= advance {
             self.rests = 1;
         }
         self.rests == 0
@@ -55,7 +57,13 @@ impl Patience {
     /// It has waited for so many nanoseconds.
     #[inline(always)]
     pub const fn waited(&mut self, ns: u64) {
-        self.spent = self.spent.saturating_add(ns.div_ceil(1024) as u16);
+        let units = ns.div_ceil(1024);
+        let units = if units > u16::MAX as u64 {
+            u16::MAX
+        } else {
+            units as u16
+        };
+        self.spent = self.spent.saturating_add(units);
     }
 }
 
@@ -64,13 +72,14 @@ mod tests {
     use super::*;
 
     const MESSAGE: u32 = 128 << 10;
+    const ADVANCE: u16 = Patience::OF_APPLICATION;
 
     /// Sends so many messages, each of which would have to wait for so long; how long they have waited,
     /// and how many.
     fn wait(patience: &mut Patience, messages: u32, ns: u64) -> (u64, u32) {
         let mut waited = (0, 0);
         for _ in 0..messages {
-            if patience.waits(MESSAGE) {
+            if patience.waits(MESSAGE, ADVANCE) {
                 let ns = ns.min(Patience::limit(MESSAGE));
                 patience.waited(ns);
                 waited = (waited.0 + ns, waited.1 + 1);
@@ -104,7 +113,7 @@ mod tests {
             let (_, waiting) = wait(&mut patience, 300, u64::MAX);
             assert!(waiting < 10, "{waiting}");
             while patience.rests != 0 {
-                patience.waits(MESSAGE);
+                patience.waits(MESSAGE, ADVANCE);
             }
         }
     }

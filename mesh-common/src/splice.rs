@@ -176,6 +176,8 @@ const TCP_CLOSE_WAIT: u32 = 8;
 
 /// Decides for one message.
 ///
+/// Both ends count in the same sequence numbers: nothing between two sockets of one node changes them.
+///
 /// Order: where all that TCP was given has been read, earlier bytes of this direction
 /// have been read, too, or were handed over before and are read first. Memory: the receiver is charged for what is handed over
 /// (`sk_rmem_alloc`, Linux 6.13 and the stable releases with its fix).

@@ -23,6 +23,9 @@ const NO_RTT: u32 = u32::MAX;
 /// the agent does.
 const FOLLOWED_SEGMENTS: u32 = 32;
 
+/// What is handed over in that many bytes lasts, too, in however few messages.
+const LONG: u32 = 256 << 10;
+
 /// What a new record starts from.
 pub const NO_FLOW: Flow = Flow {
     netns_cookie: 0,
@@ -131,6 +134,11 @@ pub fn closed(raw: *mut bpf_sock_ops, sk: *mut bpf_sock, before: u32) {
         return;
     };
     let now = measure(raw, flow, kernel::is_read_to_the_end(sk));
+    // SAFETY: as above.
+    let segments = unsafe { ((*flow).segments_sent, (*flow).segments_received) };
+    if segments.0 > FOLLOWED_SEGMENTS || segments.1 > FOLLOWED_SEGMENTS {
+        lasting(flow);
+    }
     let refusal = refused_by_agent(cookie, flow);
     // SAFETY: as above.
     let (netns_cookie, verdict, remote) = unsafe {
@@ -193,7 +201,8 @@ fn record(unrecorded: &mut HandedOver, sender: u64, receiver: u64) -> u32 {
     }
     let before = unrecorded.recorded_messages;
     unrecorded.record();
-    let lasts = before < FOLLOWED_SEGMENTS && unrecorded.recorded_messages >= FOLLOWED_SEGMENTS;
+    let lasts = bytes >= LONG
+        || before < FOLLOWED_SEGMENTS && unrecorded.recorded_messages >= FOLLOWED_SEGMENTS;
     count_more(Counter::HandedOver, u64::from(messages));
     if let Some(flow) = FLOWS.get_ptr_mut(&sender) {
         if lasts {

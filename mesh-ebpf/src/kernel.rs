@@ -51,7 +51,7 @@ pub fn is_known() -> bool {
 /// The end of what a socket has given to TCP (`write_seq`), or `None` where that cannot be known or it
 /// wants to hear of its pages.
 #[inline(always)]
-pub fn sent(own: *mut bpf_sock) -> Option<u32> {
+pub fn given(own: *mut bpf_sock) -> Option<u32> {
     let own = tcp_sock(own)?;
     let flags: u64 = field(own, offset!(flags));
     // MSG_ZEROCOPY: the completion would never come (net/core/skmsg.c copies the pages' references).

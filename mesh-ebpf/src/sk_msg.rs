@@ -76,7 +76,7 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     splice.pace.count(size, || unsafe { bpf_ktime_get_ns() });
     // SAFETY: a field of the checked socket.
     let state = unsafe { ptr::read_volatile(&raw const (*sk).state) };
-    let Some(write_seq) = kernel::sent(sk) else {
+    let Some(write_seq) = kernel::given(sk) else {
         return HandOver::Closing;
     };
     let bridge = bridge::of(splice);
@@ -97,7 +97,7 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
         is_agent: is_agent.into(),
     };
     let mut way = ways.best();
-    if size >= LARGE && ways.may_improve(way) && splice.patience.waits(size) {
+    if size >= LARGE && ways.may_improve(way) && splice.patience.waits(size, advance(is_agent)) {
         splice
             .patience
             .waited(wait_for(&mut ways, Patience::limit(size)));
@@ -168,6 +168,8 @@ impl Ways {
         let has_bridge = self.bridge.receiver != 0;
         match best {
             HandOver::Peer => has_bridge,
+            // Also where TCP has not sent all yet, which it cannot as long as the program runs: what is on the
+            // way gets less all the while.
             HandOver::Full | HandOver::Unread => has_bridge || self.is_agent != 0,
             _ => false,
         }
@@ -189,6 +191,16 @@ impl Awaited for Lock {
     #[inline(always)]
     fn look(&mut self) -> bool {
         !kernel::is_in_use(self.0)
+    }
+}
+
+/// A thread of the agent serves many.
+#[inline(always)]
+const fn advance(is_agent: bool) -> u16 {
+    if is_agent {
+        Patience::OF_AGENT
+    } else {
+        Patience::OF_APPLICATION
     }
 }
 

@@ -45,7 +45,7 @@ pub fn um_sockops(ctx: SockOpsContext) -> u32 {
             account::measured(raw);
             return 1;
         }
-        // Also only of those.
+        // Of those, and of what a listener has accepted that has.
         BPF_SOCK_OPS_STATE_CB => {
             state(raw);
             return 1;

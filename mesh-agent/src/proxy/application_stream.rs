@@ -81,12 +81,12 @@ impl ApplicationStream {
 
     /// All that was read here has been written to `to`, and what comes goes there as well: it
     /// need not come through the agent, as long as it does not read. Returns the way
-    /// past when that has just come about.
-    pub(super) fn passed_on(&mut self, to: &mut Self) -> Option<Arc<Bridge>> {
+    /// past when that has just come about. `is_idle`: there is nothing to read.
+    pub(super) fn passed_on(&mut self, to: &mut Self, is_idle: bool) -> Option<Arc<Bridge>> {
         let (here, there) = (self.splice.as_mut()?, to.splice.as_mut()?);
         let mut new = None;
         if let Passage::Wanted(bridges, attempts) = &mut here.from_here {
-            *attempts += 1;
+            *attempts += u8::from(is_idle);
             here.from_here = match bridges.make(&self.stream, &to.stream) {
                 Bridging::NotYet if *attempts < MAX_ATTEMPTS => return None,
                 Bridging::NotYet | Bridging::Never => Passage::None,

@@ -86,7 +86,7 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
         false
     }
 
-    /// Reads into the pipe, where it [is plain](Self::is_plain). Gives 0 at the end of the stream.
+    /// Reads into the pipe, where it [is plain](Self::is_plain); 0: whether there is more only reading tells.
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,

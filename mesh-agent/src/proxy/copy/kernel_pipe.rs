@@ -15,7 +15,7 @@ use super::duplex::SOCKET_BYTES;
 
 /// So many may be there at one time: each takes two file descriptors, and holds up to 256 KiB for a
 /// receiver that is slow.
-const MAX_PIPES: usize = 256;
+const MAX_PIPES: usize = 512;
 static PIPES: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -75,7 +75,8 @@ impl KernelPipe {
         self.held == 0
     }
 
-    /// Reads into the pipe, which is empty; 0 at the end of the stream.
+    /// Reads into the pipe, which is empty. Whether 0 means that there is nothing, or nothing more, only
+    /// recv(2) can say: splice(2) gives it also where it gets no further (at urgent data).
     pub(super) fn poll_fill(
         &mut self,
         from: &TcpStream,
@@ -84,9 +85,12 @@ impl KernelPipe {
         loop {
             ready!(from.poll_read_ready(cx))?;
             let input = self.input.as_fd();
-            // The pipe has room: only the socket can have the call wait.
+            // The socket counts as ready afterwards, too: who asks it next is recv(2).
             let moved = from.try_io(Interest::READABLE, || {
-                splice(from.as_fd(), input, SOCKET_BYTES)
+                match splice(from.as_fd(), input, SOCKET_BYTES) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                    result => result,
+                }
             });
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -128,18 +132,23 @@ impl Drop for KernelPipe {
 }
 
 fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
-    // SAFETY: two descriptors that are open; no offsets are given.
-    let moved = unsafe {
-        libc::splice(
-            from.as_raw_fd(),
-            ptr::null_mut(),
-            to.as_raw_fd(),
-            ptr::null_mut(),
-            bytes,
-            libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK,
-        )
-    };
-    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    loop {
+        // SAFETY: two descriptors that are open; no offsets are given.
+        let moved = unsafe {
+            libc::splice(
+                from.as_raw_fd(),
+                ptr::null_mut(),
+                to.as_raw_fd(),
+                ptr::null_mut(),
+                bytes,
+                libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK,
+            )
+        };
+        match usize::try_from(moved).map_err(|_| io::Error::last_os_error()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,5 +203,38 @@ mod tests {
         send_through().await;
         let pipe = SPARE.take().expect("one was used");
         assert!(pipe.is_empty());
+    }
+
+    #[tokio::test]
+    async fn urgent_data_ends_no_stream_and_holds_none_up() {
+        const BYTES: usize = 2 << 20;
+        let ((left, first), (mut right, second)) = (pair().await, pair().await);
+        let transferred = Transferred::default();
+        let write = tokio::task::spawn_blocking(move || {
+            let mut left = left.into_std().unwrap();
+            left.set_nonblocking(false).unwrap();
+            for _ in 0..3 {
+                io::Write::write_all(&mut left, &[7; BYTES]).unwrap();
+                socket2::SockRef::from(&left)
+                    .send_out_of_band(b"!")
+                    .unwrap();
+            }
+            io::Write::write_all(&mut left, &[7; BYTES]).unwrap();
+            left.shutdown(std::net::Shutdown::Write).unwrap();
+            left
+        });
+        let read = async {
+            let mut got = Vec::new();
+            right.read_to_end(&mut got).await.unwrap();
+            right.shutdown().await.unwrap();
+            got
+        };
+        let (got, left, copied) = tokio::join!(read, write, copy_both(first, second, &transferred));
+        left.unwrap();
+        copied.unwrap();
+        // Of what is urgent only the last is out of band: before it is read, the next makes it a byte like others.
+        let (usual, urgent): (Vec<u8>, Vec<u8>) = got.iter().partition(|byte| **byte == 7);
+        assert_eq!(usual.len(), 4 * BYTES);
+        assert!(urgent.len() < 3 && urgent.iter().all(|byte| *byte == b'!'));
     }
 }

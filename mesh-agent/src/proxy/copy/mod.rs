@@ -271,7 +271,7 @@ impl Way {
             match self {
                 Self::Reading { flows } => {
                     reader.all_written();
-                    pass_on(reader, writer, count);
+                    pass_on(reader, writer, count, false);
                     match poll_pass(*flows, reader, writer, count, cx)? {
                         Poll::Ready(next) => {
                             if *flows {
@@ -284,7 +284,7 @@ impl Way {
                             let _ = Pin::new(&mut *writer)
                                 .poll_flush(cx)
                                 .map_err(Failure::writing)?;
-                            pass_on(reader, writer, count);
+                            pass_on(reader, writer, count, true);
                             return Poll::Pending;
                         }
                     }
@@ -316,11 +316,10 @@ impl Way {
                         .and_then(taken)
                         .map_err(Failure::writing)?;
                     count.add(taken);
-                    if pipe.is_empty() {
-                        let flowing = Self::Reading { flows: true };
-                        if let Self::Draining(pipe) = std::mem::replace(self, flowing) {
-                            pipe.give_back();
-                        }
+                    if pipe.is_empty()
+                        && let Self::Draining(pipe) = std::mem::take(self)
+                    {
+                        pipe.give_back();
                     }
                 }
                 Self::Ending => {
@@ -340,10 +339,10 @@ impl Way {
 }
 
 /// Everything that was read has been written: more may go past the agent. It is said also before the
-/// next read: one that is in full flow may never find that there is nothing to read.
-fn pass_on(reader: &mut impl Duplex, writer: &mut impl Duplex, count: &Count) {
+/// next read: one that is in full flow may never find that there is nothing to read (`is_idle`).
+fn pass_on(reader: &mut impl Duplex, writer: &mut impl Duplex, count: &Count, is_idle: bool) {
     if let (Some(from), Some(to)) = (reader.application(), writer.application())
-        && let Some(bridge) = from.passed_on(to)
+        && let Some(bridge) = from.passed_on(to, is_idle)
     {
         let _ = count.bridge.set(bridge);
     }
@@ -358,30 +357,24 @@ thread_local! {
 }
 
 /// Has the kernel move what there is from one socket to the other; only what the writer does not take stays
-/// in the pipe.
+/// in the pipe. `None`: it has moved nothing.
 fn poll_move(
     mut pipe: KernelPipe,
     reader: &mut impl Duplex,
     writer: &mut impl Duplex,
     count: &Count,
     cx: &mut Context<'_>,
-) -> Poll<Result<Way, Failure>> {
-    let moved = match reader.poll_fill(cx, &mut pipe) {
-        Poll::Ready(Ok(moved)) if moved > 0 => moved,
-        other => {
-            pipe.give_back();
-            return match other {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(Ok(_)) => Poll::Ready(Ok(Way::Ending)),
-                Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::reading(error))),
-            };
-        }
+) -> Poll<Result<Option<Way>, Failure>> {
+    let filled = reader.poll_fill(cx, &mut pipe);
+    let Poll::Ready(Ok(moved @ 1..)) = filled else {
+        pipe.give_back();
+        return filled.map(|filled| filled.map(|_| None).map_err(Failure::reading));
     };
     if let Poll::Ready(result) = writer.poll_drain(cx, &mut pipe) {
         let taken = result.and_then(taken).map_err(Failure::writing)?;
         count.add(taken);
     }
-    Poll::Ready(Ok(match pipe.is_empty() {
+    Poll::Ready(Ok(Some(match pipe.is_empty() {
         true => {
             pipe.give_back();
             Way::Reading {
@@ -389,7 +382,7 @@ fn poll_move(
             }
         }
         false => Way::Draining(pipe),
-    }))
+    })))
 }
 
 /// Reads once and writes what was read; only what the writer does not take is kept.
@@ -404,8 +397,9 @@ fn poll_pass(
         && reader.is_plain()
         && writer.is_plain()
         && let Some(pipe) = KernelPipe::take()
+        && let Some(next) = ready!(poll_move(pipe, reader, writer, count, cx))?
     {
-        return poll_move(pipe, reader, writer, count, cx);
+        return Poll::Ready(Ok(next));
     }
     let (scratch_of_thread, bytes) = match writer.batch_bytes() {
         bytes if flows && bytes > CHUNK_BYTES => (&LARGE_SCRATCH, bytes),
