@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Agent;
-use super::flow_keeper::Tended;
+use super::flow_keeper::{FlowKeeper, Tended};
 use crate::datapath::FlowRecord;
 use crate::proxy::Local;
 
@@ -19,9 +19,22 @@ impl Agent {
         });
     }
 
+    /// Takes the kernel's events, counts what has come about and ended, and makes room in its account.
+    /// Whether there were any.
+    pub(super) fn tend(&self, keeper: &mut FlowKeeper, is_alone: impl FnOnce() -> bool) -> bool {
+        let _alone = self.accounting.lock();
+        let tended = keeper.tend(&self.node.datapath, is_alone);
+        let any = tended.any;
+        if tended.swept {
+            self.name_all();
+        }
+        self.count_direct(tended);
+        any
+    }
+
     /// Counts what has come about and ended since the last look at the kernel's events; from time
     /// to time all there is, since events may be lost.
-    pub(super) fn count_direct(&self, tended: Tended) {
+    fn count_direct(&self, tended: Tended) {
         if tended.swept {
             let records = self.node.datapath.direct_flows();
             self.see_direct(&records);
@@ -35,6 +48,7 @@ impl Agent {
 
     /// Counts the bytes of those that are open, as they are now.
     pub(super) fn refresh_direct(&self) {
+        let _alone = self.accounting.lock();
         let mut records = self.node.datapath.direct_flows();
         super::live_flows::refresh(&mut records, &self.enrolment.by_cookie());
         self.see_direct(&records);

@@ -96,6 +96,9 @@ struct Agent {
     flows: Arc<FlowCounts>,
     /// What goes past it, in its metrics.
     direct: DirectTraffic,
+    /// Who counts by the kernel's records, or removes some, does so alone: what is read before and
+    /// counted after a removal would be counted twice.
+    accounting: Mutex<()>,
     /// Whether somebody has been answered lately, which takes memory for a while.
     has_answered: AtomicBool,
     /// Whether the kernel ends connections that a new policy forbids.
@@ -239,6 +242,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         resources: 0.into(),
         flows: Arc::default(),
         direct: DirectTraffic::default(),
+        accounting: Mutex::default(),
         has_answered: AtomicBool::default(),
         ends_connections: SockDiag::here().is_ok_and(|diag| diag.can_destroy()),
         options,
@@ -350,12 +354,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             observation = observations.next() => agent.observe(observation),
             () = tokio::time::sleep_until(tend) => {
                 supervisor.alive();
-                let tended = keeper.tend(&agent.node.datapath, is_alone);
-                let busy = tended.any;
-                if tended.swept {
-                    agent.name_all();
-                }
-                agent.count_direct(tended);
+                let busy = agent.tend(&mut keeper, is_alone);
                 if busy | agent.has_answered.swap(false, Relaxed) {
                     rest.busy();
                 }

@@ -338,3 +338,34 @@ fn connections_whose_events_find_the_ring_full_are_all_accounted_for() {
         },
     );
 }
+
+#[test]
+fn connections_are_counted_once_however_often_somebody_asks() {
+    // More ends than are remembered, so that records go while they are asked for.
+    const CONNECTIONS: u64 = 6_000;
+    let two = Two::start();
+    let opened = || {
+        counter(
+            &two.metrics(),
+            "istio_tcp_connections_opened_total",
+            &[("reporter", "source"), ("source_workload", "past")],
+        )
+    };
+    let ran = std::thread::scope(|scope| {
+        let connecting =
+            scope.spawn(|| (two.past).run("python3", &["-c", MANY, VIP, &CONNECTIONS.to_string()]));
+        while !connecting.is_finished() {
+            assert!(opened() <= CONNECTIONS);
+        }
+        connecting.join().expect("it ran")
+    });
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    eventually(
+        Duration::from_secs(60),
+        "all are counted",
+        || match opened() {
+            CONNECTIONS => Ok(()),
+            other => Err(format!("{other} opened")),
+        },
+    );
+}
