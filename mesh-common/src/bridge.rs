@@ -53,8 +53,9 @@ assert_layout!(BridgeTarget, size = 24, align = 8);
 
 const TCP_ESTABLISHED: u32 = 1;
 
-/// Whether everything that the sender has sent has been read by the agent. `near_state` is the `sk_state` of the agent's socket: it has neither
-/// ended the connection nor died. To be asked before the bridge is found open.
+/// Whether everything that the sender has sent has been read by the agent. `near_state` is the
+/// `sk_state` of the agent's socket: it has neither ended the connection nor died. To be asked before
+/// the bridge is found open.
 #[inline(always)]
 pub const fn is_read_by_agent(near: &Guard, near_state: u32) -> bool {
     near.state == TCP_ESTABLISHED

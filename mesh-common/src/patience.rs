@@ -15,6 +15,7 @@ const LIMIT: u64 = 1 << 18;
 
 /// So many bytes are worth one unit of time: for the agent to carry them takes twice as long.
 const WORTH: u32 = 2048;
+
 /// One direction of a connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

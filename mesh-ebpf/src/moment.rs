@@ -6,13 +6,13 @@ use core::ptr;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_loop;
 
-/// Looks in that time, at most: each takes some tens of nanoseconds.
+/// Looks at most, whatever the clock says: each takes some tens of nanoseconds.
 const LOOKS: u32 = 4096;
 
 /// What a program waits for.
 pub trait Awaited: Copy {
     /// Whether it has come.
-    fn look(&mut self) -> bool;
+    fn look(&self) -> bool;
 }
 
 /// What is waited for, and how long.
@@ -22,14 +22,14 @@ struct Wait<T> {
     awaited: T,
 }
 
-/// Waits for so many nanoseconds at most, and says for how many. The loop is the kernel's: of one that the program makes the verifier
-/// would follow each turn.
+/// Waits for so many nanoseconds at most, and says for how many. The loop is the kernel's: of one that
+/// the program makes the verifier would follow each turn.
 #[inline(always)]
-pub fn wait_for<T: Awaited>(awaited: &mut T, ns: u64) -> u64 {
+pub fn wait_for<T: Awaited>(awaited: T, ns: u64) -> u64 {
     let start = now();
     let mut wait = Wait {
         end: start + ns,
-        awaited: *awaited,
+        awaited,
     };
     // SAFETY: the callback gets what is given here, which lives longer than the call.
     unsafe {
@@ -40,7 +40,6 @@ pub fn wait_for<T: Awaited>(awaited: &mut T, ns: u64) -> u64 {
             0,
         );
     }
-    *awaited = wait.awaited;
     now() - start
 }
 
@@ -48,7 +47,7 @@ pub fn wait_for<T: Awaited>(awaited: &mut T, ns: u64) -> u64 {
 #[inline(never)]
 extern "C" fn look<T: Awaited>(_turn: u64, wait: *mut c_void) -> c_long {
     // SAFETY: as `wait_for` has given it.
-    let wait = unsafe { &mut *wait.cast::<Wait<T>>() };
+    let wait = unsafe { &*wait.cast::<Wait<T>>() };
     c_long::from(wait.awaited.look() || now() > wait.end)
 }
 

@@ -85,7 +85,7 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     if !is_agent && bridge.is_none() && splice.pace.is_slower_handed_over() {
         return HandOver::Slower;
     }
-    let mut ways = Ways {
+    let ways = Ways {
         own: splice.own,
         peer_sock: splice.peer_sock,
         bridge: match bridge {
@@ -100,7 +100,7 @@ fn hand_over(ctx: &SkMsgContext) -> HandOver {
     if size >= LARGE && ways.may_improve(way) && splice.patience.waits(size, advance(is_agent)) {
         splice
             .patience
-            .waited(wait_for(&mut ways, Patience::limit(size)));
+            .waited(wait_for(ways, Patience::limit(size)));
         way = ways.best();
     }
     if way == HandOver::Receiver
@@ -178,7 +178,7 @@ impl Ways {
 
 impl Awaited for Ways {
     #[inline(always)]
-    fn look(&mut self) -> bool {
+    fn look(&self) -> bool {
         !self.may_improve(self.best())
     }
 }
@@ -189,7 +189,7 @@ struct Lock(u64);
 
 impl Awaited for Lock {
     #[inline(always)]
-    fn look(&mut self) -> bool {
+    fn look(&self) -> bool {
         !kernel::is_in_use(self.0)
     }
 }
@@ -209,7 +209,7 @@ fn redirect(ctx: &SkMsgContext, size: u32, receiver: u64, receiver_sock: u64) ->
     // Its lock is with whoever reads from it, for as long as a large message is copied: to sleep until then,
     // and to be woken, takes both ends longer.
     if size >= LARGE && kernel::is_in_use(receiver_sock) {
-        wait_for(&mut Lock(receiver_sock), READING);
+        wait_for(Lock(receiver_sock), READING);
     }
     let redirected = SPLICED_SOCKETS.redirect_msg(ctx, receiver, u64::from(BPF_F_INGRESS));
     redirected == i64::from(SK_PASS)
