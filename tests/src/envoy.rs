@@ -49,6 +49,9 @@ impl Workload {
                 "--log-level",
                 "warning",
                 "--use-dynamic-base-id",
+                // Of access logs, which it otherwise holds back for ten seconds.
+                "--file-flush-interval-msec",
+                "200",
             ],
         )
     }

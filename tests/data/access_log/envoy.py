@@ -49,8 +49,8 @@ cors = {"envoy.filters.http.cors": {
 routes = [
     to("refused", "/refused", name("gone"), None),
     to("again", "/again", name("gone")),
-    to("slow", "/slow", name("web"), None, "0.3s"),
-    to("tries", "/tries", name("web", "v1"), {**DEFAULT_RETRIES, "retry_on": "5xx", "per_try_timeout": "0.3s"}),
+    to("slow", "/slow", name("web"), None, "1s"),
+    to("tries", "/tries", name("web", "v1"), {**DEFAULT_RETRIES, "retry_on": "5xx", "per_try_timeout": "1s"}),
     to("delay", "/delay", name("web"), filters=fault(**delay)),
     to("both", "/both", name("web"), filters=fault(abort={"http_status": 418, "percentage": EVERY}, **delay)),
     to("abort", "/abort", name("web"), filters=fault(abort={"http_status": 503, "percentage": EVERY})),

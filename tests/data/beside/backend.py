@@ -55,6 +55,8 @@ def serve(connection):
             connection.sendall(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n")
         if answer == "slow":
             time.sleep(1)
+        if answer == "slower":
+            time.sleep(4)
         if answer == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             break

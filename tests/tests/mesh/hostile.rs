@@ -72,7 +72,7 @@ impl Stage {
 /// One kind of hostility; prints what came of it. Status 200 in a header block is
 /// 88 (RFC 7541, appendix A).
 const PEER: &str = r#"
-import socket, ssl, struct, sys, time
+import itertools, select, socket, ssl, struct, sys, threading, time
 kind, host, chain, key, authority = sys.argv[1:]
 frame = lambda kind, flags, stream, data: struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
 text = lambda value: bytes([len(value)]) + value.encode()
@@ -86,6 +86,21 @@ def tls(of=None):
     if chain != "-": context.load_cert_chain(chain, key)
     context.set_alpn_protocols(["h2"])
     return context.wrap_socket(of or tcp())
+class Feeding:
+    """Writes these pieces while it is read from, by one thread: an SSL object is no place for two."""
+    def __init__(self, connection, pieces):
+        connection.settimeout(0)
+        self.connection, self.pieces, self.left = connection, iter(pieces), b""
+    def recv(self, size):
+        while True:
+            is_stuck = True
+            self.left = self.left or next(self.pieces, b"")
+            try:
+                if self.left: self.left, is_stuck = self.left[self.connection.send(self.left):], False
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError): pass
+            try: return self.connection.recv(size)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError): pass
+            if is_stuck: select.select([self.connection], [self.connection] if self.left else [], [])
 def frames(connection):
     data = b""
     while True:
@@ -161,28 +176,24 @@ try:
     elif kind == "stuffing":
         # Four hundred tunnels, and as much for each as its window takes, to somebody who reads nothing;
         # who asks is told how many of them were reset.
-        import threading
-        ends = [set() for _ in range(4)]
-        def stuff(number):
+        ends, written = [set() for _ in range(4)], [threading.Event() for _ in range(4)]
+        full = frame(0, 0, 1, bytes(16384))
+        def pieces(number):
             # The windows are those of the server's settings when these are acknowledged.
-            one = tls(); one.sendall(PREFACE + frame(4, 1, 0, b"") + b"".join(connect(2 * n + 1) for n in range(100)))
-            def listen():
-                for kind, stream, payload in frames(one):
-                    if kind == 3: ends[number].add(stream)
-            threading.Thread(target=listen, daemon=True).start()
-            full = frame(0, 0, 1, bytes(16384))
+            yield PREFACE + frame(4, 1, 0, b"") + b"".join(connect(2 * n + 1) for n in range(100))
             for _ in range(64):
-                for n in range(100): one.sendall(full[:5] + struct.pack(">I", 2 * n + 1) + full[9:])
-            return one
-        def work(number):
-            try: kept.append(stuff(number))
+                for n in range(100): yield full[:5] + struct.pack(">I", 2 * n + 1) + full[9:]
+            written[number].set()
+        def stuff(number):
+            try:
+                for kind, stream, payload in frames(Feeding(tls(), pieces(number))):
+                    if kind == 3: ends[number].add(stream)
             except OSError: pass
-        kept = []
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-        for one in threads: one.start()
+            written[number].set()
+        for number in range(4): threading.Thread(target=stuff, args=(number,), daemon=True).start()
         print("on", flush=True)
         for line in sys.stdin:
-            for one in threads: one.join()
+            for one in written: one.wait()
             time.sleep(0.5)
             print(sum(map(len, ends)), flush=True)
     elif kind == "posts":
@@ -236,18 +247,15 @@ try:
         connection = tls(); connection.sendall(PREFACE + connect(1)); print(status(connection))
     elif kind in ("pings", "windows"):
         # Frames without end, on more connections than the agent has threads; the answers are read.
-        import threading
         window = lambda stream: frame(8, 0, stream, struct.pack(">I", 1))
         pair = frame(6, 0, 0, bytes(8)) + frame(4, 0, 0, b"") if kind == "pings" else window(0) + window(1)
         stop, flood = threading.Event(), pair * 4000
-        def write(one):
-            one.sendall(PREFACE if kind == "pings" else PREFACE + connect(1))
-            while not stop.is_set(): one.sendall(flood)
-        def read(one):
-            while not stop.is_set(): one.recv(1 << 20)
+        first = PREFACE if kind == "pings" else PREFACE + connect(1)
+        def pour(one):
+            both = Feeding(one, itertools.chain([first], itertools.repeat(flood)))
+            while not stop.is_set(): both.recv(1 << 20)
         floods = [tls() for _ in range(4)]
-        for one in floods:
-            for work in (write, read): threading.Thread(target=work, args=(one,), daemon=True).start()
+        for one in floods: threading.Thread(target=pour, args=(one,), daemon=True).start()
         time.sleep(1)
         waits = []
         for _ in range(5):
