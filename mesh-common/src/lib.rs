@@ -41,6 +41,7 @@ pub use splice::{
 };
 pub use verdict::{
     Algorithm, Endpoint, EndpointKey, Verdict, VerdictKey, VerdictKind, choose, is_worth_joining,
+    try_joining,
 };
 pub use workload::{Destination, Workload, WorkloadKey, workload_flag};
 
@@ -62,7 +63,7 @@ pub const DNS_PORT: u16 = 53;
 
 /// Layout of the maps. A change of any type here, or of a map's kind or size,
 /// raises it: maps of another layout are never reused.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 #[cfg(feature = "user")]
 macro_rules! pod {

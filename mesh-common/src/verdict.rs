@@ -64,21 +64,34 @@ pub struct Verdict {
     pub turn: u64,
     /// Direct: how many there had been when one was last seen to last. Written by the kernel.
     pub lasting: u64,
+    /// Direct: when, ns since boot, all that were [tried](try_joining) will be paid for. Written by the kernel.
+    pub tried: u64,
 }
 
-assert_layout!(Verdict, size = 40, align = 8);
+assert_layout!(Verdict, size = 48, align = 8);
 
 /// So many connections without one that lasts, and the next is taken for a short one, too.
 const SHORT_IN_A_ROW: u64 = 4_096;
-/// One in so many takes part in the short-circuit all the same.
-const TRIED: u64 = 16;
+/// One of those taken for short takes part in the short-circuit all the same, each time so many ns have passed.
+const TRIED_EVERY: u64 = 10_000_000;
+/// So many at once, where none had to be for long: whoever opens connections to keep them opens them together.
+const TRIED_AT_ONCE: u64 = 512;
 
 /// Whether the connection after the first `turn` ones takes part in the short-circuit. To join it
 /// costs as much as a handful of messages through TCP; so who only ever opens short connections
 /// is better off without. `lasting` is how many there had been when one last turned out to last.
 #[inline(always)]
 pub const fn is_worth_joining(turn: u64, lasting: u64) -> bool {
-    turn.wrapping_sub(lasting) < SHORT_IN_A_ROW || turn.is_multiple_of(TRIED)
+    turn.wrapping_sub(lasting) < SHORT_IN_A_ROW
+}
+
+/// What becomes of [`Verdict::tried`] where one that is not worth joining joins nevertheless, to see whether it lasts.
+#[inline(always)]
+pub const fn try_joining(tried: u64, now: u64) -> Option<u64> {
+    if tried >= now + TRIED_AT_ONCE * TRIED_EVERY {
+        return None;
+    }
+    Some(if tried > now { tried } else { now } + TRIED_EVERY)
 }
 
 /// Key of the map `endpoints`.
@@ -160,17 +173,34 @@ mod tests {
     }
 
     #[test]
-    fn after_many_short_connections_only_some_take_part_until_one_lasts() {
+    fn after_many_short_connections_none_takes_part_until_one_lasts() {
         let joins = |connections: core::ops::Range<u64>, lasting| {
             connections
                 .filter(|turn| is_worth_joining(*turn, lasting))
                 .count()
         };
         assert_eq!(joins(0..4_096, 0), 4_096);
-        assert_eq!(joins(4_096..8_192, 0), 256);
+        assert_eq!(joins(4_096..8_192, 0), 0);
         // The 5,000th has lasted.
         assert_eq!(joins(5_000..9_096, 5_000), 4_096);
-        assert_eq!(joins(9_096..10_696, 5_000), 100);
+        assert_eq!(joins(9_096..10_696, 5_000), 0);
+    }
+
+    #[test]
+    fn of_short_connections_many_are_tried_at_once_and_then_a_hundred_a_second() {
+        let mut tried = 0;
+        let mut tried_of = |count: u32, now: u64| {
+            (0..count)
+                .filter(|_| try_joining(tried, now).map(|paid| tried = paid).is_some())
+                .count()
+        };
+        const SECOND: u64 = 1_000_000_000;
+        let begin = 100 * SECOND;
+        assert_eq!(tried_of(10_000, begin), 512);
+        assert_eq!(tried_of(10_000, begin), 0);
+        assert_eq!(tried_of(10_000, begin + SECOND), 100);
+        // None is left for later beyond what may be tried at once.
+        assert_eq!(tried_of(10_000, begin + 100 * SECOND), 512);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The agent's verdicts, and the endpoint of a direct one: a VIP becomes an
 //! endpoint with the service's load balancing.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use mesh_common::{
     Endpoint, EndpointKey, ListeningPort, SocketIp, Verdict, VerdictKey, is_worth_joining,
+    try_joining,
 };
 
 use crate::context::add;
@@ -68,13 +69,27 @@ pub fn choose(verdict: *mut Verdict) -> Option<Endpoint> {
     // SAFETY: values are written whole.
     let endpoint = unsafe { ENDPOINTS.get(EndpointKey { set, slot }) }?;
     Some(Endpoint {
-        splice: if is_worth_joining(turn, lasting) {
+        splice: if is_worth_joining(turn, lasting) || is_tried(verdict) {
             endpoint.splice
         } else {
             0
         },
         ..*endpoint
     })
+}
+
+/// Whether one that is taken for short joins, to see whether it is.
+#[inline(always)]
+fn is_tried(verdict: *mut Verdict) -> bool {
+    // SAFETY: a value of the map; of two that write at the same moment one is not counted.
+    unsafe {
+        let tried = &raw mut (*verdict).tried;
+        let next = try_joining(tried.read_volatile(), bpf_ktime_get_ns());
+        if let Some(next) = next {
+            tried.write_volatile(next);
+        }
+        next.is_some()
+    }
 }
 
 #[inline(always)]

@@ -154,11 +154,13 @@ impl Inner {
                 algorithm: algorithm as u32,
                 turn: 0,
                 lasting: 0,
+                tried: 0,
             };
             let key = key(verdict);
             let before = known.get(&key).map(|before| Verdict {
                 turn: 0,
                 lasting: 0,
+                tried: 0,
                 ..*before
             });
             if before == Some(value) {

@@ -342,16 +342,31 @@ def short(count=64):
 
 
 def thousands_of_short():
-    short(4_096)
+    short(5_000)
 
 
-def lasting():
-    """One connection with many questions."""
-    with socket.create_connection((ADDRESS, 82), timeout=60) as connection:
-        for _ in range(100):
+def lasting(count=1):
+    """Connections that are opened one right after the other, with many questions each."""
+    connections = [socket.create_connection((ADDRESS, 82), timeout=60) for _ in range(count)]
+    for _ in range(100):
+        for connection in connections:
             connection.sendall(b"more")
+        for connection in connections:
             assert read_exactly(connection, 4) == b"more"
-    print("lasting 100")
+    for connection in connections:
+        connection.close()
+    print("lasting", count)
+
+
+def lasting_after_short():
+    short()
+    lasting()
+
+
+def sixteen_lasting():
+    # What is tried was used up by short connections just before.
+    time.sleep(0.5)
+    lasting(16)
 
 
 globals()[SCENARIO.replace("-", "_")]()
