@@ -76,6 +76,12 @@ impl Refusals {
     }
 }
 
+/// Whether the agent may have noted something of the connection: it knows nothing of those that go past it,
+/// and what is not there costs a call each to look for.
+fn has_path(flow: &Flow) -> bool {
+    flow.verdict != VerdictKind::Direct as u32
+}
+
 /// The cookie that no other socket has had or will have: that of one that serves for nothing else.
 fn new_cookie() -> io::Result<u64> {
     Socket::new(Domain::UNIX, Type::STREAM, None)?.cookie()
@@ -153,7 +159,8 @@ impl Account {
         let paths = self.paths.lock();
         let identity = |number| self.identities.uri(number);
         move |id, flow| {
-            let path = paths.get(&id, 0).ok().map(|path| {
+            let path = has_path(flow).then(|| paths.get(&id, 0).ok()).flatten();
+            let path = path.map(|path| {
                 let identity = identity(path.destination_identity);
                 super::FlowPath::new(path, identity)
             });
@@ -194,12 +201,19 @@ impl Account {
     /// Removes the records of these flows, and says which those were that had ended: a socket
     /// may have been connected again, and has another record then.
     pub(super) fn forget(&self, mut ids: Vec<u64>) -> Vec<u64> {
+        let mut with_path = Vec::new();
         ids.retain(|id| {
             let flow = bpf::lookup::<Flow>(self.flows.as_fd(), *id);
-            flow.is_ok_and(|flow| flow.state == FlowState::Closed as u32)
+            let ended = flow
+                .ok()
+                .filter(|flow| flow.state == FlowState::Closed as u32);
+            if ended.as_ref().is_some_and(has_path) {
+                with_path.push(*id);
+            }
+            ended.is_some()
         });
-        for map in [&self.flows, &self.all_paths] {
-            if let Err(error) = bpf::delete_batch(map.as_fd(), &ids) {
+        for (map, ids) in [(&self.flows, &ids), (&self.all_paths, &with_path)] {
+            if let Err(error) = bpf::delete_batch(map.as_fd(), ids) {
                 tracing::warn!(%error, "records of ended flows cannot be removed");
             }
         }
