@@ -1,5 +1,6 @@
 //! One agent takes over from another, and nobody notices.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -80,10 +81,26 @@ fn links(mesh: &Bookinfo, node: Node) -> Vec<(String, u64)> {
     links
 }
 
+/// Inodes of the sockets that listen in the namespaces of a client and of a server (proc_net_tcp.rst).
+fn listeners(mesh: &Bookinfo) -> [BTreeSet<String>; 2] {
+    const LISTEN: &str = "0A";
+    [&mesh.sleep, &mesh.v1].map(|workload| {
+        let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+        let said = workload.run("cat", &tables).success();
+        let sockets = said.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            (fields.get(3) == Some(&LISTEN)).then(|| fields[9].to_owned())
+        });
+        sockets.collect()
+    })
+}
+
 #[test]
 fn under_load_no_connection_is_refused_or_reset() {
     let (mut mesh, _servers) = with_echo();
     let before = [Node::A, Node::B].map(|node| links(&mesh, node));
+    let listening = listeners(&mesh);
+    assert!(listening.iter().all(|sockets| !sockets.is_empty()));
     let load = load(&mesh, 1000);
     load.makes(BETWEEN);
     // The client's agent and the server's, then the client's again.
@@ -99,6 +116,7 @@ fn under_load_no_connection_is_refused_or_reset() {
         before,
         "links keep their ids"
     );
+    assert_eq!(listeners(&mesh), listening, "what listens is handed over");
     let said = load.stop();
     println!("{said}");
     assert_eq!(said["failed"], 0, "{said}");
